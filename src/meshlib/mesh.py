@@ -1,0 +1,490 @@
+"""What does an application hold of the mesh? Mesh: reads the settings, starts the feeds, publishes `live`, stops all.
+
+The composition root of the data plane: everything below is handed what it needs; only this file knows it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from meshlib.errors import MeshClosed, SettingsError
+from meshlib.model import Locality, Node, NodeKind, Snapshot, Workload
+from meshlib.policy.call import CallContext
+from meshlib.policy.live import Live, compile_live, empty_live
+from meshlib.version import __version__
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+    from meshlib.discovery import Source
+
+RESOLVE_TIMEOUT = 5.0
+"""Seconds a call waits for the feed's answer about a host it has not asked for before."""
+_PREFIX = "MESHLIB_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Who this process is and where its configuration comes from.
+
+    Each field is read from the environment variable MESHLIB_<FIELD>; OpenTelemetry's and gRPC's own variables are
+    left to them.
+
+    control_plane: `host:port` of a control plane, or a folder of YAML; "" is no mesh: every call goes where it says.
+    service: the Service this process serves, by name; "" when labels alone decide.
+    workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
+    labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
+    address: `host:port` where this process serves; "" serves nothing, so nothing is registered.
+    forward_headers: headers that a request brings in and that calls made while serving it take out, besides trace
+      context and x-request-id; as `end-user,tenant`.
+    cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
+    resolve_timeout: seconds that a call waits for the first answer about a host.
+    """
+
+    control_plane: str = ""
+    service: str = ""
+    namespace: str = "default"
+    service_account: str = "default"
+    workload: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    locality: Locality = Locality()  # noqa: RUF009 -- frozen
+    trust_domain: str = "cluster.local"
+    cluster_id: str = "Kubernetes"
+    address: str = ""
+    forward_headers: tuple[str, ...] = ()
+    cache_dir: str = ""
+    resolve_timeout: float = RESOLVE_TIMEOUT
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Raises SettingsError, naming the variable, for a value that can't be used."""
+        environ = os.environ if environ is None else environ
+        found: dict[str, Any] = {}
+        for field in cls.__dataclass_fields__:
+            variable = _PREFIX + field.upper()
+            text = environ.get(variable, "").strip()
+            if text:
+                try:
+                    found[field] = _parsers.get(field, str)(text)
+                except ValueError as error:
+                    raise SettingsError(f"{variable}={text!r}: {error}") from None
+        return cls(**found)
+
+    def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
+        """The xDS node that this process is."""
+        host, port = _host_and_port(self.address) if self.address else ("", 0)
+        labels = tuple(sorted(self.labels))
+        version = dict(labels).get("version", "")
+        name = self.workload or "-".join(part for part in (self.service, version) if part) or socket.gethostname()
+        workload = Workload(
+            name=name,
+            namespace=self.namespace,
+            service=self.service,
+            service_account=self.service_account,
+            labels=labels,
+            address=host,
+            port=port,
+            locality=self.locality,
+        )
+        instance = f"{name}-{os.getpid()}-{random.SystemRandom().getrandbits(24):06x}"
+        identity = f"{kind}~{host or '127.0.0.1'}~{instance}.{self.namespace}~{self.namespace}.svc.cluster.local"
+        return Node(
+            id=identity,
+            workload=workload,
+            kind=kind,
+            user_agent=f"meshlib/{__version__}",
+            trust_domain=self.trust_domain,
+            cluster_id=self.cluster_id,
+        )
+
+
+def _labels(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    if bad := [key for key, mark, _ in pairs if not mark or not key]:
+        raise ValueError(f"labels are written key=value,key=value; found {bad[0]!r}")
+    return tuple(sorted((key.strip(), value.strip()) for key, _, value in pairs))
+
+
+def _locality(text: str) -> Locality:
+    parts = text.split("/")
+    if len(parts) > 3:
+        raise ValueError("a locality is region/zone/subzone")
+    return Locality(*parts)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(sorted({part.strip().lower() for part in text.split(",") if part.strip()}))
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, mark, port = text.rpartition(":")
+    if not mark or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"an address is host:port; found {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _address(text: str) -> str:
+    _host_and_port(text)
+    return text
+
+
+_parsers: dict[str, Callable[[str], Any]] = {
+    "labels": _labels,
+    "locality": _locality,
+    "forward_headers": _names,
+    "address": _address,
+    "resolve_timeout": float,
+}
+
+
+class Mesh:
+    """This process's place in the mesh. Make one and share it: it is thread-safe, and it survives a fork.
+
+    Nothing is started before the first call or the first wrapped application. Also a context manager.
+    """
+
+    def __init__(self, settings: Settings, *, kind: NodeKind = NodeKind.SIDECAR) -> None:
+        self.settings = settings
+        self.node = settings.node(kind)
+        self._rng = random.Random()
+        self._live = empty_live(self._rng)
+        self._forget_threads()
+        self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        _instances.add(self)
+
+    def _forget_threads(self) -> None:
+        """The state of a Mesh that was never started; also what a forked child begins with."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._unanswered: set[str] = set()
+        self._source: Source | None = None
+        self._thread: threading.Thread | None = None
+        self._is_started = False
+        self._closing = threading.Event()
+        self._ready_thread: threading.Thread | None = None
+
+    # Configuration in
+
+    @property
+    def live(self) -> Live:
+        """What calls read now. One attribute read; replaced whole by the feed."""
+        return self._live
+
+    def start(self) -> None:
+        """Start the feeds, if they are not running. Called by the first call; call it to warm up before that.
+
+        Raises MeshClosed after close(), SettingsError when the control plane's address can't be used.
+        """
+        with self._lock:
+            if self._closing.is_set():
+                raise MeshClosed("this Mesh was closed")
+            if self._is_started:
+                return
+            self._is_started = True
+            if not self.settings.control_plane:
+                self._live = compile_live(Snapshot("no control plane", complete=True), None, self._rng)
+                return
+            self._source = self._make_source(self.settings.control_plane)
+            thread = threading.Thread(target=self._feed, args=(self._source,), name="meshlib-feed", daemon=True)
+            self._thread = thread
+            thread.start()
+
+    def _make_source(self, control_plane: str) -> Source:
+        if Path(control_plane).is_dir():
+            from meshlib.discovery.file import FolderSource
+
+            return FolderSource(Path(control_plane), self.node)
+        try:
+            _host_and_port(control_plane)
+        except ValueError:
+            raise SettingsError(
+                f"control plane {control_plane!r} is neither an existing folder nor host:port"
+            ) from None
+        from meshlib.discovery.xds import XdsSource
+
+        return XdsSource(control_plane, self.node, cache_dir=self._cache_dir())
+
+    def _cache_dir(self) -> Path | None:
+        if self.settings.cache_dir == "-":
+            return None
+        if self.settings.cache_dir:
+            return Path(self.settings.cache_dir)
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(home) / "meshlib"
+
+    def _feed(self, source: Source) -> None:
+        source.run(self._publish)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """The feed has news: compile, swap, wake who waits. On the feed thread."""
+        self._live = compile_live(snapshot, self._live, self._rng)
+        with self._changed:
+            self._unanswered.clear()
+            self._changed.notify_all()
+            waiting = list(self._waiting)
+        for loop, event in waiting:
+            try:
+                loop.call_soon_threadsafe(event.set)
+            except RuntimeError:  # that loop is closed; its waiter is gone with it
+                pass
+
+    # Calls out
+
+    def call_context(self, deadline: float | None = None, may_resend: bool = False) -> CallContext:
+        """What one outbound call needs (meshlib.policy.call)."""
+        if not self._is_started:
+            self.start()
+        return CallContext(self._read_live, time.monotonic, self._rng, deadline, "", may_resend)
+
+    def _read_live(self) -> Live:
+        return self._live
+
+    def _want(self, authority: str) -> bool:
+        """Ask the feed for a host. False when there is nothing to wait for."""
+        if self._live.router.knows(authority) or authority in self._unanswered or self._source is None:
+            return False
+        self._source.want(authority)
+        return True
+
+    def resolve(self, authority: str) -> None:
+        """Wait until the feed has said whether it knows `authority` (host:port), at most `resolve_timeout` seconds.
+
+        A host that was not answered for once is not waited for again until the feed has any news.
+        """
+        if not self._want(authority):
+            return
+        deadline = time.monotonic() + self.settings.resolve_timeout
+        with self._changed:
+            while not self._live.router.knows(authority) and not self._closing.is_set():
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                    self._unanswered.add(authority)
+                    return
+
+    async def resolve_async(self, authority: str) -> None:
+        """`resolve`, without blocking the loop."""
+        if not self._want(authority):
+            return
+        entry = (asyncio.get_running_loop(), asyncio.Event())
+        with self._changed:
+            self._waiting.add(entry)
+        try:
+            async with asyncio.timeout(self.settings.resolve_timeout):
+                while not self._live.router.knows(authority) and not self._closing.is_set():
+                    await entry[1].wait()
+                    entry[1].clear()
+        except TimeoutError:
+            self._unanswered.add(authority)
+        finally:
+            with self._changed:
+                self._waiting.discard(entry)
+
+    def transport(
+        self, library: ModuleType | None = None, *, ssl_context: ssl.SSLContext | None = None
+    ) -> httpx.BaseTransport:
+        """A transport for `httpx.Client(transport=...)` whose calls go through the mesh.
+
+        library: the module httpx (default) or httpx2. ssl_context: for https URLs to hosts whose cluster says nothing
+        about TLS; default the system's roots. The client's own timeouts stay in force, under the route's.
+
+        Calls raise what httpx's users catch (httpx.ConnectError, httpx.TimeoutException, ...), and get the response
+        that a sidecar would have given where the mesh decides (503 UH and UO, 504 UT, 404 NR, faults).
+        """
+        from meshlib.outbound.engine_httpcore import HttpcoreEngine
+        from meshlib.outbound.httpx import sync_transport_class
+
+        library, core = _httpx_and_core(library)
+        transport: httpx.BaseTransport = sync_transport_class(library)(self, HttpcoreEngine(core), ssl_context)
+        self._transports.add(transport)
+        return transport
+
+    def async_transport(
+        self,
+        library: ModuleType | None = None,
+        *,
+        engine: Literal["httpcore", "aiohttp"] = "httpcore",
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> httpx.AsyncBaseTransport:
+        """`transport`, for httpx.AsyncClient on asyncio.
+
+        engine: `aiohttp` sends through aiohttp's connections, several times faster under load; needs aiohttp.
+        """
+        from meshlib.outbound.httpx import async_transport_class
+
+        library, core = _httpx_and_core(library)
+        if engine == "aiohttp":
+            from meshlib.outbound.engine_aiohttp import AiohttpEngine
+
+            sender: Any = AiohttpEngine()
+        elif engine == "httpcore":
+            from meshlib.outbound.engine_httpcore import AsyncHttpcoreEngine
+
+            sender = AsyncHttpcoreEngine(core)
+        else:
+            raise SettingsError(f"engine {engine!r}: there are 'httpcore' and 'aiohttp'")
+        transport: httpx.AsyncBaseTransport = async_transport_class(library)(self, sender, ssl_context)
+        return transport
+
+    def Client(self, **options: Any) -> httpx.Client:
+        """`httpx.Client(transport=mesh.transport(), **options)`."""
+        import httpx
+
+        return httpx.Client(transport=self.transport(), **options)
+
+    def AsyncClient(self, **options: Any) -> httpx.AsyncClient:
+        """`httpx.AsyncClient(transport=mesh.async_transport(), **options)`."""
+        import httpx
+
+        return httpx.AsyncClient(transport=self.async_transport(), **options)
+
+    # Calls in
+
+    def asgi(self, app: Any) -> Any:
+        """An ASGI application around `app`: what a request brings (trace context, deadline, the forwarded headers)
+        is handed to the outbound calls made while it is served. Registers this process once it serves."""
+        from meshlib.inbound.asgi import MeshASGI
+
+        return MeshASGI(app, forward_headers=self.settings.forward_headers, on_serving=self.serve)
+
+    def wsgi(self, app: Any) -> Any:
+        """`asgi`, for a WSGI application."""
+        from meshlib.inbound.wsgi import MeshWSGI
+
+        self.serve()
+        return MeshWSGI(app, forward_headers=self.settings.forward_headers, on_serving=self.serve)
+
+    def serve(self) -> None:
+        """Join the mesh as an endpoint of `settings.service`, as soon as `settings.address` accepts connections.
+
+        Called by the middleware. Returns at once; does nothing without an address.
+        """
+        if not self.settings.address or self._closing.is_set():
+            return
+        with self._lock:
+            if self._ready_thread is not None:
+                return
+            self._ready_thread = threading.Thread(target=self._await_ready, name="meshlib-ready", daemon=True)
+            self._ready_thread.start()
+
+    def _await_ready(self) -> None:
+        """Register when the port accepts. No server tells a library that it listens, so it is asked."""
+        pause = 0.01
+        while not self._closing.is_set():
+            try:
+                with socket.create_connection((self.node.workload.address, self.node.workload.port), timeout=1.0):
+                    break
+            except OSError:
+                self._closing.wait(pause)
+                pause = min(pause * 1.5, 0.5)
+        if self._closing.is_set():
+            return
+        self.node = replace(self.node, ready=True)
+        try:
+            self.start()
+        except MeshClosed:
+            return
+        set_ready = getattr(self._source, "set_ready", None)
+        if set_ready is not None:
+            set_ready()
+
+    def _restart_after_fork(self) -> None:
+        """In a forked child (gunicorn with preload, multiprocessing): threads and streams stayed in the parent. The
+        child reads its copy of `live` and gets feeds, a node id and a registration of its own."""
+        was_started, was_serving, was_closed = self._is_started, self._ready_thread is not None, self._closed
+        self.node = self.settings.node(self.node.kind)
+        self._forget_threads()
+        if was_closed:
+            self._closing.set()
+        elif was_started:
+            self.start()
+        if was_serving:
+            self.serve()
+
+    # The end
+
+    @property
+    def _closed(self) -> bool:
+        return self._closing.is_set()
+
+    def close(self) -> None:
+        """Leave the mesh: registration ends, feeds stop, sync connections close. Idempotent. Calls after it raise
+        MeshClosed if the feeds were never started, and otherwise go on with the last configuration."""
+        with self._lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            source, thread, ready = self._source, self._thread, self._ready_thread
+        with self._changed:
+            self._changed.notify_all()
+        if source is not None:
+            source.stop()
+        for running in (thread, ready):
+            if running is not None and running is not threading.current_thread():
+                running.join(5.0)
+        for transport in list(self._transports):
+            transport.close()
+        _instances.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Mesh {self.node.workload.name} {self.settings.control_plane or 'no control plane'} {self._live!r}>"
+
+
+def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: Any) -> Mesh:
+    """A Mesh, with settings from the environment.
+
+    control_plane: `host:port` of a control plane, or a folder of YAML; default MESHLIB_CONTROL_PLANE. overrides: any
+    field of Settings. Starts nothing yet. Raises SettingsError for a setting that can't be used.
+    """
+    settings = Settings.from_environment()
+    if control_plane is not None:
+        overrides["control_plane"] = os.fspath(control_plane)
+    if "labels" in overrides and isinstance(overrides["labels"], Mapping):
+        overrides["labels"] = tuple(sorted(overrides["labels"].items()))
+    if unknown := sorted(set(overrides) - set(Settings.__dataclass_fields__)):
+        raise SettingsError(f"unknown setting {unknown[0]!r}; there are {', '.join(Settings.__dataclass_fields__)}")
+    return Mesh(replace(settings, **overrides))
+
+
+def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]:
+    if library is None:
+        import httpx as library
+    if library.__name__ == "httpx2":
+        import httpcore2
+
+        return library, httpcore2
+    import httpcore
+
+    return library, httpcore
+
+
+_instances: weakref.WeakSet[Mesh] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for mesh in list(_instances):
+        mesh._restart_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,1 @@
+"""The edge where calls leave: one file for each client library, over one core."""

@@ -1,0 +1,420 @@
+"""How does an httpx call go through the mesh? Two transports, for httpx and for httpx2, which has the same classes.
+
+A transport turns the native request into a view, drives the core, and sends attempts through an engine. What the user
+wrote stays: Host, SNI and URL; only the address connected to changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+
+from meshlib.model import Headers, Outcome, Request
+from meshlib.outbound.drive import drive, drive_async
+from meshlib.outbound.tls import client_context, default_context
+from meshlib.outbound.wire import (
+    AsyncEngine,
+    AsyncWireResponse,
+    Engine,
+    RawHeaders,
+    SendFailed,
+    WireRequest,
+    WireResponse,
+    apply,
+    with_host,
+)
+from meshlib.policy import propagation
+from meshlib.policy.call import CallContext, outbound_call
+from meshlib.policy.retry import CONNECT_FAILURE
+from meshlib.policy.steps import Deliver, Flow, Reply, Send
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+MAX_MIRRORS = 64
+"""Mirrored calls in flight at once for one transport; a further one is dropped: a mirror never slows the call."""
+_NO_TIMEOUTS: Mapping[str, float | None] = {}
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110, 9.2.2
+W = TypeVar("W", WireResponse, AsyncWireResponse)
+
+
+class Home(Protocol):
+    """What a transport needs of its Mesh. Callable from any thread; the first call starts the feeds.
+
+    call_context: made for each call. resolve: waits, bounded, until the feed has answered for an authority.
+    """
+
+    def call_context(self, deadline: float | None, may_resend: bool) -> CallContext: ...
+    def resolve(self, authority: str) -> None: ...
+    async def resolve_async(self, authority: str) -> None: ...
+
+
+class _Exchange(Generic[W]):
+    """One call in httpx's terms: what the sync and the async exchange share (outbound/drive.Exchange)."""
+
+    __slots__ = ("_body", "_error", "_response", "_timeouts", "request", "transport", "view")
+
+    def __init__(self, transport: _Transport, request: httpx.Request) -> None:
+        url = request.url
+        self.transport = transport
+        self.request = request
+        self.view = Request(
+            request.method, url.scheme, url.netloc.decode("ascii"), url.raw_path.decode("ascii"), request.headers
+        )
+        self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", _NO_TIMEOUTS)
+        self._body: Any = request.stream
+        if type(request.stream) is not transport.library.ByteStream:
+            self._body = _Once(request.stream)
+        self._error: SendFailed | None = None
+        self._response: W | None = None
+
+    @property
+    def _is_replayable(self) -> bool:
+        return type(self._body) is not _Once or not self._body.begun
+
+    def flow(self) -> Flow:
+        carried = propagation.current.get()
+        deadline = None if carried is None else carried.remaining_deadline()
+        # A request with an Idempotency-Key may reach the server twice: that is what the key is for
+        # (draft-ietf-httpapi-idempotency-key-header).
+        may_resend = self.view.method not in _IDEMPOTENT and "idempotency-key" in self.request.headers
+        return outbound_call(self.view, self.transport.home.call_context(deadline, may_resend))
+
+    def _wire_request(self, step: Send) -> WireRequest:
+        cluster = step.cluster.cluster
+        headers: RawHeaders = self.request.headers.raw
+        if step.authority is not None:
+            headers = with_host(headers, step.authority)
+        carried = propagation.current.get()
+        if carried is not None:
+            headers = [*headers, *propagation.outbound_headers(carried, self.request.headers)]
+        if step.headers:
+            headers = apply(step.headers, headers)
+        timeouts = dict(self._timeouts)
+        connect = timeouts.get("connect")
+        timeouts["connect"] = cluster.connect_timeout if connect is None else min(connect, cluster.connect_timeout)
+        if step.timeout is not None:
+            for phase in ("connect", "read", "write"):
+                limit = timeouts.get(phase)
+                timeouts[phase] = step.timeout if limit is None else min(limit, step.timeout)
+        scheme, tls, sni = self.view.scheme, None, self.request.url.host
+        if cluster.tls is not None:
+            scheme, tls, sni = "https", client_context(cluster.tls), cluster.tls.sni or sni
+        elif scheme == "https":
+            tls = self.transport.ssl_context or default_context()
+        return WireRequest(
+            step.cluster,
+            step.endpoint,
+            self.view.method.encode("ascii"),
+            scheme.encode("ascii"),
+            sni,
+            self.request.url.raw_path if step.path is None else step.path.encode("ascii"),
+            headers,
+            self._body,
+            timeouts,
+            step.timeout,
+            tls,
+            type(self._body) is not _Once and self.view.method in _IDEMPOTENT,
+        )
+
+    def _arrived(self, response: W) -> Outcome:
+        self._response = response
+        return Outcome(response.status, Headers(response.headers), "", self._is_replayable)
+
+    def _failed(self, error: SendFailed) -> Outcome:
+        self._error = error
+        return Outcome(None, None, error.failure, self._is_replayable)
+
+    def mirror(self, flow: Flow) -> None:
+        if type(self._body) is _Once:  # a body that can be sent once goes to the server that matters
+            return
+        stream: Any = self.request.stream
+        copy = self.transport.library.Request(
+            self.request.method,
+            self.request.url,
+            headers=self.request.headers.raw,
+            content=b"".join(stream),
+            extensions=self.request.extensions,
+        )
+        self.transport.start_mirror(flow, copy)
+
+    def reply(self, step: Reply) -> httpx.Response:
+        return cast(
+            "httpx.Response",
+            self.transport.library.Response(
+                step.status,
+                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in step.headers],
+                content=step.body,
+                extensions={"meshlib.flag": step.flag, "meshlib.reason": step.reason},
+            ),
+        )
+
+    def deliver(self, step: Deliver, flow: Flow) -> httpx.Response:
+        response, self._response = self._response, None
+        library = self.transport.library
+        if response is None:
+            flow.close()
+            assert self._error is not None
+            kind = getattr(library, self._error.error, library.TransportError)
+            flag = f" [{step.flag}]" if step.flag else ""
+            raise kind(f"{self._error}: {step.reason}{flag}", request=self.request) from self._error.__cause__
+        return cast(
+            "httpx.Response",
+            library.Response(
+                response.status,
+                headers=apply(step.headers, response.headers) if step.headers else response.headers,
+                stream=self.transport.body(response, flow, step.deadline),
+                extensions=dict(response.extensions),
+            ),
+        )
+
+
+class _SyncExchange(_Exchange[WireResponse]):
+    __slots__ = ()
+    transport: _SyncTransport
+
+    def send(self, step: Send) -> Outcome:
+        self.release()
+        try:
+            return self._arrived(self.transport.engine.send(self._wire_request(step)))
+        except SendFailed as error:
+            return self._failed(error)
+        except OSError as error:  # TLS files that can't be read
+            return self._failed(SendFailed(CONNECT_FAILURE, "ConnectError", str(error)))
+
+    def release(self) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def resolve(self, authority: str) -> None:
+        self.transport.home.resolve(authority)
+
+
+class _AsyncExchange(_Exchange[AsyncWireResponse]):
+    __slots__ = ()
+    transport: _AsyncTransport
+
+    async def send(self, step: Send) -> Outcome:
+        await self.release()
+        try:
+            return self._arrived(await self.transport.engine.send(self._wire_request(step)))
+        except SendFailed as error:
+            return self._failed(error)
+        except OSError as error:
+            return self._failed(SendFailed(CONNECT_FAILURE, "ConnectError", str(error)))
+
+    async def release(self) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            await response.close()
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def resolve(self, authority: str) -> None:
+        await self.transport.home.resolve_async(authority)
+
+
+class _Once:
+    """A request body that can be sent only once; remembers whether that was begun."""
+
+    __slots__ = ("_stream", "begun")
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.begun = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun = True
+        return iter(self._stream)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun = True
+        return aiter(self._stream)
+
+
+class _Transport:
+    """What both transports have. `library`: the module httpx or httpx2."""
+
+    library: Any
+    body: Any
+
+    def __init__(self, home: Home, ssl_context: ssl.SSLContext | None) -> None:
+        self.home = home
+        self.ssl_context = ssl_context
+
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
+        raise NotImplementedError
+
+    def _read_error(self, error: Exception) -> Exception:
+        """What httpx's users catch, for an engine's error while the body was read."""
+        kind = getattr(self.library, getattr(error, "error", type(error).__name__), None)
+        return error if kind is None else cast(Exception, kind(str(error) or type(error).__name__))
+
+    def _too_late(self) -> Exception:
+        return cast(
+            Exception, self.library.ReadTimeout("the route's timeout passed while the response's body was read")
+        )
+
+
+class _SyncTransport(_Transport):
+    def __init__(self, home: Home, engine: Engine, ssl_context: ssl.SSLContext | None = None) -> None:
+        super().__init__(home, ssl_context)
+        self.engine = engine
+        self._mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = _SyncExchange(self, request)
+        return drive(exchange.flow(), exchange)
+
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
+        if not self._mirrors.acquire(blocking=False):
+            return
+
+        def run() -> None:
+            try:
+                drive(flow, _SyncExchange(self, request)).close()
+            except Exception:
+                pass
+            finally:
+                self._mirrors.release()
+
+        # Daemon threads, so that a mirror that stalls holds up no interpreter's exit.
+        threading.Thread(target=run, name="meshlib-mirror", daemon=True).start()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def __repr__(self) -> str:
+        return f"<MeshTransport {self.engine!r}>"
+
+
+class _AsyncTransport(_Transport):
+    def __init__(self, home: Home, engine: AsyncEngine, ssl_context: ssl.SSLContext | None = None) -> None:
+        super().__init__(home, ssl_context)
+        self.engine = engine
+        self._mirrors: set[asyncio.Task[None]] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = _AsyncExchange(self, request)
+        return await drive_async(exchange.flow(), exchange)
+
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
+        if len(self._mirrors) >= MAX_MIRRORS:
+            return
+
+        async def run() -> None:
+            try:
+                await (await drive_async(flow, _AsyncExchange(self, request))).aclose()
+            except Exception:
+                pass
+
+        task = asyncio.create_task(run(), name="meshlib-mirror")
+        self._mirrors.add(task)
+        task.add_done_callback(self._mirrors.discard)
+
+    async def aclose(self) -> None:
+        mirrors = list(self._mirrors)
+        for task in mirrors:
+            task.cancel()
+        await asyncio.gather(*mirrors, return_exceptions=True)
+        await self.engine.aclose()
+
+    def __repr__(self) -> str:
+        return f"<AsyncMeshTransport {self.engine!r}>"
+
+
+@lru_cache(maxsize=4)
+def sync_transport_class(library: ModuleType) -> type[Any]:
+    """The sync transport over `library` (httpx or httpx2), whose BaseTransport it subclasses."""
+
+    class Body(library.SyncByteStream):  # type: ignore[name-defined, misc]
+        """A response's body. Closing it gives the connection back and ends the call's flow, in this order."""
+
+        __slots__ = ("_deadline", "_flow", "_response", "_transport")
+
+        def __init__(self, transport: _SyncTransport, response: WireResponse, flow: Flow, deadline: float | None):
+            self._transport, self._response, self._flow, self._deadline = transport, response, flow, deadline
+
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                for chunk in self._response.stream:
+                    if self._deadline is not None and time.monotonic() > self._deadline:
+                        raise self._transport._too_late()
+                    yield chunk
+            except Exception as error:
+                raise self._transport._read_error(error) from error
+
+        def close(self) -> None:
+            try:
+                self._response.close()
+            finally:
+                self._flow.close()
+
+    class MeshTransport(_SyncTransport, library.BaseTransport):  # type: ignore[name-defined, misc]
+        """An httpx transport whose calls go through the mesh. Thread-safe, as httpx.Client is."""
+
+        def body(self, response: WireResponse, flow: Flow, deadline: float | None) -> Body:
+            return Body(self, response, flow, deadline)
+
+    MeshTransport.library = library
+    return MeshTransport
+
+
+@lru_cache(maxsize=4)
+def async_transport_class(library: ModuleType) -> type[Any]:
+    """The async transport over `library` (httpx or httpx2), whose AsyncBaseTransport it subclasses."""
+
+    class Body(library.AsyncByteStream):  # type: ignore[name-defined, misc]
+        __slots__ = ("_deadline", "_flow", "_response", "_transport")
+
+        def __init__(self, transport: _AsyncTransport, response: AsyncWireResponse, flow: Flow, deadline: float | None):
+            self._transport, self._response, self._flow, self._deadline = transport, response, flow, deadline
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                if self._deadline is None:
+                    async for chunk in self._response.stream:
+                        yield chunk
+                else:
+                    chunks = aiter(self._response.stream)
+                    while (part := await self._next(chunks, self._deadline)) is not None:
+                        yield part
+            except Exception as error:
+                raise self._transport._read_error(error) from error
+
+        async def _next(self, chunks: AsyncIterator[bytes], deadline: float) -> bytes | None:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await anext(chunks, None)
+            except TimeoutError:
+                raise self._transport._too_late() from None
+
+        async def aclose(self) -> None:
+            try:
+                await self._response.close()
+            finally:
+                self._flow.close()
+
+    class AsyncMeshTransport(_AsyncTransport, library.AsyncBaseTransport):  # type: ignore[name-defined, misc]
+        """An httpx async transport whose calls go through the mesh, on asyncio."""
+
+        def body(self, response: AsyncWireResponse, flow: Flow, deadline: float | None) -> Body:
+            return Body(self, response, flow, deadline)
+
+    AsyncMeshTransport.library = library
+    return AsyncMeshTransport
+
+
+__all__ = ["Home", "async_transport_class", "sync_transport_class"]

@@ -1,0 +1,1 @@
+"""What happens to a call? Decisions without I/O; clock and randomness come in as arguments."""

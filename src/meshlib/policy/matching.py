@@ -1,0 +1,100 @@
+"""Does this request fit? Compiles the model's matches into plain functions, once, off the hot path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+from meshlib.model import HeaderMatch, QueryMatch, Request, RouteMatch, StringMatch
+
+Predicate = Callable[[Request], bool]
+
+
+@lru_cache(maxsize=4096)
+def compile_regex(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
+    """A user's regular expression. google-re2, which matches in linear time, where it is installed; else `re`."""
+    try:
+        import re2  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+    options = re2.Options()
+    options.case_sensitive = not ignore_case
+    compiled: re.Pattern[str] = re2.compile(pattern, options)
+    return compiled
+
+
+def compile_string(match: StringMatch) -> Callable[[str], bool]:
+    """`regex` must match the whole string."""
+    value = match.value
+    if match.kind == "present":
+        return lambda _: True
+    if match.kind == "regex":
+        full = compile_regex(value, match.ignore_case).fullmatch
+        return lambda text: full(text) is not None
+    if match.ignore_case:
+        exact = compile_string(StringMatch(match.kind, value.lower()))
+        return lambda text: exact(text.lower())
+    if match.kind == "exact":
+        return value.__eq__
+    if match.kind == "prefix":
+        return lambda text: text.startswith(value)
+    if match.kind == "suffix":
+        return lambda text: text.endswith(value)
+    if match.kind == "contains":
+        return lambda text: value in text
+    stem = value.rstrip("/")
+    return lambda text: text == stem or text.startswith(stem + "/")
+
+
+def compile_match(match: RouteMatch) -> Predicate | None:
+    """None when every request fits, so that the commonest route costs nothing."""
+    predicates: list[Predicate] = []
+    if match.path is not None and not (match.path.kind in ("prefix", "path-prefix") and match.path.value in ("", "/")):
+        fits_path = compile_string(match.path)
+        predicates.append(lambda request: fits_path(request.path.partition("?")[0]))
+    if match.method is not None:
+        fits_method = compile_string(match.method)
+        predicates.append(lambda request: fits_method(request.method))
+    if match.scheme is not None:
+        fits_scheme = compile_string(match.scheme)
+        predicates.append(lambda request: fits_scheme(request.scheme))
+    if match.authority is not None:
+        fits_authority = compile_string(match.authority)
+        predicates.append(lambda request: fits_authority(request.authority))
+    predicates.extend(_compile_header(header) for header in match.headers)
+    predicates.extend(_compile_query(query) for query in match.query)
+    if not predicates:
+        return None
+    if len(predicates) == 1:
+        return predicates[0]
+    return lambda request: all(fits(request) for fits in predicates)
+
+
+def _compile_header(header: HeaderMatch) -> Predicate:
+    name = header.name
+    if header.match.kind == "present":
+        wanted = not header.invert
+        return lambda request: (request.headers.get(name) is not None) is wanted
+    fits = compile_string(header.match)
+    if header.invert:
+        return lambda request: not fits(request.headers.get(name) or "")
+
+    def holds(request: Request) -> bool:
+        value = request.headers.get(name)
+        return value is not None and fits(value)
+
+    return holds
+
+
+def _compile_query(query: QueryMatch) -> Predicate:
+    name = query.name
+    fits = compile_string(query.match)
+
+    def holds(request: Request) -> bool:
+        given = parse_qsl(request.path.partition("?")[2], keep_blank_values=True)
+        # The first value decides, as in Envoy.
+        return next((fits(value) for key, value in given if key == name), False)
+
+    return holds

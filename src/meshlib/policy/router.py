@@ -1,0 +1,240 @@
+"""Which route takes this request, and what does it say? Route configurations, compiled."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect
+from collections.abc import Mapping
+from itertools import accumulate
+
+from meshlib.model import (
+    CATCH_ALL,
+    PASSTHROUGH,
+    DirectResponse,
+    DomainTable,
+    Fault,
+    Forward,
+    HeaderOperations,
+    Redirect,
+    Request,
+    Rewrite,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+    Snapshot,
+    VirtualHost,
+    WeightedCluster,
+)
+from meshlib.policy.matching import Predicate, compile_match, compile_regex
+from meshlib.policy.retry import Retrying
+
+_REMEMBERED = 4096
+_DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+
+def with_port(authority: str, scheme: str) -> str:
+    """`reviews` -> `reviews:80`, as listeners are named; lower case."""
+    authority = authority.lower()
+    if authority.endswith("]") or ":" not in authority.rpartition("]")[2]:
+        return f"{authority}:{_DEFAULT_PORTS.get(scheme, '80')}"
+    return authority
+
+
+class Decision:
+    """What one route says about the calls that match it. Immutable and shared; a call holds one for its whole life."""
+
+    __slots__ = (
+        "_cumulative",
+        "action",
+        "clusters",
+        "fault",
+        "matches",
+        "request_headers",
+        "response_headers",
+        "retrying",
+        "route",
+        "timeout",
+    )
+
+    def __init__(self, route: Route, rng: random.Random) -> None:
+        self.route = route
+        self.matches: Predicate | None = compile_match(route.match)
+        self.action: Forward | Redirect | DirectResponse = route.action
+        self.fault: Fault | None = route.fault
+        self.request_headers: HeaderOperations = route.request_headers
+        self.response_headers: HeaderOperations = route.response_headers
+        self.timeout: float | None = None
+        self.retrying: Retrying | None = None
+        self.clusters: tuple[WeightedCluster, ...] = ()
+        self._cumulative: list[int] = []
+        if isinstance(route.action, Forward):
+            self.timeout = route.action.timeout
+            self.clusters = route.action.clusters
+            self._cumulative = list(accumulate(cluster.weight for cluster in self.clusters))
+            if route.action.retry is not None and route.action.retry.attempts > 0:
+                self.retrying = Retrying(route.action.retry, rng)
+
+    def choose(self, rng: random.Random) -> WeightedCluster:
+        """A destination, by weight. A lone one is chosen whatever its weight (Istio)."""
+        if len(self.clusters) == 1:
+            return self.clusters[0]
+        return self.clusters[bisect(self._cumulative, rng.random() * self._cumulative[-1])]
+
+    def __repr__(self) -> str:
+        return f"<Decision {self.route.name} of {self.route.origin or 'no object'}>"
+
+
+class _VirtualHost:
+    """A virtual host with its routes compiled."""
+
+    __slots__ = ("decisions", "host")
+
+    def __init__(self, host: VirtualHost, rng: random.Random) -> None:
+        self.host = host
+        self.decisions = tuple(Decision(route, rng) for route in host.routes)
+
+    def match(self, request: Request) -> Decision | None:
+        for decision in self.decisions:
+            if decision.matches is None or decision.matches(request):
+                return decision
+        return None
+
+
+class RouteTable:
+    """One route configuration, compiled."""
+
+    __slots__ = ("_domains", "configuration")
+
+    def __init__(self, configuration: RouteConfiguration, rng: random.Random) -> None:
+        self.configuration = configuration
+        hosts = [(host.domains, _VirtualHost(host, rng)) for host in configuration.virtual_hosts]
+        self._domains = DomainTable((domain, host) for domains, host in hosts for domain in domains)
+
+    def virtual_host(self, authority: str) -> _VirtualHost | None:
+        return self._domains.find(authority)
+
+    def match(self, request: Request) -> Decision | None:
+        """The first route that fits, in the virtual host that the request's authority means; None when there is
+        none (404 NR)."""
+        host = self.virtual_host(request.authority)
+        return None if host is None else host.match(request)
+
+
+NO_ROUTE = Decision(Route(RouteMatch(), DirectResponse(404), name="no route"), random.Random(0))
+PASS = Decision(Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), name="passthrough"), random.Random(0))
+"""What happens to a host that the registry does not know while nothing else is configured (Istio's ALLOW_ANY)."""
+
+
+class Router:
+    """Outbound routing for every authority the snapshot knows.
+
+    `match` costs one dictionary look-up and the walk down the routes.
+    """
+
+    __slots__ = ("_absent", "_complete", "_hosts", "_listeners", "_unknown", "tables")
+
+    def __init__(self, snapshot: Snapshot, tables: Mapping[str, RouteTable]) -> None:
+        self.tables = tables
+        self._complete = snapshot.complete
+        self._absent = frozenset(snapshot.absent)
+        self._listeners: DomainTable[RouteTable] = DomainTable(
+            (listener.name, tables[listener.route_configuration])
+            for listener in snapshot.listeners
+            if not listener.is_bound and listener.name != CATCH_ALL and listener.route_configuration in tables
+        )
+        self._unknown = next(
+            (tables.get(each.route_configuration) for each in snapshot.listeners if each.name == CATCH_ALL), None
+        )
+        self._hosts: dict[tuple[str, str], _VirtualHost | None] = {}
+
+    def match(self, request: Request) -> Decision | None:
+        """The decision for a request; NO_ROUTE when its virtual host has no route for it; None when the snapshot says
+        nothing about its authority, so that the feed must be asked."""
+        key = (request.authority, request.scheme)
+        try:
+            host = self._hosts[key]
+        except KeyError:
+            host = self._find(request)
+            if len(self._hosts) >= _REMEMBERED:
+                self._hosts.clear()
+            self._hosts[key] = host
+        if host is not None:
+            return host.match(request) or NO_ROUTE
+        if self._complete or with_port(request.authority, request.scheme) in self._absent:
+            return self.unknown(request)
+        return None
+
+    def unknown(self, request: Request) -> Decision:
+        """What outboundTrafficPolicy says about a host that is not in the registry."""
+        if self._unknown is None:
+            return PASS
+        return self._unknown.match(request) or NO_ROUTE
+
+    def knows(self, authority: str) -> bool:
+        """Whether the snapshot says anything about `host:port`, be it that it does not exist."""
+        return self._complete or authority in self._absent or self._listeners.find(authority) is not None
+
+    def _find(self, request: Request) -> _VirtualHost | None:
+        table = self._listeners.find(with_port(request.authority, request.scheme))
+        return None if table is None else table.virtual_host(request.authority)
+
+    def __repr__(self) -> str:
+        return f"<Router {self._listeners!r}>"
+
+
+def rewritten_path(rewrite: Rewrite, match: RouteMatch, path: str) -> str:
+    """The path (with its query) that goes on the wire.
+
+    A prefix rewrite replaces just what the prefix match matched, the whole path where the match was exact or a
+    regular expression (Istio). `/foo` -> `/` turns `/foo/bar` into `//bar`, as in Envoy, unless the match ends at
+    segments.
+    """
+    bare, mark, query = path.partition("?")
+    if rewrite.path is not None:
+        bare = rewrite.path
+    elif rewrite.regex is not None:
+        bare = compile_regex(rewrite.regex).sub(rewrite.substitution, bare)
+    elif rewrite.prefix is not None:
+        bare = _replaced_prefix(rewrite.prefix, match, bare)
+    return bare + mark + query
+
+
+def _replaced_prefix(replacement: str, match: RouteMatch, path: str) -> str:
+    if match.path is None:
+        return replacement + path.removeprefix("/") if replacement.endswith("/") else replacement + path
+    if match.path.kind == "prefix":
+        return replacement + path[len(match.path.value) :]
+    if match.path.kind == "path-prefix":
+        rest = path[len(match.path.value.rstrip("/")) :]
+        return (replacement.rstrip("/") + rest) or "/"
+    return replacement
+
+
+def redirected(redirect: Redirect, match: RouteMatch, request: Request) -> str:
+    """The Location of a redirect."""
+    scheme = redirect.scheme or request.scheme
+    host, port = _split_port(request.authority)
+    if redirect.authority is not None:
+        host, port = _split_port(redirect.authority)
+    elif redirect.scheme is not None and redirect.scheme != request.scheme and redirect.port == 0:
+        # Envoy drops an explicit port that was the old scheme's default.
+        port = "" if port == _DEFAULT_PORTS.get(request.scheme) else port
+    if redirect.port > 0:
+        port = str(redirect.port)
+    if redirect.port == -1 or port == _DEFAULT_PORTS.get(scheme):
+        port = ""
+    path, mark, query = request.path.partition("?")
+    if redirect.path is not None:
+        path = redirect.path
+        if "?" in path:
+            mark = query = ""
+    elif redirect.prefix is not None:
+        path = _replaced_prefix(redirect.prefix, match, path)
+    return f"{scheme}://{host}{':' + port if port else ''}{path}{mark}{query}"
+
+
+def _split_port(authority: str) -> tuple[str, str]:
+    if authority.endswith("]") or ":" not in authority:
+        return authority, ""
+    host, _, port = authority.rpartition(":")
+    return host, port
