@@ -6,6 +6,7 @@ The composition root of the data plane: everything below is handed what it needs
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import socket
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import httpx
 
     from meshlib.discovery import Source
+
+_log = logging.getLogger("meshlib")
 
 RESOLVE_TIMEOUT = 5.0
 """Seconds a call waits for the feed's answer about a host it has not asked for before."""
@@ -231,7 +234,12 @@ class Mesh:
 
     def _publish(self, snapshot: Snapshot) -> None:
         """The feed has news: compile, swap, wake who waits. On the feed thread."""
-        self._live = compile_live(snapshot, self._live, self._rng)
+        try:
+            self._live = compile_live(snapshot, self._live, self._rng)
+        except Exception:
+            # Every source checks what it hands over, so this is a defect; calls go on with what they had.
+            _log.exception("configuration %s can't be used; %s stays in force", snapshot, self._live)
+            return
         with self._changed:
             self._unanswered.clear()
             self._changed.notify_all()
@@ -467,15 +475,15 @@ def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: An
 
 
 def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]:
-    if library is None:
-        import httpx as library
-    if library.__name__ == "httpx2":
+    """The client library and the connections underneath it, which come in pairs."""
+    if library is not None and library.__name__ == "httpx2":
         import httpcore2
 
         return library, httpcore2
     import httpcore
+    import httpx
 
-    return library, httpcore
+    return library or httpx, httpcore
 
 
 _instances: weakref.WeakSet[Mesh] = weakref.WeakSet()

@@ -1,0 +1,386 @@
+"""What happens to an outbound call, step by step, without I/O."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from flows import Run, failed, request, responded
+
+from meshlib.model import (
+    CATCH_ALL,
+    PASSTHROUGH,
+    Cluster,
+    ClusterType,
+    ConnectionLimits,
+    DirectResponse,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    HeaderMatch,
+    HeaderOperations,
+    Mirror,
+    Redirect,
+    RetryPolicy,
+    Rewrite,
+    RouteMatch,
+    StringMatch,
+    WeightedCluster,
+)
+from meshlib.policy.call import CallContext, outbound_call
+from meshlib.policy.live import Live, compile_live
+from meshlib.policy.steps import Deliver, Send, Wait
+from snapshots import Clock, context, endpoints, forward, live, route, service, snapshot
+
+ONE = [("10.0.0.1", 9080)]
+TWO = [("10.0.0.1", 9080), ("10.0.0.2", 9080)]
+ALWAYS = 1_000_000
+
+
+def test_a_good_call_is_one_send_and_one_deliver() -> None:
+    """The whole path when nothing goes wrong; the caller's authority, path and headers stand."""
+    run = Run(request(), context(service("reviews:9080", ONE)))
+    send, deliver = run.steps
+    assert isinstance(send, Send)
+    assert isinstance(deliver, Deliver)
+    assert (send.endpoint, send.authority, send.path, send.headers, send.timeout) == (
+        endpoints(ONE)[0],
+        None,
+        None,
+        (),
+        None,
+    )
+
+
+def test_a_call_is_counted_until_its_body_is_closed() -> None:
+    """Streaming holds the endpoint's and the cluster's count: least request sees long downloads."""
+    given = live(service("reviews:9080", ONE))
+    cluster = given.clusters["reviews:9080"]
+    run = Run(request(), context(given))
+    assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (1, 1)
+    run.flow.close()
+    assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (0, 0)
+
+
+def test_a_cancelled_attempt_leaves_no_count_behind() -> None:
+    """Cancellation arrives as close() while Send is out."""
+    given = live(service("reviews:9080", ONE))
+    flow = outbound_call(request(), context(given))
+    assert isinstance(next(flow), Send)
+    flow.close()
+    cluster = given.clusters["reviews:9080"]
+    assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (0, 0)
+
+
+def test_an_unknown_host_is_asked_for_once_and_then_sent_where_it_says() -> None:
+    """Istio's ALLOW_ANY, when the feed does not answer in time."""
+    run = Run(request("http://stranger:8000/x"), context(snapshot({}, {}, complete=False)))
+    assert run.resolved == ["stranger:8000"]
+    assert (run.sends[0].endpoint.address, run.sends[0].endpoint.port) == ("stranger", 8000)
+    assert run.sends[0].cluster.name == PASSTHROUGH
+
+
+def test_the_answer_to_resolve_is_used_by_the_very_call_that_asked() -> None:
+    """The first call to a host is routed like every other."""
+    rng = random.Random(1)
+    lives = [live(snapshot({}, {}, complete=False))]
+    flow = outbound_call(request(), CallContext(lambda: lives[-1], Clock(), rng))
+    next(flow)
+    lives.append(live(service("reviews:9080", ONE)))
+    send = next(flow)
+    assert isinstance(send, Send)
+    assert send.endpoint == endpoints(ONE)[0]
+    flow.close()
+
+
+def test_a_host_outside_the_registry_gets_what_the_outbound_policy_says() -> None:
+    """REGISTRY_ONLY is a catch-all route that answers 502 (Istio's BlackHole)."""
+    blocked = snapshot({CATCH_ALL: [route(DirectResponse(502))]}, {})
+    blocked_hosts = Run(request("http://stranger/"), context(blocked))
+    assert blocked_hosts.reply.status == 502
+
+
+def test_no_matching_route_is_404() -> None:
+    """Envoy's answer, flag NR, no body."""
+    only = RouteMatch(path=StringMatch("exact", "/known"))
+    given = snapshot({"reviews:9080": [route(forward("c"), only)]}, {"c": ONE})
+    reply = Run(request(), context(given)).reply
+    assert (reply.status, reply.flag, reply.body) == (404, "NR", b"")
+
+
+def test_a_cluster_that_is_not_configured_is_503() -> None:
+    """A route that names a missing subset: flag NC, and the reason names route and cluster."""
+    reply = Run(request(), context(snapshot({"reviews:9080": [route(forward("missing"))]}, {}))).reply
+    assert (reply.status, reply.flag) == (503, "NC")
+    assert "'missing'" in reply.reason
+
+
+def test_no_endpoint_is_503_with_envoys_text() -> None:
+    """What a service scaled to zero answers."""
+    reply = Run(request(), context(service("reviews:9080", []))).reply
+    assert (reply.status, reply.flag, reply.body) == (503, "UH", b"no healthy upstream")
+
+
+def test_more_calls_than_the_cluster_admits_are_503_overflow() -> None:
+    """connectionPool's limits; nothing is sent; a finished call makes room."""
+    limited = Cluster("c", limits=ConnectionLimits(max_connections=1, max_pending_requests=1))
+    given = live(snapshot({"reviews:9080": [route(forward("c"))]}, {"c": (limited, ONE)}))
+    first, second = Run(request(), context(given)), Run(request(), context(given))
+    third = Run(request(), context(given))
+    assert (third.reply.status, third.reply.flag, third.sends) == (503, "UO", [])
+    assert ("x-envoy-overloaded", "true") in third.reply.headers
+    first.flow.close()
+    assert isinstance(Run(request(), context(given)).last, Deliver)
+    second.flow.close()
+
+
+def test_weights_split_the_calls() -> None:
+    """90/10 over 2,000 calls, within five standard deviations of the binomial."""
+    chosen = (WeightedCluster("v1", 90), WeightedCluster("v2", 10))
+    given = live(snapshot({"reviews:9080": [route(forward(*chosen))]}, {"v1": ONE, "v2": ONE}))
+    called = context(given, seed=3)
+    counts: Counter[str] = Counter()
+    for _ in range(2000):
+        run = Run(request(), called)
+        counts[run.sends[0].cluster.name] += 1
+        run.flow.close()
+    assert abs(counts["v2"] - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
+
+
+def test_a_weight_of_zero_is_never_chosen_beside_others() -> None:
+    """A subset that was drained."""
+    chosen = (WeightedCluster("v1", 0), WeightedCluster("v2", 1))
+    given = live(snapshot({"reviews:9080": [route(forward(*chosen))]}, {"v1": ONE, "v2": ONE}))
+    for seed in range(50):
+        assert Run(request(), context(given, seed=seed)).sends[0].cluster.name == "v2"
+
+
+def test_headers_choose_the_route() -> None:
+    """Istio's request-routing task: jason sees v2."""
+    jason = RouteMatch(headers=(HeaderMatch("end-user", StringMatch("exact", "jason")),))
+    given = live(
+        snapshot({"reviews:9080": [route(forward("v2"), jason), route(forward("v1"))]}, {"v1": ONE, "v2": ONE})
+    )
+    assert Run(request(headers={"end-user": "jason"}), context(given)).sends[0].cluster.name == "v2"
+    assert Run(request(headers={"end-user": "jasonx"}), context(given)).sends[0].cluster.name == "v1"
+    assert Run(request(), context(given)).sends[0].cluster.name == "v1"
+
+
+def test_an_injected_delay_comes_first_and_does_not_eat_the_timeout() -> None:
+    """Envoy's fault filter sits above the router's timer."""
+    clock = Clock()
+    slow = Fault(delay=FaultDelay(7.0, ALWAYS))
+    given = snapshot({"reviews:9080": [route(forward("c", timeout=3.0), fault=slow)]}, {"c": ONE})
+    run = Run(request(), context(given, clock), clock=clock)
+    assert run.waits == [7.0]
+    assert run.sends[0].timeout == 3.0
+
+
+def test_an_injected_abort_answers_without_sending() -> None:
+    """Status and body are Envoy's, the flag FI."""
+    broken = Fault(abort=FaultAbort(ALWAYS, 500))
+    run = Run(request(), context(snapshot({"reviews:9080": [route(forward("c"), fault=broken)]}, {"c": ONE})))
+    assert (run.reply.status, run.reply.body, run.reply.flag, run.sends) == (500, b"fault filter abort", "FI", [])
+
+
+def test_an_abort_for_grpc_is_a_200_with_a_grpc_status() -> None:
+    """A gRPC client reads headers, not the HTTP status."""
+    broken = Fault(abort=FaultAbort(ALWAYS, grpc_status=14))
+    reply = Run(request(), context(snapshot({"reviews:9080": [route(forward("c"), fault=broken)]}, {"c": ONE}))).reply
+    assert (reply.status, dict(reply.headers)["grpc-status"]) == (200, "14")
+
+
+def test_a_share_of_calls_is_aborted() -> None:
+    """20 percent of 1,000, within five standard deviations; the others go through."""
+    broken = Fault(abort=FaultAbort(200_000, 500))
+    called = context(live(snapshot({"reviews:9080": [route(forward("c"), fault=broken)]}, {"c": ONE})), seed=5)
+    aborted = 0
+    for _ in range(1000):
+        run = Run(request(), called)
+        aborted += not run.sends
+        run.flow.close()
+    assert abs(aborted - 200) < 5 * (1000 * 0.2 * 0.8) ** 0.5
+
+
+def test_a_direct_response_answers_by_itself() -> None:
+    """With its body and the route's response headers."""
+    fixed = route(DirectResponse(418, b"teapot"), response_headers=HeaderOperations(add=(("x-from", "mesh"),)))
+    reply = Run(request(), context(snapshot({"reviews:9080": [fixed]}, {}))).reply
+    assert (reply.status, reply.body) == (418, b"teapot")
+    assert ("x-from", "mesh") in reply.headers
+
+
+@pytest.mark.parametrize(
+    ("redirect", "location"),
+    [
+        (Redirect(path="/new"), "http://reviews:9080/new?a=1"),
+        (Redirect(authority="other"), "http://other/old?a=1"),
+        (Redirect(scheme="https"), "https://reviews:9080/old?a=1"),
+        (Redirect(scheme="https", port=-1), "https://reviews/old?a=1"),
+        (Redirect(port=8443), "http://reviews:8443/old?a=1"),
+    ],
+)
+def test_a_redirect_keeps_what_it_does_not_replace(redirect: Redirect, location: str) -> None:
+    """Scheme, host, port, path and query, each on its own."""
+    given = snapshot({"reviews:9080": [route(redirect)]}, {})
+    reply = Run(request("http://reviews:9080/old?a=1"), context(given)).reply
+    assert (reply.status, dict(reply.headers)["location"]) == (301, location)
+
+
+@pytest.mark.parametrize(
+    ("match", "rewrite", "path"),
+    [
+        (StringMatch("prefix", "/old"), Rewrite(prefix="/new"), "/new/x?q=1"),
+        (StringMatch("prefix", "/old/"), Rewrite(prefix="/"), "/x?q=1"),
+        (StringMatch("path-prefix", "/old"), Rewrite(prefix="/"), "/x?q=1"),
+        (StringMatch("exact", "/old/x"), Rewrite(prefix="/new"), "/new?q=1"),
+        (None, Rewrite(path="/fixed"), "/fixed?q=1"),
+        (None, Rewrite(regex="^/old/(.*)$", substitution=r"/very/\1"), "/very/x?q=1"),
+    ],
+)
+def test_a_rewrite_changes_the_path_and_keeps_the_query(match: StringMatch | None, rewrite: Rewrite, path: str) -> None:
+    """Prefix, whole path and regular expression."""
+    given = snapshot({"reviews:9080": [route(forward("c", rewrite=rewrite), RouteMatch(path=match))]}, {"c": ONE})
+    assert Run(request("http://reviews:9080/old/x?q=1"), context(given)).sends[0].path == path
+
+
+def test_an_authority_rewrite_changes_the_host_on_the_wire_only() -> None:
+    """The endpoint is still the route's cluster."""
+    given = snapshot({"reviews:9080": [route(forward("c", rewrite=Rewrite(authority="inner")))]}, {"c": ONE})
+    send = Run(request(), context(given)).sends[0]
+    assert (send.authority, send.endpoint) == ("inner", endpoints(ONE)[0])
+
+
+def test_header_operations_run_from_the_specific_to_the_general() -> None:
+    """The destination's first, then the route's, so that the route has the last word (Envoy)."""
+    of_route, of_destination = HeaderOperations(set=(("x", "route"),)), HeaderOperations(set=(("x", "destination"),))
+    chosen = WeightedCluster("c", 1, of_destination, of_destination)
+    given = snapshot(
+        {"reviews:9080": [route(forward(chosen), request_headers=of_route, response_headers=of_route)]}, {"c": ONE}
+    )
+    run = Run(request(), context(given))
+    assert run.sends[0].headers == (of_destination, of_route)
+    assert isinstance(run.last, Deliver)
+    assert run.last.headers == (of_destination, of_route)
+
+
+def test_a_failed_connection_is_retried_elsewhere() -> None:
+    """Istio's default policy; the tried endpoint is avoided."""
+    policy = RetryPolicy(host_selection_attempts=50)
+    run = Run(request(), context(service("reviews:9080", TWO, retry=policy)), failed("connect-failure"), responded())
+    assert isinstance(run.last, Deliver)
+    assert {send.endpoint for send in run.sends} == set(endpoints(TWO))
+
+
+def test_attempts_counts_retries_and_the_last_answer_stands() -> None:
+    """attempts: 2 is three sends; then the caller gets the server's own 503."""
+    policy = RetryPolicy(attempts=2, on=frozenset({"5xx"}))
+    run = Run(request(), context(service("reviews:9080", TWO, retry=policy)), responded(503))
+    assert len(run.sends) == 3
+    assert isinstance(run.last, Deliver)
+    assert run.last.flag == "URX"
+
+
+def test_a_retry_sees_the_endpoints_of_today() -> None:
+    """Configuration that came while the first attempt was out."""
+    rng = random.Random(1)
+    policy = RetryPolicy(host_selection_attempts=0)
+    lives: list[Live] = [live(service("reviews:9080", ONE, retry=policy))]
+    flow = outbound_call(request(), CallContext(lambda: lives[-1], Clock(), rng))
+    next(flow)
+    moved = service("reviews:9080", [("10.0.0.9", 9080)], retry=policy)
+    lives.append(compile_live(moved, lives[-1], rng))
+    assert isinstance(flow.send(failed("connect-failure")), Wait)
+    send = next(flow)
+    assert isinstance(send, Send)
+    assert send.endpoint.address == "10.0.0.9"
+    flow.close()
+
+
+def test_the_route_timeout_covers_all_tries() -> None:
+    """What is left shrinks; when nothing is left the answer is 504."""
+    clock = Clock()
+    policy = RetryPolicy(attempts=10, on=frozenset({"5xx"}))
+    flow = outbound_call(request(), context(service("reviews:9080", ONE, timeout=1.0, retry=policy), clock))
+    send = next(flow)
+    assert isinstance(send, Send)
+    assert send.timeout == 1.0
+    clock.now += 0.4
+    wait = flow.send(responded(503))
+    assert isinstance(wait, Wait)
+    clock.now += wait.seconds
+    again = next(flow)
+    assert isinstance(again, Send)
+    assert again.timeout == pytest.approx(0.6 - wait.seconds)
+    clock.now += 0.7
+    last = flow.send(failed("timeout"))
+    assert (last.status, last.flag, last.body) == (504, "UT", b"upstream request timeout")  # type: ignore[union-attr]
+    flow.close()
+
+
+def test_a_per_try_timeout_bounds_each_try() -> None:
+    """And is retried where the policy says so."""
+    policy = RetryPolicy(attempts=1, on=frozenset({"5xx"}), per_try_timeout=0.2)
+    run = Run(
+        request(), context(service("reviews:9080", ONE, timeout=1.0, retry=policy)), failed("timeout"), responded()
+    )
+    assert [send.timeout for send in run.sends] == [0.2, 0.2]
+    assert isinstance(run.last, Deliver)
+
+
+def test_the_callers_own_deadline_is_kept() -> None:
+    """What the inbound request has left is the most that an outbound one may take."""
+    clock = Clock()
+    given = service("reviews:9080", ONE, timeout=10.0)
+    run = Run(request(), context(given, clock, deadline=clock.now + 2.0))
+    assert run.sends[0].timeout == 2.0
+    late = Run(request(), context(given, clock, deadline=clock.now - 0.1))
+    assert (late.reply.status, late.sends) == (504, [])
+
+
+def test_retries_stop_at_the_clusters_limit() -> None:
+    """maxRetries: 0 allows no retry at any time."""
+    none = Cluster("c", limits=ConnectionLimits(max_retries=0))
+    policy = RetryPolicy(on=frozenset({"5xx"}))
+    given = snapshot({"reviews:9080": [route(forward("c", retry=policy))]}, {"c": (none, ONE)})
+    assert len(Run(request(), context(given), responded(503)).sends) == 1
+
+
+def test_mirrors_go_out_beside_the_call() -> None:
+    """With Istio's -shadow in the Host; their own counts end with them."""
+    given = live(snapshot({"reviews:9080": [route(forward("v1", mirrors=(Mirror("v2"),)))]}, {"v1": ONE, "v2": TWO}))
+    run = Run(request(), context(given))
+    copy = run.mirrors[0].flow
+    send = next(copy)
+    assert isinstance(send, Send)
+    assert (send.authority, send.cluster.name) == ("reviews-shadow:9080", "v2")
+    assert isinstance(copy.send(responded()), Deliver)
+    copy.close()
+    run.flow.close()
+    assert given.clusters["v2"].state.requests == 0
+
+
+def test_a_gateway_matches_in_its_listeners_route_configuration() -> None:
+    """The authority is the public host; no listener is named after it."""
+    given = snapshot({"bookinfo.example": [route(forward("c"))]}, {"c": ONE})
+    run = Run(
+        request("http://bookinfo.example/productpage"),
+        context(given, route_configuration="bookinfo.example"),
+    )
+    assert run.sends[0].cluster.name == "c"
+    missing = Run(request(), context(given, route_configuration="gone"))
+    assert missing.reply.status == 404
+
+
+def test_passthrough_keeps_the_port_of_the_scheme() -> None:
+    """https without a port is 443, IPv6 literals keep their brackets out of the address."""
+    anywhere = snapshot({CATCH_ALL: [route(forward("any"))]}, {"any": (Cluster("any", ClusterType.ORIGINAL_DST), [])})
+    for url, address in {
+        "https://example.com/": ("example.com", 443),
+        "http://example.com/": ("example.com", 80),
+        "http://[::1]:81/": ("::1", 81),
+        "http://[::1]/": ("::1", 80),
+    }.items():
+        endpoint = Run(request(url), context(anywhere)).sends[0].endpoint
+        assert (endpoint.address, endpoint.port) == address

@@ -1,0 +1,107 @@
+"""Snapshots in one line: what tests of the data plane are configured with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from meshlib.mesh import Mesh, Settings
+from meshlib.model import (
+    Cluster,
+    Endpoint,
+    Forward,
+    Listener,
+    LoadAssignment,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+    Snapshot,
+    VirtualHost,
+    WeightedCluster,
+)
+from meshlib.policy.call import CallContext
+from meshlib.policy.live import Live, compile_live
+
+Addresses = Sequence[tuple[str, int]]
+
+
+def forward(*clusters: str | WeightedCluster, **fields: Any) -> Forward:
+    """A Forward to clusters by name, in equal parts."""
+    chosen = tuple(c if isinstance(c, WeightedCluster) else WeightedCluster(c) for c in clusters)
+    return Forward(chosen, **fields)
+
+
+def route(action: Any, match: RouteMatch = RouteMatch(), **fields: Any) -> Route:  # noqa: B008 -- frozen
+    return Route(match, action, **fields)
+
+
+def endpoints(addresses: Addresses) -> tuple[Endpoint, ...]:
+    return tuple(sorted(Endpoint(host, port) for host, port in addresses))
+
+
+def snapshot(
+    routes: Mapping[str, Iterable[Route]],
+    clusters: Mapping[str, Addresses | tuple[Cluster, Addresses]],
+    *,
+    complete: bool = True,
+    absent: tuple[str, ...] = (),
+    version: str = "1",
+) -> Snapshot:
+    """routes: by authority with port (`reviews:9080`). clusters: by name, the addresses behind it."""
+    listeners, configurations = [], []
+    for authority, its_routes in sorted(routes.items()):
+        host = authority.rpartition(":")[0]
+        listeners.append(Listener(authority, authority))
+        domains = (host, authority) if host else (authority,)
+        configurations.append(RouteConfiguration(authority, (VirtualHost(authority, domains, tuple(its_routes)),)))
+    found, assignments = [], []
+    for name, given in sorted(clusters.items()):
+        cluster, addresses = (Cluster(name), given)
+        if isinstance(given, tuple) and given and isinstance(given[0], Cluster):
+            cluster, addresses = given
+        found.append(cluster)
+        assignments.append(LoadAssignment(name, endpoints(addresses)))  # type: ignore[arg-type]
+    return Snapshot(
+        version, tuple(listeners), tuple(configurations), tuple(found), tuple(assignments), complete, absent
+    )
+
+
+def service(authority: str, addresses: Addresses, *, cluster: Cluster | None = None, **fields: Any) -> Snapshot:
+    """One service with one route and one cluster, both of its name."""
+    used = cluster or Cluster(authority)
+    return snapshot({authority: [route(forward(used.name, **fields))]}, {used.name: (used, addresses)})
+
+
+def live(given: Snapshot, seed: int = 1) -> Live:
+    assert given.inconsistencies() == ()
+    return compile_live(given, None, random.Random(seed))
+
+
+def mesh(given: Snapshot | None = None, **settings: Any) -> Mesh:
+    """A started Mesh that runs on `given`, without a feed."""
+    made = Mesh(Settings(**settings))
+    made.start()
+    if given is not None:
+        publish(made, given)
+    return made
+
+
+def publish(to: Mesh, given: Snapshot) -> None:
+    assert given.inconsistencies() == ()
+    to._publish(given)
+
+
+class Clock:
+    """Monotonic seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def context(given: Snapshot | Live, clock: Clock | None = None, seed: int = 1, **fields: Any) -> CallContext:
+    current = given if isinstance(given, Live) else live(given)
+    return CallContext(lambda: current, clock or Clock(), random.Random(seed), **fields)
