@@ -1,0 +1,417 @@
+"""What every adapter does, over real sockets: one suite of claims, run against each."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from adapters import ADAPTERS, Caller, caller
+
+from meshlib.mesh import Mesh
+from meshlib.model import (
+    Cluster,
+    ConnectionLimits,
+    DirectResponse,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    HeaderOperations,
+    LoadBalancing,
+    Mirror,
+    RetryPolicy,
+    Rewrite,
+    UpstreamTls,
+)
+from peers import Answer, Peer, Received, plain, unused_port
+from snapshots import forward, mesh, publish, route, service, snapshot
+
+URL = "http://reviews:9080/reviews/0"
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def here() -> Iterator[Mesh]:
+    made = mesh()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def call(adapter: str, here: Mesh) -> Iterator[Caller]:
+    with caller(adapter, here) as made:
+        yield made
+
+
+def test_a_name_of_the_mesh_reaches_its_endpoint_and_stays_in_the_host(call: Caller, here: Mesh) -> None:
+    """No DNS knows `reviews`; only the address connected to changes."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        response = call.get(URL + "?a=1", headers={"x-own": "1"})
+        assert (response.status_code, response.text, str(response.url)) == (200, "ok", URL + "?a=1")
+        assert (peer.received[0].target, peer.received[0].header("host")) == ("/reviews/0?a=1", "reviews:9080")
+        assert peer.received[0].header("x-own") == "1"
+        assert [name for name, _ in peer.received[0].headers].count("host") == 1
+
+
+def test_connections_are_kept_and_used_again(call: Caller, here: Mesh) -> None:
+    """Ten calls, one connection."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        for _ in range(10):
+            assert call.get(URL).status_code == 200
+        assert peer.connections == 1
+
+
+def test_services_behind_one_address_share_no_connection(call: Caller, here: Mesh) -> None:
+    """Limits and TLS are per service, so connections are."""
+    with Peer() as peer:
+        routes = {"a:80": [route(forward("a"))], "b:80": [route(forward("b"))]}
+        publish(here, snapshot(routes, {"a": [peer.address], "b": [peer.address]}))
+        call.get("http://a/")
+        call.get("http://b/")
+        assert {received.connection for received in peer.received} == {1, 2}
+
+
+def test_many_calls_at_once_all_come_back(call: Caller, here: Mesh) -> None:
+    """Each answer belongs to its request."""
+
+    async def slow(received: Received) -> Answer:
+        await asyncio.sleep(0)
+        return Answer(body=received.target.encode())
+
+    with Peer(slow) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        answers = call.together([f"http://reviews:9080/{i}" for i in range(40)])
+        assert [answer.text for answer in answers] == [f"/{i}" for i in range(40)]
+
+
+def test_calls_are_spread_over_endpoints(call: Caller, here: Mesh) -> None:
+    """Round robin over real servers."""
+    with Peer() as one, Peer() as two:
+        cluster = Cluster("c", load_balancing=LoadBalancing.ROUND_ROBIN)
+        publish(here, service("reviews:9080", [one.address, two.address], cluster=cluster))
+        for _ in range(10):
+            call.get(URL)
+        assert (len(one.received), len(two.received)) == (5, 5)
+
+
+def test_the_servers_answer_comes_back_as_it_is(call: Caller, here: Mesh) -> None:
+    """Status, repeated headers, and an encoded body that the client library decodes."""
+
+    def compressed(_: Received) -> Answer:
+        return Answer(
+            404,
+            gzip.compress(b"not here"),
+            [("content-encoding", "gzip"), ("set-cookie", "a=1"), ("set-cookie", "b=2")],
+        )
+
+    with Peer(compressed) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        response = call.get(URL)
+        assert (response.status_code, response.text) == (404, "not here")
+        assert response.headers.get_list("set-cookie") == ["a=1", "b=2"]
+
+
+def test_a_redirect_of_the_server_is_left_to_the_client(call: Caller, here: Mesh) -> None:
+    """The mesh follows nothing."""
+    with Peer(lambda _: Answer(302, headers=[("location", "/elsewhere")])) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        assert call.get(URL).status_code == 302
+        assert len(peer.received) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_every_method_goes_through(call: Caller, here: Mesh, method: str) -> None:
+    """With the body that its caller gave, and no other framing."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        body = b"x" * 100 if method in ("POST", "PUT", "PATCH") else None
+        response = call.request(method, URL, content=body)
+        assert response.status_code == 200
+        received = peer.received[0]
+        assert (received.method, received.body) == (method, body or b"")
+        lengths = [name for name, _ in received.headers if name in ("content-length", "transfer-encoding")]
+        assert len(lengths) <= 1
+
+
+def test_a_streamed_upload_arrives_whole(call: Caller, here: Mesh) -> None:
+    """Chunked, since no one knows its length."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        assert call.upload(URL, [b"a" * 1000, b"b" * 1000]).status_code == 200
+        assert peer.received[0].body == b"a" * 1000 + b"b" * 1000
+        assert peer.received[0].header("transfer-encoding") == "chunked"
+
+
+def test_a_response_streams_as_it_comes(call: Caller, here: Mesh) -> None:
+    """The first chunk is there before the server has the second."""
+    release: asyncio.Event
+
+    async def answer(_: Received) -> Answer:
+        nonlocal release
+        release = asyncio.Event()
+
+        async def chunks():  # type: ignore[no-untyped-def]
+            yield b"first"
+            await release.wait()
+            yield b"second"
+
+        return Answer(chunks=chunks())
+
+    with Peer(answer) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+
+        def use(chunks: Iterator[bytes]) -> list[bytes]:
+            first = next(chunks)
+            peer.loop.call_soon_threadsafe(release.set)
+            return [first, *chunks]
+
+        assert call.stream(URL, use) == [b"first", b"second"]
+
+
+def test_a_body_left_unread_frees_its_connection_and_its_count(call: Caller, here: Mesh) -> None:
+    """Closing early closes the connection, which is not fit for another call."""
+    with Peer(lambda _: Answer(chunks=[b"x" * 100_000] * 200)) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        call.stream(URL, next)
+        cluster = here.live.clusters["reviews:9080"]
+        assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (0, 0)
+        peer.answer = plain
+        assert call.get(URL).text == "ok"
+
+
+def test_a_body_cut_short_raises_what_the_library_raises(call: Caller, here: Mesh) -> None:
+    """Never a short answer taken for a whole one."""
+    with Peer(lambda _: Answer(chunks=[b"part"], break_off=True)) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        with pytest.raises(call.library.TransportError):
+            call.get(URL)
+
+
+def test_nobody_listening_is_the_librarys_connect_error(call: Caller, here: Mesh) -> None:
+    """With the mesh's words in it: which host, which endpoint, which flag."""
+    publish(here, service("reviews:9080", [("127.0.0.1", unused_port())]))
+    with pytest.raises(call.library.ConnectError, match=r"reviews:9080 at 127\.0\.0\.1:.*\[UF\]"):
+        call.get(URL)
+
+
+def test_a_dead_endpoint_is_tried_around(call: Caller, here: Mesh) -> None:
+    """Istio's default retry policy; no call fails while one endpoint of two is dead."""
+    with Peer() as peer:
+        dead = ("127.0.0.1", unused_port())
+        publish(here, service("reviews:9080", [peer.address, dead], retry=RetryPolicy()))
+        assert [call.get(URL).status_code for _ in range(20)] == [200] * 20
+
+
+def test_a_connection_dropped_before_the_answer_is_retried_for_get_only(call: Caller, here: Mesh) -> None:
+    """The POST may have been carried out, so its caller is told."""
+    policy = RetryPolicy(on=frozenset({"5xx"}), base_interval=0.001, max_interval=0.001)
+
+    def first_fails(received: Received) -> Answer:
+        return Answer(drop=len(peer.received) % 2 == 1)
+
+    with Peer(first_fails) as peer:
+        publish(here, service("reviews:9080", [peer.address], retry=policy))
+        assert call.get(URL).status_code == 200
+        assert len(peer.received) == 2
+        with pytest.raises(call.library.RemoteProtocolError):
+            call.request("POST", URL, content=b"order")
+        assert len(peer.received) == 3
+
+
+def test_a_503_is_retried_and_the_good_answer_delivered(call: Caller, here: Mesh) -> None:
+    """The discarded response gives its connection back before the next try."""
+    policy = RetryPolicy(on=frozenset({"5xx"}), base_interval=0.001, max_interval=0.001)
+
+    def third_time_lucky(_: Received) -> Answer:
+        return Answer(200 if len(peer.received) == 3 else 503, body=str(len(peer.received)).encode())
+
+    with Peer(third_time_lucky) as peer:
+        publish(here, service("reviews:9080", [peer.address], retry=policy))
+        response = call.get(URL)
+        assert (response.status_code, response.text) == (200, "3")
+
+
+def test_a_buffered_body_is_sent_again_and_a_streamed_one_never(call: Caller, here: Mesh) -> None:
+    """PUT may be repeated; a consumed iterator can't be."""
+    policy = RetryPolicy(attempts=1, on=frozenset({"5xx"}), base_interval=0.001, max_interval=0.001)
+    with Peer(lambda _: Answer(503)) as peer:
+        publish(here, service("reviews:9080", [peer.address], retry=policy))
+        call.request("PUT", URL, content=b"all of it")
+        assert [received.body for received in peer.received] == [b"all of it"] * 2
+        call.upload(URL, [b"once"], "PUT")
+        assert len(peer.received) == 3
+
+
+def test_the_route_timeout_is_a_504_by_the_mesh(call: Caller, here: Mesh) -> None:
+    """Envoy's words; the caller does not wait for the server."""
+    with Peer(lambda _: Answer(gate=asyncio.sleep(30))) as peer:
+        publish(here, service("reviews:9080", [peer.address], timeout=0.2))
+        started = time.monotonic()
+        response = call.get(URL)
+        assert (response.status_code, response.text) == (504, "upstream request timeout")
+        assert time.monotonic() - started < 5
+        assert response.extensions["meshlib.flag"] == "UT"
+
+
+def test_the_clients_own_timeout_stays_in_force(call: Caller, here: Mesh) -> None:
+    """It raises what its library raises, and is not retried: the application's word is final."""
+    with Peer(lambda _: Answer(gate=asyncio.sleep(30))) as peer:
+        publish(here, service("reviews:9080", [peer.address], timeout=20.0, retry=RetryPolicy(on=frozenset({"5xx"}))))
+        with pytest.raises(call.library.ReadTimeout):
+            call.get(URL, timeout=0.2)
+        assert len(peer.received) == 1
+
+
+def test_the_timeout_covers_the_body_too(call: Caller, here: Mesh) -> None:
+    """A server that trickles is cut off between two chunks."""
+
+    async def trickle(_: Received) -> Answer:
+        async def chunks():  # type: ignore[no-untyped-def]
+            while True:
+                yield b"x"
+                await asyncio.sleep(0.02)
+
+        return Answer(chunks=chunks())
+
+    with Peer(trickle) as peer:
+        publish(here, service("reviews:9080", [peer.address], timeout=0.3))
+        with pytest.raises(call.library.ReadTimeout):
+            call.get(URL)
+
+
+def test_answers_of_the_mesh_look_like_a_servers(call: Caller, here: Mesh) -> None:
+    """Direct response, fault, empty service: responses, not exceptions, as behind a sidecar."""
+    broken = Fault(abort=FaultAbort(1_000_000, 500))
+    routes = {
+        "fixed:80": [route(DirectResponse(203, b"fixed"))],
+        "broken:80": [route(forward("c"), fault=broken)],
+        "empty:80": [route(forward("c"))],
+    }
+    publish(here, snapshot(routes, {"c": []}))
+    assert (call.get("http://fixed/").status_code, call.get("http://fixed/").text) == (203, "fixed")
+    assert (call.get("http://broken/").status_code, call.get("http://broken/").text) == (500, "fault filter abort")
+    assert (call.get("http://empty/").status_code, call.get("http://empty/").text) == (503, "no healthy upstream")
+
+
+def test_an_injected_delay_is_waited_for(call: Caller, here: Mesh) -> None:
+    """And the call goes through after it."""
+    with Peer() as peer:
+        slow = Fault(delay=FaultDelay(0.2, 1_000_000))
+        given = snapshot({"reviews:9080": [route(forward("c"), fault=slow)]}, {"c": [peer.address]})
+        publish(here, given)
+        started = time.monotonic()
+        assert call.get(URL).status_code == 200
+        assert time.monotonic() - started >= 0.2
+
+
+def test_rewrites_and_header_operations_are_on_the_wire(call: Caller, here: Mesh) -> None:
+    """Path, Host, added, set and removed headers, on request and response."""
+    operations = HeaderOperations(set=(("x-set", "new"),), add=(("x-add", "2"),), remove=("x-gone",))
+    changed = forward("c", rewrite=Rewrite(prefix="/inner", authority="inner.example"))
+    rule = route(changed, request_headers=operations, response_headers=operations)
+    sent_back = [("x-set", "old"), ("x-gone", "1"), ("x-add", "1")]
+    with Peer(lambda _: Answer(headers=sent_back)) as peer:
+        publish(here, snapshot({"reviews:9080": [rule]}, {"c": [peer.address]}))
+        response = call.get(URL, headers={"x-set": "old", "x-gone": "1", "x-add": "1"})
+        received = peer.received[0]
+        assert (received.target, received.header("host")) == ("/inner/reviews/0", "inner.example")
+        assert received.header("x-set") == "new"
+        assert received.header("x-gone") is None
+        assert [value for name, value in received.headers if name == "x-add"] == ["1", "2"]
+        assert response.headers["x-set"] == "new"
+        assert "x-gone" not in response.headers
+        assert response.headers.get_list("x-add") == ["1", "2"]
+
+
+def test_a_mirror_gets_the_request_and_its_answer_matters_to_no_one(call: Caller, here: Mesh) -> None:
+    """Body included, -shadow in the Host; a mirror that is down changes nothing."""
+    arrived = threading.Event()
+
+    def note(_: Received) -> Answer:
+        arrived.set()
+        return Answer(500)
+
+    with Peer() as peer, Peer(note) as shadow:
+        rule = route(forward("v1", mirrors=(Mirror("v2"), Mirror("down"))))
+        clusters = {"v1": [peer.address], "v2": [shadow.address], "down": [("127.0.0.1", unused_port())]}
+        publish(here, snapshot({"reviews:9080": [rule]}, clusters))
+        assert call.request("POST", URL, content=b"copied").status_code == 200
+        call.together([URL])  # gives an event loop the turn in which its mirrors run
+        assert arrived.wait(10)
+        assert shadow.received[0].body == b"copied"
+        assert shadow.received[0].header("host") == "reviews-shadow:9080"
+
+
+def test_an_overflowing_cluster_answers_503(call: Caller, here: Mesh) -> None:
+    """maxConnections 1 and http1MaxPendingRequests 1, as in Istio's circuit-breaking task."""
+    limits = Cluster("c", limits=ConnectionLimits(max_connections=1, max_pending_requests=1))
+
+    async def slow(_: Received) -> Answer:
+        await asyncio.sleep(0.3)
+        return Answer()
+
+    with Peer(slow) as peer:
+        publish(here, service("reviews:9080", [peer.address], cluster=limits))
+        statuses = Counter(answer.status_code for answer in call.together([URL] * 6))
+        assert statuses[503] == 4
+        assert statuses[200] == 2
+
+
+def test_new_configuration_is_used_by_the_next_call(call: Caller, here: Mesh) -> None:
+    """And connections to what is gone are not."""
+    with Peer(lambda _: Answer(body=b"one")) as one, Peer(lambda _: Answer(body=b"two")) as two:
+        publish(here, service("reviews:9080", [one.address]))
+        assert call.get(URL).text == "one"
+        publish(here, service("reviews:9080", [two.address]))
+        assert call.get(URL).text == "two"
+
+
+def test_a_connection_that_the_server_closed_is_not_used(call: Caller, here: Mesh) -> None:
+    """Neither after `connection: close` nor after a silent close."""
+    with Peer(lambda _: Answer(close=True)) as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        assert [call.get(URL).status_code for _ in range(5)] == [200] * 5
+        assert peer.connections == 5
+
+
+def test_a_host_outside_the_mesh_is_called_where_it_says(call: Caller, here: Mesh) -> None:
+    """ALLOW_ANY: the transport can be the application's only one."""
+    with Peer() as peer:
+        publish(here, snapshot({}, {}))
+        assert call.get(f"http://localhost:{peer.port}/x").text == "ok"
+        assert peer.received[0].header("host") == f"localhost:{peer.port}"
+
+
+def test_tls_is_originated_for_a_cluster_that_says_so(call: Caller, here: Mesh, tmp_path: Path) -> None:
+    """The URL says http, the wire speaks TLS, the certificate is checked against the SNI name."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    import ssl
+
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("secure.example").configure_cert(server)
+    with Peer(tls=server) as peer:
+        trusted = UpstreamTls(sni="secure.example", ca_file=str(tmp_path / "ca.pem"))
+        publish(here, service("reviews:9080", [peer.address], cluster=Cluster("c", tls=trusted)))
+        assert call.get(URL).text == "ok"
+        assert peer.received[0].header("host") == "reviews:9080"
+        stranger = UpstreamTls(sni="other.example", ca_file=str(tmp_path / "ca.pem"))
+        publish(here, service("reviews:9080", [peer.address], cluster=Cluster("d", tls=stranger)))
+        with pytest.raises(call.library.ConnectError, match="certificate"):
+            call.get(URL)
+        missing = UpstreamTls(sni="secure.example", ca_file=str(tmp_path / "absent.pem"))
+        publish(here, service("reviews:9080", [peer.address], cluster=Cluster("e", tls=missing)))
+        with pytest.raises(call.library.ConnectError):
+            call.get(URL)

@@ -1,0 +1,177 @@
+"""A real HTTP/1.1 server on loopback, in a thread, that answers as a test tells it and remembers what it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import h11
+
+
+@dataclass
+class Received:
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    connection: int
+    """Counts the connections of this peer, from 1."""
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name.lower()), None)
+
+
+@dataclass
+class Answer:
+    """drop: close the connection instead of answering. chunks: a chunked body, each sent by itself, after which
+    `break_off` cuts the connection short. gate: awaited before the head is sent."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    chunks: Iterable[bytes] | AsyncIterator[bytes] | None = None
+    drop: bool = False
+    break_off: bool = False
+    gate: Awaitable[Any] | None = None
+    close: bool = False
+
+
+def plain(_: Received) -> Answer:
+    return Answer(body=b"ok")
+
+
+class Peer:
+    """`with Peer(answer) as peer: ... peer.address`. `answer` may return an awaitable, which runs on the peer's loop."""
+
+    def __init__(
+        self, answer: Callable[[Received], Answer | Awaitable[Answer]] = plain, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.answer = answer
+        self.received: list[Received] = []
+        self.connections = 0
+        self.open_connections = 0
+        self._tls = tls
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peer")
+        self.loop: asyncio.AbstractEventLoop
+        self.port = 0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, ssl=self._tls)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.connections += 1
+        self.open_connections += 1
+        number = self.connections
+        try:
+            await self._talk(reader, writer, number)
+        except (OSError, h11.RemoteProtocolError):
+            pass
+        except asyncio.CancelledError:  # the peer is stopped
+            writer.transport.abort()
+        finally:
+            self.open_connections -= 1
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        wire = h11.Connection(h11.SERVER)
+
+        async def next_event() -> Any:
+            while (event := wire.next_event()) is h11.NEED_DATA:
+                wire.receive_data(await reader.read(65536))
+            return event
+
+        while True:
+            head = await next_event()
+            if not isinstance(head, h11.Request):
+                return
+            body = b""
+            while isinstance(part := await next_event(), h11.Data):
+                body += bytes(part.data)
+            received = Received(
+                head.method.decode(),
+                head.target.decode(),
+                [(name.decode(), value.decode("latin-1")) for name, value in head.headers],
+                body,
+                number,
+            )
+            self.received.append(received)
+            answer = self.answer(received)
+            if not isinstance(answer, Answer):
+                answer = await answer
+            if answer.gate is not None:
+                await answer.gate
+            if answer.drop:
+                return
+            headers = list(answer.headers)
+            if answer.chunks is None:
+                headers.append(("content-length", str(len(answer.body))))
+            else:
+                headers.append(("transfer-encoding", "chunked"))
+            if answer.close:
+                headers.append(("connection", "close"))
+            out = wire.send(h11.Response(status_code=answer.status, headers=headers, reason=b"As told"))
+            if answer.chunks is None:
+                out += wire.send(h11.Data(data=answer.body)) if head.method != b"HEAD" else b""
+            else:
+                writer.write(out)
+                out = b""
+                if hasattr(answer.chunks, "__aiter__"):
+                    async for chunk in answer.chunks:
+                        writer.write(wire.send(h11.Data(data=chunk)))
+                        await writer.drain()
+                else:
+                    for chunk in answer.chunks:
+                        writer.write(wire.send(h11.Data(data=chunk)))
+                        await writer.drain()
+                if answer.break_off:
+                    await writer.drain()
+                    return
+            writer.write(out + wire.send(h11.EndOfMessage()))
+            await writer.drain()
+            if wire.our_state is h11.MUST_CLOSE:
+                return
+            wire.start_next_cycle()
+
+
+def unused_port() -> int:
+    """A port that refuses connections (unless another process takes it at this very moment)."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
