@@ -45,7 +45,7 @@ def plain(_: Received) -> Answer:
 
 
 class Peer:
-    """`with Peer(answer) as peer: ... peer.address`. `answer` may return an awaitable, which runs on the peer's loop."""
+    """`with Peer(answer) as peer: ... peer.address`. `answer` may return an awaitable; it runs on the peer's loop."""
 
     def __init__(
         self, answer: Callable[[Received], Answer | Awaitable[Answer]] = plain, *, tls: ssl.SSLContext | None = None

@@ -416,8 +416,10 @@ class Mesh:
         self._forget_threads()
         if was_closed:
             self._closing.set()
-        elif was_started:
+        elif was_started and self.settings.control_plane:
             self.start()
+        else:
+            self._is_started = was_started
         if was_serving:
             self.serve()
 

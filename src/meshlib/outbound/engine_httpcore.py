@@ -54,11 +54,12 @@ def _failed(error: Exception, request: WireRequest, started: float) -> SendFaile
 class _Idle:
     """Stacks of idle connections by key. Pushing to and popping from a list is atomic, so no lock is needed."""
 
-    __slots__ = ("_owner", "_stacks")
+    __slots__ = ("_owner", "_stacks", "_swept")
 
     def __init__(self) -> None:
         self._stacks: dict[_Key, list[Any]] = {}
         self._owner = os.getpid()
+        self._swept = time.monotonic()
 
     def stack(self, key: _Key) -> list[Any]:
         if os.getpid() != self._owner:
@@ -68,6 +69,23 @@ class _Idle:
             self._stacks, self._owner = {}, os.getpid()
         found = self._stacks.get(key)
         return self._stacks.setdefault(key, []) if found is None else found
+
+    def expired(self) -> Iterator[Any]:
+        """Connections that have been idle too long, taken off; looked for at most once in KEEPALIVE seconds.
+
+        A connection is otherwise only looked at when its endpoint is called, which for one that has left the mesh is
+        never.
+        """
+        now = time.monotonic()
+        if now - self._swept < KEEPALIVE:
+            return
+        self._swept = now
+        for stack in list(self._stacks.values()):
+            try:
+                while stack[0].has_expired():
+                    yield stack.pop(0)
+            except IndexError:  # empty, or another thread was faster
+                continue
 
     def drain(self) -> Iterator[Any]:
         for stack in list(self._stacks.values()):
@@ -108,6 +126,8 @@ class HttpcoreEngine:
             connection = _reusable(stack)
             reused = connection is not None
             if connection is None:
+                for expired in self._idle.expired():
+                    expired.close()
                 connection = self._core.HTTPConnection(
                     native.url.origin, ssl_context=request.tls, keepalive_expiry=KEEPALIVE
                 )
@@ -176,7 +196,8 @@ class AsyncHttpcoreEngine:
 
     async def send(self, request: WireRequest) -> AsyncWireResponse:
         started = time.monotonic()
-        stack = self._of_this_loop().stack(_key(request))
+        idle = self._of_this_loop()
+        stack = idle.stack(_key(request))
         native = self._core.Request(
             method=request.method,
             url=self._core.URL(
@@ -193,6 +214,8 @@ class AsyncHttpcoreEngine:
             connection = await _reusable_async(stack)
             reused = connection is not None
             if connection is None:
+                for expired in idle.expired():
+                    await expired.aclose()
                 connection = self._core.AsyncHTTPConnection(
                     native.url.origin, ssl_context=request.tls, keepalive_expiry=KEEPALIVE
                 )

@@ -1,0 +1,273 @@
+"""Mesh starts late, publishes whole, survives forks, and ends clean."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from meshlib.errors import MeshClosed
+from meshlib.mesh import Mesh, Settings
+from meshlib.model import Snapshot
+from peers import Peer
+from snapshots import mesh, publish, service, snapshot
+
+
+class Feed:
+    """A Source in a test's hands: publishes what it is told to."""
+
+    def __init__(self) -> None:
+        self.wanted: list[str] = []
+        self.asked = threading.Event()
+        self.ready = threading.Event()
+        self._stopped = threading.Event()
+        self._started = threading.Event()
+        self._publish: Callable[[Snapshot], None] | None = None
+
+    def run(self, publish: Callable[[Snapshot], None]) -> None:
+        self._publish = publish
+        self._started.set()
+        self._stopped.wait()
+
+    def want(self, authority: str) -> None:
+        self.wanted.append(authority)
+        self.asked.set()
+
+    def set_ready(self) -> None:
+        self.ready.set()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def tell(self, given: Snapshot) -> None:
+        assert self._started.wait(10)
+        assert self._publish is not None
+        self._publish(given)
+
+
+class Fed(Mesh):
+    """A Mesh whose source is a Feed."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(Settings(control_plane="test:1", **settings))  # type: ignore[arg-type]
+        self.feeds: list[Feed] = []
+
+    def _make_source(self, control_plane: str) -> Feed:
+        self.feeds.append(Feed())
+        return self.feeds[-1]
+
+
+def test_nothing_starts_before_the_first_call() -> None:
+    """Forking servers import and wrap first, and fork later."""
+    before = threading.active_count()
+    with Fed() as made:
+        made.transport()
+        assert (made.feeds, threading.active_count()) == ([], before)
+        made.call_context()
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_a_first_call_waits_for_the_answer_about_its_host() -> None:
+    """And goes to the mesh, not to DNS."""
+    with Peer() as peer, Fed() as made, made.Client() as client:
+        given = service("reviews:9080", [peer.address])
+
+        def answer() -> None:
+            made.start()
+            assert made.feeds[0].asked.wait(10)
+            made.feeds[0].tell(given)
+
+        feeding = threading.Thread(target=answer)
+        feeding.start()
+        assert client.get("http://reviews:9080/").text == "ok"
+        feeding.join()
+        assert made.feeds[0].wanted == ["reviews:9080"]
+
+
+async def test_an_async_first_call_waits_without_blocking_the_loop() -> None:
+    """Other tasks of the loop run meanwhile: one of them brings the answer."""
+    with Peer() as peer, Fed() as made:
+        given = service("reviews:9080", [peer.address])
+        async with made.AsyncClient() as client:
+            made.start()
+            asyncio.get_running_loop().call_later(0.05, lambda: made.feeds[0].tell(given))
+            assert (await client.get("http://reviews:9080/")).text == "ok"
+
+
+def test_a_host_that_gets_no_answer_is_waited_for_once() -> None:
+    """The hot path does not wait for a control plane that is away: the second call goes straight out."""
+    with Peer() as peer, Fed(resolve_timeout=0.3) as made, made.Client() as client:
+        started = time.monotonic()
+        assert client.get(f"http://localhost:{peer.port}/").text == "ok"
+        assert time.monotonic() - started >= 0.3
+        started = time.monotonic()
+        assert client.get(f"http://localhost:{peer.port}/").text == "ok"
+        assert time.monotonic() - started < 0.3
+
+
+async def test_cancelling_the_wait_for_a_host_leaves_nothing_behind() -> None:
+    """No waiter stays registered."""
+    with Fed() as made:
+        async with made.AsyncClient() as client:
+            call = asyncio.create_task(client.get("http://reviews:9080/"))
+            made.start()
+            await asyncio.to_thread(made.feeds[0].asked.wait, 10)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert made._waiting == set()
+
+
+def test_a_configuration_that_cannot_be_compiled_leaves_the_last_one_in_force(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever a feed hands over."""
+    with mesh(service("reviews:9080", [("10.0.0.1", 1)])) as made:
+        before = made.live
+        made._publish(None)  # type: ignore[arg-type]
+        assert made.live is before
+        assert "stays in force" in caplog.text
+
+
+def test_a_closed_mesh_goes_on_with_what_it_had_and_one_never_started_raises() -> None:
+    """close() is idempotent."""
+    with Peer() as peer:
+        made = mesh(service("reviews:9080", [peer.address]))
+        transport = made.transport()
+        made.close()
+        made.close()
+        with httpx.Client(transport=transport) as client:
+            assert client.get("http://reviews:9080/").text == "ok"
+    never = Mesh(Settings())
+    never.close()
+    with pytest.raises(MeshClosed):
+        never.start()
+
+
+def test_a_process_is_registered_once_its_port_accepts() -> None:
+    """Not before: a registered endpoint is one that answers."""
+    from peers import unused_port
+
+    port = unused_port()
+    with Fed(service="reviews", address=f"127.0.0.1:{port}") as made:
+        made.serve()
+        assert not made.node.ready
+        peer = Peer()
+        peer.port = port
+        with peer:
+            while not made.feeds:
+                time.sleep(0.01)
+            assert made.feeds[0].ready.wait(10)
+            assert made.node.ready
+
+
+def _in_child(made: Mesh, client: httpx.Client, answers: multiprocessing.connection.Connection) -> None:
+    first = client.get("http://reviews:9080/").text
+    made.close()
+    answers.send((first, made.node.id, os.getpid()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_calls_with_connections_and_an_identity_of_its_own() -> None:
+    """gunicorn --preload, multiprocessing: the parent's kept-alive connection is not touched."""
+    with Peer() as peer:
+        made = mesh(service("reviews:9080", [peer.address]))
+        client = made.Client()
+        assert client.get("http://reviews:9080/").text == "ok"
+        receiving, sending = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(made, client, sending))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of any fork with threads: the peer's
+            child.start()
+        assert receiving.poll(20)
+        text, identity, pid = receiving.recv()
+        child.join(10)
+        assert (text, child.exitcode, pid) == ("ok", 0, child.pid)
+        assert identity != made.node.id
+        assert client.get("http://reviews:9080/").text == "ok"
+        assert [received.connection for received in peer.received] == [1, 2, 1]
+        client.close()
+        made.close()
+
+
+def test_an_interpreter_that_never_closes_exits_clean(tmp_path: Path) -> None:
+    """Feed thread, idle connections, warnings as errors: nothing on stderr, exit code 0, at once."""
+    with Peer() as peer:
+        program = tmp_path / "program.py"
+        program.write_text(
+            "import meshlib, pathlib, sys\n"
+            "mesh = meshlib.connect(sys.argv[1], cache_dir='-', resolve_timeout=0.01)\n"
+            "client = mesh.Client()\n"
+            "print(client.get(sys.argv[2]).text)\n"
+        )
+        (tmp_path / "config").mkdir()
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", program, tmp_path / "config", f"http://localhost:{peer.port}/"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "ok\n", "")
+
+
+def test_importing_meshlib_loads_no_client_library() -> None:
+    """A service that uses gRPC alone does not pay for httpx."""
+    loaded = "import sys, meshlib; print(sorted({'httpx', 'grpc', 'aiohttp', 'yaml'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+async def test_an_abandoned_async_client_leaks_no_task() -> None:
+    """Mirrors and waits included."""
+    with Peer() as peer, mesh(service("reviews:9080", [peer.address])) as made:
+        async with made.AsyncClient() as client:
+            await client.get("http://reviews:9080/")
+        gc.collect()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_threads_share_one_client_while_configuration_changes() -> None:
+    """Eight threads call while it is replaced a hundred times: no call fails."""
+    with Peer() as one, Peer() as two:
+        made = mesh(service("reviews:9080", [one.address]))
+        stop, failures, calls = threading.Event(), [], [0]
+
+        def work() -> None:
+            while not stop.is_set():
+                answer = client.get("http://reviews:9080/")
+                calls[0] += 1
+                if answer.status_code != 200:
+                    failures.append(answer)
+
+        with made.Client() as client:
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for turn in range(100):
+                publish(made, service("reviews:9080", [(one, two)[turn % 2].address]))
+                time.sleep(0.005)
+            stop.set()
+            for thread in threads:
+                thread.join()
+        made.close()
+        assert failures == []
+        assert calls[0] > 100
+        assert two.received
+
+
+def test_a_snapshot_without_hosts_is_still_a_snapshot() -> None:
+    """An empty mesh passes everything through."""
+    with Peer() as peer, mesh(snapshot({}, {})) as made, made.Client() as client:
+        assert client.get(f"http://127.0.0.1:{peer.port}/").text == "ok"
