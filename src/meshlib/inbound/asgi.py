@@ -1,0 +1,129 @@
+"""What does the mesh do around an ASGI application? It takes up what each request brings, for the calls made in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextvars import Token
+from typing import Any
+
+from meshlib.inbound import threads
+from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("meshlib.inbound")
+
+TOO_LATE = b"upstream request timeout"
+"""Envoy's words for a request whose time is over."""
+
+
+class MeshASGI:
+    """An ASGI application around `app`.
+
+    What a request brings is in force in `app` and in the tasks and threads that it starts. Messages pass through as
+    they are, both ways. A request without x-request-id gets one, which the application sees. A request whose deadline
+    has passed before the work begins is answered 504.
+
+    forward_headers: names of headers to hand on besides trace context. on_serving: called once the application has
+    started up, or with the first request where the server tells of no startup; must neither block nor raise.
+    Raises SettingsError for a name in forward_headers that can't be used.
+    """
+
+    __slots__ = ("_clock", "_intake", "_is_serving", "_on_serving", "app")
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        forward_headers: Iterable[str] = (),
+        on_serving: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.app = app
+        self._intake = Intake(forward_headers)
+        self._on_serving = on_serving
+        self._is_serving = on_serving is None
+        self._clock = clock
+        threads.install()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if not self._is_serving:
+            self._serving()
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        carried = self._intake.take_up(scope["headers"], self._clock, current.get())
+        if kind == "websocket":
+            carried.finish()  # a timeout is for an answer, which a socket that stays open has not
+        elif carried.remaining_deadline() is not None:
+            if carried.has_expired():
+                await _answer_too_late(scope, send)
+                return
+            send = _finishing(carried, send)
+        token = current.set(carried)
+        try:
+            await self.app(_with_request_id(scope, carried), receive, send)
+        finally:
+            carried.finish()
+            _reset(token)
+
+    def _serving(self) -> None:
+        self._is_serving = True
+        if self._on_serving is not None:
+            self._on_serving()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watched(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete" and not self._is_serving:
+                self._serving()
+
+        await self.app(scope, receive, watched)
+
+    def __repr__(self) -> str:
+        return f"<MeshASGI {self.app!r}>"
+
+
+def _with_request_id(scope: Scope, carried: Carried) -> Scope:
+    """The application sees the id that was made for the request, as it would behind Envoy."""
+    made = carried.headers[-1]
+    if made[0] != REQUEST_ID or made in scope["headers"]:
+        return scope
+    headers = [pair for pair in scope["headers"] if pair[0] != REQUEST_ID]
+    return {**scope, "headers": [*headers, made]}
+
+
+def _finishing(carried: Carried, send: Send) -> Send:
+    """`send` that lifts the deadline with the last part of the response: work after it keeps nobody waiting."""
+
+    async def finishing(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            carried.finish()
+        await send(message)
+
+    return finishing
+
+
+def _reset(token: Token[Carried | None]) -> None:
+    try:
+        current.reset(token)
+    except ValueError:  # a coroutine that a closed loop left behind is finished by the collector, somewhere else
+        pass
+
+
+async def _answer_too_late(scope: Scope, send: Send) -> None:
+    _log.info("%s %s: not started, the caller's deadline has passed", scope["method"], scope["path"])
+    length = str(len(TOO_LATE)).encode("ascii")
+    headers = [(b"content-type", b"text/plain"), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": 504, "headers": headers})
+    await send({"type": "http.response.body", "body": TOO_LATE})

@@ -1,0 +1,254 @@
+"""What does an inbound request hand to the outbound calls made while it is served?
+
+Three things: who asked first (trace context and x-request-id), how long the caller still waits (its deadline), and the
+headers that the user named. A sidecar can't do this, it does not know which calls belong to which request; Istio asks
+every application to copy the headers by hand.
+
+The rules:
+- Trace context goes on as it came, in every format that came. None is invented: a request without one has no trace.
+- x-request-id is invented where it is missing, as Envoy does (generate_request_id).
+- What the application put on an outbound request wins, by format: its own traceparent also keeps our tracestate away.
+- A value that its specification does not allow is left out; nothing here raises because of what a peer sent.
+- Cookies and authorization are handed on only when named: they were meant for this service.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from typing import Protocol
+
+from meshlib.errors import SettingsError
+from meshlib.model import HeaderView
+
+REQUEST_ID = b"x-request-id"
+EXPECTED_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
+UPSTREAM_TIMEOUT = b"x-envoy-upstream-rq-timeout-ms"
+GRPC_TIMEOUT = b"grpc-timeout"
+_DEADLINES = frozenset({EXPECTED_TIMEOUT, UPSTREAM_TIMEOUT, GRPC_TIMEOUT})
+
+MAX_VALUE = 8192
+"""Bytes of one value: what W3C Baggage asks for, and about what servers take for one header (gunicorn: 8190)."""
+MAX_TRACESTATE = 512
+"""Bytes of tracestate: what W3C Trace Context asks to propagate at least."""
+
+_HEX16 = rb"[0-9a-fA-F]{16}"
+_HEX32 = _HEX16 + _HEX16
+_SPAN = rb"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}")
+
+# The formats of trace context, as Istio's documentation lists them for forwarding (b3 single and baggage added). A
+# format of which the application has sent a part itself is not handed on at all.
+_FORMATS: tuple[dict[bytes, re.Pattern[bytes]], ...] = (
+    {REQUEST_ID: re.compile(rb"[\x21-\x7e]{1,256}")},
+    {  # W3C Trace Context, 3.2: version ff is forbidden, 00 has no further parts
+        b"traceparent": re.compile(rb"00-" + _SPAN + rb"|(?!00|ff)[0-9a-f]{2}-" + _SPAN + rb"(?:-[\x20-\x7e]{0,200})?"),
+        b"tracestate": re.compile(rb"[\x20-\x7e\t]+"),
+    },
+    {b"baggage": re.compile(rb"[\x20-\x7e\t]+")},
+    {  # openzipkin/b3-propagation
+        b"b3": re.compile(
+            rb"[01d]|(?:%b|%b)-%b(?:-[01d](?:-%b)?)?" % (_HEX32, _HEX16, _HEX16, _HEX16),
+        ),
+        b"x-b3-traceid": re.compile(_HEX32 + rb"|" + _HEX16),
+        b"x-b3-spanid": re.compile(_HEX16),
+        b"x-b3-parentspanid": re.compile(_HEX16),
+        b"x-b3-sampled": re.compile(rb"[01]|true|false"),
+        b"x-b3-flags": re.compile(rb"[01]"),
+    },
+    {
+        b"x-datadog-trace-id": _VISIBLE,
+        b"x-datadog-parent-id": _VISIBLE,
+        b"x-datadog-sampling-priority": _VISIBLE,
+    },
+    {b"x-ot-span-context": _VISIBLE},
+    {b"x-cloud-trace-context": _VISIBLE},
+    {b"grpc-trace-bin": _VISIBLE},
+    {b"sw8": re.compile(rb"[\x21-\x7e]{1,2048}")},
+)
+_PATTERNS = {name: pattern for names in _FORMATS for name, pattern in names.items()}
+_FORMAT_OF = {name: frozenset(names) for names in _FORMATS for name in names}
+_FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*[\x21-\x7e\x80-\xff])?")  # RFC 9110, 5.5
+_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
+_LIMITS = {b"tracestate": MAX_TRACESTATE, b"baggage": MAX_VALUE}
+
+# What belongs to one connection or to one message's body (RFC 9110, 7.6.1 and 8) says nothing about another message.
+_NOT_FORWARDED = {
+    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"),
+    *("transfer-encoding", "upgrade", "host", "expect", "range", "accept-encoding"),
+    *("content-encoding", "content-length", "content-type"),
+    *(name.decode() for name in _DEADLINES),
+}
+
+_GRPC_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_GRPC_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_MILLISECONDS = re.compile(rb"[0-9]{1,15}")
+
+
+class RawHeaders(Protocol):
+    """Headers that can be read as pairs: httpx.Headers, httpx2.Headers and model.Headers are."""
+
+    @property
+    def raw(self) -> Sequence[tuple[bytes, bytes]]: ...
+
+
+class Carried:
+    """What one inbound request hands on. Shared by all tasks and threads that serve it.
+
+    headers: (name, value) with lower-case names. Only the deadline ever changes: `finish` lifts it, since work that
+    goes on after the answer keeps nobody waiting.
+    """
+
+    __slots__ = ("_clock", "_deadline", "headers")
+
+    def __init__(
+        self,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        deadline: float | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """deadline: in seconds of `clock`, which is needed only with one."""
+        assert deadline is None or clock is not None
+        self.headers = headers
+        self._deadline = deadline
+        self._clock = clock
+
+    def remaining_deadline(self) -> float | None:
+        """The deadline in force, in the clock's seconds; None when there is none or the request is finished."""
+        return self._deadline
+
+    def has_expired(self) -> bool:
+        deadline = self._deadline  # read once: another thread may finish the request meanwhile
+        return deadline is not None and self._clock is not None and self._clock() >= deadline
+
+    def finish(self) -> None:
+        """The response has gone: nobody waits any more."""
+        self._deadline = None
+
+    def get(self, name: str, /) -> str | None:
+        wanted = name.encode("latin-1")
+        return next((value.decode("latin-1") for key, value in self.headers if key == wanted), None)
+
+    def __repr__(self) -> str:
+        deadline = "no deadline" if self._deadline is None else f"deadline {self._deadline:.3f}"
+        return f"<Carried {b' '.join(name for name, _ in self.headers).decode('latin-1')}, {deadline}>"
+
+
+current: ContextVar[Carried | None] = ContextVar("meshlib_carried", default=None)
+"""What the request being served hands on; None outside of one. Set by meshlib.inbound, read by meshlib.outbound."""
+
+
+class Intake:
+    """What is taken up from inbound requests. Made once for an application.
+
+    names: lower-case names of all headers that `take_up` looks at.
+    """
+
+    __slots__ = ("_named", "names")
+
+    def __init__(self, forward_headers: Iterable[str] = ()) -> None:
+        """forward_headers: names of headers to hand on besides trace context.
+
+        Raises SettingsError for what is no header's name, and for headers that belong to one message only.
+        """
+        named = [name.strip().lower() for name in forward_headers]
+        for name in named:
+            if not _TOKEN.fullmatch(name):
+                raise SettingsError(f"forward_headers: {name!r} is not a header's name")
+            if name in _NOT_FORWARDED:
+                raise SettingsError(f"forward_headers: {name!r} belongs to one message and can't be handed on")
+        self._named = frozenset(name.encode("ascii") for name in named) - _PATTERNS.keys()
+        self.names = self._named | _PATTERNS.keys() | _DEADLINES
+
+    def take_up(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        clock: Callable[[], float],
+        outer: Carried | None = None,
+        new_request_id: Callable[[], bytes] = lambda: str(uuid.uuid4()).encode("ascii"),
+    ) -> Carried:
+        """headers: as they came, names in lower case. outer: what was in force where the request is served, when one
+        application calls another in its own process; its deadline is one too."""
+        found: dict[bytes, bytes] = {}
+        for name, value in headers:
+            if name in self.names:
+                # RFC 9110, 5.2 (cookies: RFC 9113, 8.2.3). A list of two traceparents is malformed, as W3C wants it.
+                found[name] = found[name] + (b"; " if name == b"cookie" else b", ") + value if name in found else value
+        deadline = None if outer is None else outer.remaining_deadline()
+        if found and not _DEADLINES.isdisjoint(found):
+            timeout = _timeout(found)
+            if timeout is not None:
+                arrived = clock()
+                deadline = arrived + timeout if deadline is None else min(deadline, arrived + timeout)
+        carried = []
+        for name, value in found.items():
+            if name in _LIMITS:
+                value = _whole_members(value, _LIMITS[name])
+            if len(value) <= MAX_VALUE and self._allows(name, value):
+                carried.append((name, value))
+        if b"tracestate" in found and not any(name == b"traceparent" for name, _ in carried):
+            # "If the vendor failed to parse traceparent, it MUST NOT attempt to parse tracestate."
+            carried = [pair for pair in carried if pair[0] != b"tracestate"]
+        if not any(name == REQUEST_ID for name, _ in carried):
+            carried.append((REQUEST_ID, new_request_id()))
+        return Carried(tuple(carried), deadline, clock)
+
+    def _allows(self, name: bytes, value: bytes) -> bool:
+        pattern = _PATTERNS.get(name) or (_FIELD_VALUE if name in self._named else None)
+        return pattern is not None and pattern.fullmatch(value) is not None
+
+    def __repr__(self) -> str:
+        return f"<Intake trace context, deadline{''.join(', ' + name.decode() for name in sorted(self._named))}>"
+
+
+def outbound_headers(carried: Carried, present: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """What to add to an outbound request that has the headers `present`: what is carried and not already there.
+
+    The time left goes along as x-envoy-expected-rq-timeout-ms, for whoever serves the call to hand on in turn.
+    """
+    there = {name.lower() for name, _ in present.raw}
+    added = [pair for pair in carried.headers if there.isdisjoint(_FORMAT_OF.get(pair[0]) or (pair[0],))]
+    deadline = carried.remaining_deadline()
+    if deadline is not None and carried._clock is not None and EXPECTED_TIMEOUT not in there:
+        # Envoy (FilterUtility::setTimeoutHeaders): 0 would be no timeout at all, so one out of time is given 1 ms.
+        added.append((EXPECTED_TIMEOUT, b"%d" % max(1, int((deadline - carried._clock()) * 1000))))
+    return added
+
+
+class CarryingHeaders:
+    """A HeaderView of an outbound request's headers together with what is carried, so that routes can match on both."""
+
+    __slots__ = ("_carried", "_own")
+
+    def __init__(self, own: HeaderView, carried: Carried) -> None:
+        self._own, self._carried = own, carried
+
+    def get(self, name: str, /) -> str | None:
+        value = self._own.get(name)
+        return self._carried.get(name) if value is None else value
+
+    def __repr__(self) -> str:
+        return f"<CarryingHeaders {self._own!r} {self._carried!r}>"
+
+
+def _whole_members(value: bytes, limit: int) -> bytes:
+    """A comma-separated list without the members at its end that exceed `limit` bytes ("SHOULD be removed from the
+    end", W3C Trace Context, 3.3.1.5)."""
+    if len(value) <= limit:
+        return value
+    return value[: value.rfind(b",", 0, limit + 1)] if b"," in value[: limit + 1] else b""
+
+
+def _timeout(found: dict[bytes, bytes]) -> float | None:
+    """Seconds that the caller waits, by the header that says the least; 0 is no timeout, as in Envoy."""
+    # Envoy's router with respect_expected_rq_timeout: the other counts only without this one, which a proxy has set.
+    milliseconds = found.get(EXPECTED_TIMEOUT) or found.get(UPSTREAM_TIMEOUT) or b""
+    timeouts = []
+    if _MILLISECONDS.fullmatch(milliseconds):
+        timeouts.append(int(milliseconds) / 1000)
+    # "TimeoutValue: positive integer as ASCII string of at most 8 digits" (gRPC over HTTP/2).
+    if match := _GRPC_TIMEOUT.fullmatch(found.get(GRPC_TIMEOUT, b"")):
+        timeouts.append(int(match[1]) * _GRPC_UNITS[match[2]])
+    return min((timeout for timeout in timeouts if timeout > 0), default=None)
