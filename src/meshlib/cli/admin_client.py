@@ -1,0 +1,101 @@
+"""How does meshctl ask the control plane? It finds the admin API, asks, and turns every failure into one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+import msgspec
+
+from meshlib.cli import running
+from meshlib.controlplane import admin_api as api
+
+USUAL_ADMIN = "http://127.0.0.1:15014"
+TIMEOUT = 30.0
+T = TypeVar("T")
+
+
+class CommandFailed(Exception):
+    """The command can't do what was asked. The message is for the person who typed it; exit code 1."""
+
+
+class AdminClient:
+    """The admin API at `url`; without one, of the control plane that announced itself, or at the usual address.
+
+    Every method raises CommandFailed.
+    """
+
+    def __init__(self, url: str = "", transport: httpx.BaseTransport | None = None) -> None:
+        announced = None if url else running.find()
+        self.url = (url or (announced.admin if announced else USUAL_ADMIN)).rstrip("/")
+        if "://" not in self.url:
+            self.url = f"http://{self.url}"
+        try:
+            # trust_env=False: a proxy of the environment can't reach this machine's loopback.
+            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise CommandFailed(f"--control-plane {url!r} is no URL: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def version(self) -> api.Version:
+        return self._get("/version", {}, api.Version)
+
+    def objects(self, kind: str = "", namespace: str = "", name: str = "") -> tuple[api.StoredObject, ...]:
+        return self._get("/v1/objects", {"kind": kind, "namespace": namespace, "name": name}, api.Objects).objects
+
+    def problems(self) -> tuple[api.Problem, ...]:
+        return self._get("/v1/problems", {}, api.Problems).problems
+
+    def clients(self) -> tuple[api.Client, ...]:
+        return self._get("/v1/clients", {}, api.Clients).clients
+
+    def endpoints(self, namespace: str = "", name: str = "") -> tuple[api.ServiceEndpoints, ...]:
+        return self._get("/v1/endpoints", {"namespace": namespace, "name": name}, api.Endpoints).services
+
+    def apply(self, text: str, source: str, namespace: str = "") -> api.Results:
+        return self._post("/v1/apply", {"source": source, "namespace": namespace}, text)
+
+    def delete(self, text: str, source: str, namespace: str = "") -> api.Results:
+        return self._post("/v1/delete", {"source": source, "namespace": namespace}, text)
+
+    def delete_named(self, kind: str, namespace: str, name: str) -> api.Results:
+        return self._post("/v1/delete", {"kind": kind, "namespace": namespace, "name": name}, "")
+
+    def _get(self, path: str, query: Mapping[str, str], shape: type[T]) -> T:
+        return self._answer("GET", path, query, None, shape)
+
+    def _post(self, path: str, query: Mapping[str, str], text: str) -> api.Results:
+        return self._answer("POST", path, query, text.encode(), api.Results)
+
+    def _answer(self, method: str, path: str, query: Mapping[str, str], body: bytes | None, shape: type[T]) -> T:
+        headers = {} if body is None else {"content-type": api.YAML}
+        parameters = {key: value for key, value in query.items() if value}
+        try:
+            response = self._http.request(method, path, params=parameters, content=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise CommandFailed(
+                f"no control plane is running at {self.url}\n"
+                "start one:       meshctl demo, or meshctl control-plane FOLDER\n"
+                "or name another: --control-plane URL (or MESHCTL_ADMIN) with the address of its admin API"
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandFailed(f"{self.url} does not answer: {str(error) or type(error).__name__}") from None
+        try:
+            if response.status_code < 400 or (response.status_code == 422 and shape is api.Results):
+                return msgspec.json.decode(response.content, type=shape)
+            reason = msgspec.json.decode(response.content, type=api.Failure).error
+        except msgspec.DecodeError:
+            raise CommandFailed(
+                f"{self.url}{path} answered {response.status_code}, but not as a control plane does: "
+                "is it another server?"
+            ) from None
+        raise CommandFailed(reason)

@@ -1,0 +1,49 @@
+"""Which commands are there? The list, in the order in which --help shows it, and how a command's failure is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from meshlib.cli import apply, control_plane, demo, gateway, get, status
+from meshlib.cli.admin_client import CommandFailed
+
+
+class Commands(TyperGroup):
+    """A command that can't do what was asked says so in one sentence on stderr, as kubectl does; no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandFailed as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except BrokenPipeError:  # `meshctl get | head -1`; main() sees to it that nothing more is written
+            raise typer.Exit(1) from None
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="meshctl",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A service mesh without sidecars: run it, configure it, look at it.",
+)
+app.command()(demo.demo)
+app.command()(apply.apply)
+app.command()(apply.delete)
+app.command()(get.get)
+app.command("proxy-status")(status.proxy_status)
+app.command()(status.problems)
+app.command()(apply.validate)
+app.command("control-plane")(control_plane.control_plane)
+app.command()(gateway.gateway)
+app.command()(status.version)

@@ -1,0 +1,65 @@
+"""How does traffic from outside get in? meshctl gateway: an ingress proxy, configured by Gateway and VirtualService."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from meshlib.cli import running
+from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.bookinfo import HOST, XDS_PORT
+from meshlib.cli.serving import LogLevel, log_to_stderr
+from meshlib.errors import SettingsError
+
+
+def gateway(
+    control_plane: Annotated[
+        str,
+        typer.Option(
+            envvar="MESHLIB_CONTROL_PLANE",
+            metavar="HOST:PORT|FOLDER",
+            help="The control plane's xDS address, or a folder of YAML. Without it: the one running on this machine.",
+        ),
+    ] = "",
+    labels: Annotated[
+        str, typer.Option(metavar="KEY=VALUE,...", help="What the selectors of Gateway objects must fit.")
+    ] = "istio=ingressgateway",
+    name: Annotated[str, typer.Option(help="The workload's name.")] = "istio-ingressgateway",
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="The workload's namespace.")] = "istio-system",
+    bind: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 for the world.")] = HOST,
+    port: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PORT=LOCAL", help="Listen on LOCAL where a Gateway says PORT. Repeatable."),
+    ] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Let traffic in: serve what Gateway and VirtualService objects say. Until Ctrl-C."""
+    # Here, since the other commands need none of it and should answer at once.
+    from meshlib.gateway.server import Gateway
+    from meshlib.mesh import Mesh, Settings
+    from meshlib.model import NodeKind
+
+    log_to_stderr(log_level)
+    announced = None if control_plane else running.find()
+    try:
+        settings = replace(
+            Settings.from_environment({"MESHLIB_LABELS": labels}),
+            control_plane=control_plane or (announced.xds if announced else f"{HOST}:{XDS_PORT}"),
+            workload=name,
+            namespace=namespace,
+        )
+    except SettingsError as error:
+        raise CommandFailed(str(error)) from None
+    ports = dict(_two_ports(pair) for pair in port or ())
+    with Mesh(settings, kind=NodeKind.ROUTER) as mesh:
+        asyncio.run(_serve(Gateway(mesh, bind=bind, ports=ports)))
+
+
+def _two_ports(pair: str) -> tuple[int, int]:
+    wanted, _, local = pair.partition("=")
+    if not (wanted.isdecimal() and local.isdecimal() and 0 < int(wanted) < 65536 and int(local) < 65536):
+        raise CommandFailed(f"--port {pair!r}: write PORT=LOCAL, as 443=8443")
+    return int(wanted), int(local)

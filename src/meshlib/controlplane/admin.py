@@ -1,0 +1,249 @@
+"""How do people and meshctl talk to the control plane? The admin API: plain HTTP on loopback.
+
+Anyone who can open a connection may use it, so it is bound to loopback, and it must not be a web page's to use:
+- The Host header must name loopback or the address we are bound to. A page whose DNS name was rebound to 127.0.0.1
+  still sends its own name.
+- Requests that change something must be `application/yaml`. A page of another origin may send that only after a
+  preflight, and there is no CORS answer here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import Collection, Generator, Mapping
+from typing import Any
+
+import msgspec
+import uvicorn
+from meshlib.controlplane.sources import ObjectStore
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from meshlib.controlplane import admin_api as api
+from meshlib.version import __version__
+
+logger = logging.getLogger("meshlib.controlplane.admin")
+
+BODY_LIMIT = 8 * 1024 * 1024
+"""Bytes. etcd refuses objects of more than 1.5 MB; a folder applied at once is several of them."""
+
+
+class JSON(Response):
+    """A msgspec struct, encoded."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+class LoopbackHosts:
+    """ASGI middleware: only requests whose Host is a loopback name or address, or one of `allowed`, pass."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(name.lower() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+            if len(hosts) != 1 or not self._admits(hosts[0]):
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": 1008})
+                    return
+                failure = api.Failure(
+                    f"Host {', '.join(hosts)!r} is not served here: use localhost or 127.0.0.1 "
+                    "(this protects the control plane from web pages)"
+                )
+                await JSON(failure, status_code=421)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _admits(self, authority: str) -> bool:
+        host = host_of(authority)
+        if host in self._allowed or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def host_of(authority: str) -> str:
+    """`LOCALHOST:15014` -> `localhost`, `[::1]:15014` -> `::1`; what is neither comes back as it was."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower()
+
+
+def admin_app(store: ObjectStore, view: api.MeshView, *, allowed_hosts: Collection[str] = ()) -> Starlette:
+    """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's."""
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        if view.is_ready():
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse("not ready: the configuration has not been read yet\n", status_code=503)
+
+    async def version(request: Request) -> Response:
+        return JSON(api.Version(__version__))
+
+    async def objects(request: Request) -> Response:
+        query = _query(request, "kind", "namespace", "name")
+        found = await run_in_threadpool(
+            store.stored, kind=query["kind"], namespace=query["namespace"], name=query["name"]
+        )
+        return JSON(api.Objects(tuple(found)))
+
+    async def problems(request: Request) -> Response:
+        own = [problem_of(problem) for problem in store.problems()]
+        return JSON(api.Problems((*own, *view.problems())))
+
+    async def clients(request: Request) -> Response:
+        return JSON(api.Clients(tuple(view.clients())))
+
+    async def endpoints(request: Request) -> Response:
+        query = _query(request, "namespace", "name")
+        return JSON(
+            api.Endpoints(
+                tuple(
+                    service
+                    for service in view.endpoints()
+                    if query["namespace"] in ("", service.namespace) and query["name"] in ("", service.name)
+                )
+            )
+        )
+
+    async def apply(request: Request) -> Response:
+        query = _query(request, "source", "namespace")
+        text = await _yaml_body(request)
+        source, namespace = query["source"] or "admin API", query["namespace"] or "default"
+        return _results(await run_in_threadpool(store.apply, text, source, namespace=namespace))
+
+    async def delete(request: Request) -> Response:
+        query = _query(request, "source", "kind", "namespace", "name")
+        text = await _yaml_body(request)
+        namespace = query["namespace"] or "default"
+        if query["kind"] or query["name"]:
+            if not (query["kind"] and query["name"]) or text.strip():
+                raise HTTPException(400, "either kind and name, or a body with the objects to delete")
+            return _results(await run_in_threadpool(store.delete_named, query["kind"], namespace, query["name"]))
+        source = query["source"] or "admin API"
+        return _results(await run_in_threadpool(store.delete, text, source, namespace=namespace))
+
+    async def failure(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSON(api.Failure(error.detail), status_code=error.status_code, headers=error.headers)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/version", version),
+            Route("/v1/objects", objects),
+            Route("/v1/problems", problems),
+            Route("/v1/clients", clients),
+            Route("/v1/endpoints", endpoints),
+            Route("/v1/apply", apply, methods=["POST"]),
+            Route("/v1/delete", delete, methods=["POST"]),
+        ],
+        middleware=[Middleware(LoopbackHosts, allowed=allowed_hosts)],
+        exception_handlers={HTTPException: failure},
+    )
+
+
+def _results(results: api.Results) -> Response:
+    refused = any(result.outcome == "refused" for result in results.results) or results.problems
+    return JSON(results, status_code=422 if refused else 200)
+
+
+def _query(request: Request, *names: str) -> Mapping[str, str]:
+    """The named query parameters, "" for those left out. An unknown one is a mistake worth an answer."""
+    unknown = set(request.query_params) - set(names)
+    if unknown:
+        raise HTTPException(400, f"unknown parameter {', '.join(sorted(unknown))}: there are {', '.join(names)}")
+    return {name: request.query_params.get(name, "") for name in names}
+
+
+async def _yaml_body(request: Request) -> str:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != api.YAML:
+        raise HTTPException(415, f"content-type must be {api.YAML}, not {content_type or 'missing'}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes")
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, f"the body is not UTF-8: {error}") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn inside somebody else's process: signals are the process's own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class AdminServer:
+    """Serves an ASGI app on one address until stop(). Port 0 takes a free one; `url` says which.
+
+    start() raises OSError when the address is taken.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._server = _Server(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=2
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+        self._socket: socket.socket | None = None
+
+    async def start(self) -> None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listening = socket.create_server((self._host, self._port), family=family, backlog=128)
+        listening.setblocking(False)
+        self._socket = listening
+        self._port = listening.getsockname()[1]
+        # It accepts from here on: connections wait in the backlog until uvicorn's loop turns.
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listening]), name="admin")
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+            self._serving = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+
+def problem_of(error: Any) -> api.Problem:
+    """A ConfigurationError, as the admin API shows it."""
+    return api.Problem(error.source, error.object, error.field, error.reason)

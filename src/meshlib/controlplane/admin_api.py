@@ -1,0 +1,150 @@
+"""What do the admin API's answers look like? One struct for each JSON shape, shared by the server and meshctl.
+
+Fields may be added; none is renamed or removed within /v1. Times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+YAML = "application/yaml"
+"""The content type that requests which change something must carry: no browser form can send it, and a script of
+another origin would need a preflight, which nobody answers."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """source: `networking/reviews.yaml:12`. object: `VirtualService default/reviews`. field: `spec.http[0]`."""
+
+    source: str
+    object: str
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.source, self.object, self.field, self.reason) if part)
+
+
+class Problems(msgspec.Struct, frozen=True):
+    problems: tuple[Problem, ...] = ()
+
+
+class StoredObject(msgspec.Struct, frozen=True):
+    """One object in force. resource: `virtualservice.networking.istio.io`. origin: `folder` or `applied`.
+
+    source: the folder's file and line, or what the applier named (a file of theirs). created: when this control plane
+    first had it; changed: when this form came into force. yaml: the object itself.
+    """
+
+    kind: str
+    resource: str
+    namespace: str
+    name: str
+    origin: str
+    source: str
+    created: float
+    changed: float
+    yaml: str
+
+
+class Objects(msgspec.Struct, frozen=True):
+    objects: tuple[StoredObject, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of one object. outcome: created, configured, unchanged, deleted, not found, refused.
+
+    note: what the user should know besides.
+    """
+
+    kind: str
+    resource: str
+    namespace: str
+    name: str
+    outcome: str
+    note: str = ""
+
+
+class Results(msgspec.Struct, frozen=True):
+    """Objects are taken one by one, as kubectl does: a bad one hinders no good one. problems: all of the bad ones'."""
+
+    results: tuple[Result, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class Client(msgspec.Struct, frozen=True):
+    """One xDS client. name: `reviews-v1-4711.default`. types: `CDS`, `LDS`, `EDS`, `RDS` -> SYNCED (the last push was
+    accepted), STALE (it is not answered yet), NACKED (refused), NOT SENT (not subscribed).
+
+    errors: the reasons of the refusals that stand. ready: it is registered as an endpoint.
+    """
+
+    name: str
+    id: str
+    namespace: str = ""
+    workload: str = ""
+    service: str = ""
+    kind: str = ""
+    user_agent: str = ""
+    address: str = ""
+    ready: bool = False
+    connected: float = 0.0
+    types: dict[str, str] = {}
+    errors: tuple[str, ...] = ()
+
+
+class Clients(msgspec.Struct, frozen=True):
+    clients: tuple[Client, ...] = ()
+
+
+class ServiceEndpoint(msgspec.Struct, frozen=True):
+    """address: `10.0.0.1:9080`. health: HEALTHY, UNHEALTHY, DRAINING."""
+
+    address: str
+    workload: str = ""
+    labels: dict[str, str] = {}
+    locality: str = ""
+    health: str = "HEALTHY"
+    port: str = ""
+
+
+class ServiceEndpoints(msgspec.Struct, frozen=True):
+    """The endpoints of one service. host: `reviews.default.svc.cluster.local`."""
+
+    name: str
+    namespace: str
+    host: str
+    ports: tuple[int, ...] = ()
+    endpoints: tuple[ServiceEndpoint, ...] = ()
+
+
+class Endpoints(msgspec.Struct, frozen=True):
+    services: tuple[ServiceEndpoints, ...] = ()
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Every answer with a status of 400 or more."""
+
+    error: str
+
+
+class MeshView(Protocol):
+    """What the admin API asks the control plane. Called on the control plane's event loop; must not block."""
+
+    def is_ready(self) -> bool:
+        """Whether the configuration was read and xDS is served."""
+
+    def clients(self) -> Sequence[Client]:
+        """All connected xDS clients."""
+
+    def endpoints(self) -> Sequence[ServiceEndpoints]:
+        """All services, those without endpoints too."""
+
+    def problems(self) -> Sequence[Problem]:
+        """What only the translation found: references that lead nowhere, conflicts."""
