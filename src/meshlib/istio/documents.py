@@ -1,0 +1,261 @@
+"""Which values does a YAML text hold, and on which lines? One document at a time, so a broken one hides no other.
+
+Values are built from the parser's events, not by PyYAML's constructor, for four reasons: a repeated key is an error
+here (YAML forbids it, PyYAML keeps the last), lines are known, nesting and aliases are bounded (PyYAML's C composer
+overflows the stack on deep input), and scalars mean what they mean to Kubernetes: dates stay text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+Path = tuple[str | int, ...]
+
+_START = re.compile(r"^---(?=[ \t\n]|\Z)", re.MULTILINE)
+_CONTENT = re.compile(r"^[ \t]*[^\s#%]", re.MULTILINE)
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z")
+_PREFIXED_INT = re.compile(r"[-+]?0(x[0-9a-fA-F_]+|o?[0-7_]+|b[01_]+)\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?\Z")
+_BOOLS = {
+    spelling: value
+    for words, value in ((("yes", "true", "on"), True), (("no", "false", "off"), False))
+    for word in words
+    for spelling in (word, word.capitalize(), word.upper())
+}
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_TAG = "tag:yaml.org,2002:"
+
+MAX_DEPTH = 100
+MAX_VALUES = 1_000_000
+"""Aliases count as often as they are used, so a few lines can't stand for billions of values."""
+
+
+class InvalidYaml(ValueError):
+    """line: counted from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(line, reason)
+        self.line, self.reason = line, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document's text and the number (from 0) of its first line in the file."""
+
+    text: str
+    first_line: int
+
+    def value(self) -> Any:
+        """Mappings, sequences, strings, numbers, booleans, None. Raises InvalidYaml, and no other exception."""
+        return _Builder(self).build()
+
+    def line(self, path: Path = ()) -> int:
+        """The line of what `path` names, or of its nearest parent that is there."""
+        try:
+            return _line(self, path)
+        except (yaml.YAMLError, UnicodeError, InvalidYaml):
+            return self.first_line + 1
+
+
+def split(text: str) -> Iterator[Document]:
+    """The documents of a text: `---` in the first column starts one wherever it stands."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    starts = [0, *(match.start() for match in _START.finditer(text) if match.start())]
+    line = 0
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        part = text[start:end]
+        body = part[3:] if part.startswith("---") else part
+        if _CONTENT.search(body):
+            yield Document(part, line)
+        line += part.count("\n")
+
+
+class _Frame:
+    """A sequence or mapping that is being read."""
+
+    __slots__ = ("anchor", "key", "merges", "size", "value")
+
+    def __init__(self, value: dict[str, Any] | list[Any], anchor: str | None) -> None:
+        self.value, self.anchor = value, anchor
+        self.key: str | None = None
+        self.merges: list[Any] = []
+        self.size = 1
+
+
+_MERGE = "<<"
+
+
+class _Builder:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._stack: list[_Frame] = []
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._documents: list[Any] = []
+
+    def build(self) -> Any:
+        try:
+            for event in yaml.parse(self._document.text, Loader=yaml.CSafeLoader):
+                self._take(event)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line if mark else 0
+            raise InvalidYaml(self._document.first_line + line + 1, _sentence(error)) from error
+        except (yaml.YAMLError, UnicodeError) as error:
+            first = self._document.first_line + 1
+            raise InvalidYaml(first, f"not YAML: {str(error).splitlines()[0]}") from error
+        return self._documents[0] if self._documents else None
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, yaml.ScalarEvent):
+            self._add(_scalar(event, self._wrong), event, event.anchor, 1)
+        elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            if len(self._stack) == MAX_DEPTH:
+                raise self._wrong(event, f"nested deeper than {MAX_DEPTH} levels")
+            if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
+                raise self._wrong(event, f"the tag {event.tag} has no meaning here")
+            self._stack.append(_Frame({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor))
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            frame = self._stack.pop()
+            if isinstance(frame.value, dict):
+                self._merge(frame, event)
+            self._add(frame.value, event, frame.anchor, frame.size)
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise self._wrong(event, f"the alias *{event.anchor} stands before, or inside, what it names")
+            value, size = self._anchors[event.anchor]
+            self._add(value, event, None, size)
+
+    def _add(self, value: Any, event: Any, anchor: str | None, size: int) -> None:
+        if anchor is not None:
+            self._anchors[anchor] = (value, size)
+        if not self._stack:
+            if self._documents:
+                raise self._wrong(event, "a second document must begin with ---")
+            self._documents.append(value)
+            return
+        frame = self._stack[-1]
+        frame.size += size
+        if frame.size > MAX_VALUES:
+            raise self._wrong(event, f"more than {MAX_VALUES} values")
+        if isinstance(frame.value, list):
+            frame.value.append(value)
+        elif frame.key is None:
+            frame.key = self._key(frame, value, event)
+        else:
+            if frame.key == _MERGE:
+                frame.merges.extend(value if isinstance(value, list) else [value])
+            else:
+                frame.value[frame.key] = value
+            frame.key = None
+
+    def _key(self, frame: _Frame, value: Any, event: Any) -> str:
+        if not isinstance(event, yaml.ScalarEvent):
+            raise self._wrong(event, "a key must be a word")
+        key = str(event.value)
+        if key in frame.value:
+            raise self._wrong(event, f"the key {key!r} stands here twice")
+        return key
+
+    def _merge(self, frame: _Frame, event: Any) -> None:
+        assert isinstance(frame.value, dict)
+        for merged in frame.merges:
+            if not isinstance(merged, dict):
+                raise self._wrong(event, "<< must name a mapping")
+            for key, value in merged.items():
+                frame.value.setdefault(key, value)
+
+    def _wrong(self, event: Any, reason: str) -> InvalidYaml:
+        return InvalidYaml(self._document.first_line + event.start_mark.line + 1, reason)
+
+
+def _scalar(event: Any, wrong: Any) -> Any:
+    text: str = event.value
+    tag = event.tag
+    if tag in (None, "!"):
+        # implicit[0]: a plain scalar, whose meaning its spelling decides; quoted and block scalars are text.
+        return _plain(text) if tag is None and event.implicit[0] else text
+    if tag == f"{_TAG}str":
+        return text
+    if tag in {f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool", f"{_TAG}null"}:
+        return _plain(text)
+    raise wrong(event, f"the tag {tag} has no meaning here")
+
+
+def _plain(text: str) -> Any:
+    if text in _NULLS:
+        return None
+    if text in _BOOLS:
+        return _BOOLS[text]
+    if not text[0].isdecimal() and text[0] not in "+-.":
+        return text
+    # Python refuses to convert thousands of digits at once; so long a number is text, which no field accepts for one.
+    if len(text) > 300:
+        return text
+    if _INT.match(text):
+        return int(text.replace("_", ""))
+    if _PREFIXED_INT.match(text):
+        digits = text.replace("_", "")
+        octal = digits.lstrip("+-")[1:].isdecimal()
+        try:
+            return int(digits, 8 if octal else 0)
+        except ValueError:
+            return text
+    if _FLOAT.match(text):
+        try:
+            return float(text.replace("_", ""))
+        except ValueError:
+            return text
+    return text
+
+
+def _sentence(error: yaml.MarkedYAMLError) -> str:
+    problem = " ".join(str(part) for part in (error.problem, error.context) if part)
+    if "cannot start any token" in problem or "\\t" in problem:
+        problem += " (a tab can't indent YAML)"
+    return f"not YAML: {problem}"
+
+
+def _line(document: Document, path: Path) -> int:
+    """Follows `path` through the events again: lines are wanted for problems only, which are few."""
+    best = -1
+    matched = 0
+    # One entry for each open collection: its kind, and the index or key that comes next.
+    stack: list[list[Any]] = []
+    on_path: list[bool] = []
+    for event in yaml.parse(document.text, Loader=yaml.CSafeLoader):
+        if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            stack.pop()
+            on_path.pop()
+            _advance(stack)
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        is_key = bool(stack) and stack[-1][0] == "map" and stack[-1][1] is None
+        if is_key:
+            name = event.value if isinstance(event, yaml.ScalarEvent) else None
+            stack[-1][1] = name if name is not None else ""
+            depth = len(stack)
+            if all(on_path) and depth <= len(path) and path[depth - 1] == name and depth > matched:
+                matched, best = depth, event.start_mark.line
+        else:
+            step = stack[-1][1] if stack else None
+            here = all(on_path) and (not stack or (len(stack) <= len(path) and path[len(stack) - 1] == step))
+            if here and (not stack or (stack[-1][0] == "seq" and len(stack) > matched)):
+                matched, best = len(stack), event.start_mark.line
+            if isinstance(event, yaml.CollectionStartEvent):
+                stack.append(["map", None] if isinstance(event, yaml.MappingStartEvent) else ["seq", 0])
+                on_path.append(here)
+                continue
+            _advance(stack)
+    return document.first_line + max(best, 0) + 1
+
+
+def _advance(stack: list[list[Any]]) -> None:
+    """A value is complete: the next index, or the next key, comes."""
+    if stack:
+        stack[-1][1] = stack[-1][1] + 1 if stack[-1][0] == "seq" else None

@@ -1,0 +1,624 @@
+"""Which objects does a YAML text hold, and which of them can't be used? A bad object hides no good one.
+
+Shapes are checked by resources.py's structs; what a shape can't say (exactly one of, sums, names that must be unique)
+is checked here, as Istio's webhook does (istio/istio pkg/config/validation).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from meshlib.errors import ConfigurationError
+from meshlib.istio import resources as r
+from meshlib.istio.documents import Document, InvalidYaml, split
+from meshlib.istio.problems import ConfigurationWarning
+
+MAX_TEXT = 16 * 1024 * 1024
+"""Characters. Far above any real file; a text beyond it is a mistake."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+_HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
+_SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
+_HEADER = re.compile(r":?[!#$%&'*+.^_`|~0-9a-zA-Z-]+\Z")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|ns|s)")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_RETRY_CONDITIONS = frozenset(
+    {
+        "5xx",
+        "gateway-error",
+        "reset",
+        "reset-before-request",
+        "connect-failure",
+        "envoy-ratelimited",
+        "retriable-4xx",
+        "refused-stream",
+        "retriable-status-codes",
+        "retriable-headers",
+        "http3-post-connect-failure",
+        "cancelled",
+        "deadline-exceeded",
+        "internal",
+        "resource-exhausted",
+        "unavailable",
+    }
+)
+_GRPC_NAMES = """
+OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED RESOURCE_EXHAUSTED
+FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS UNAUTHENTICATED
+"""
+GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
+_NOT_ENFORCED = {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"}
+_NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
+_PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "MYSQL", "REDIS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """objects: usable, in the text's order. problems: one for each object that is not, and for YAML that is none.
+    warnings: what usable objects ask for and do not get."""
+
+    objects: tuple[r.Object, ...]
+    problems: tuple[ConfigurationError, ...]
+    warnings: tuple[ConfigurationWarning, ...] = ()
+
+
+class _Refused(Exception):
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+
+def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
+    """Every object of a YAML text. source: a file's name, for messages; objects get the line with it. namespace: of
+    objects that name none. Raises nothing."""
+    objects: list[r.Object] = []
+    problems: list[ConfigurationError] = []
+    warnings: list[ConfigurationWarning] = []
+    if len(text) > MAX_TEXT:
+        return Parsed((), (ConfigurationError(source, "", "", f"more than {MAX_TEXT} characters"),))
+    for document in split(text):
+        try:
+            value = document.value()
+        except InvalidYaml as error:
+            problems.append(ConfigurationError(f"{source}:{error.line}", "", "", error.reason))
+            continue
+        for item, path in _items(value):
+            try:
+                found = _object(item, source, document, path, namespace)
+            except ConfigurationError as error:
+                problems.append(error)
+                continue
+            if any(found.key == earlier.key and _group(found) == _group(earlier) for earlier in objects):
+                problems.append(ConfigurationError(found.source, found.title, "", "stands in this file twice"))
+                continue
+            objects.append(found)
+            warnings.extend(_warnings(found))
+    return Parsed(tuple(objects), tuple(problems), tuple(warnings))
+
+
+def _group(given: r.Object) -> str:
+    return given.api_version.rpartition("/")[0]
+
+
+def _items(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, tuple[str | int, ...]]]:
+    """The object itself, or the items of a List."""
+    if value is None:
+        return
+    if isinstance(value, dict) and str(value.get("kind", "")).endswith("List") and "items" in value:
+        items = value["items"]
+        for index, item in enumerate(items if isinstance(items, list) else []):
+            yield from _items(item, (*path, "items", index))
+        return
+    yield value, path
+
+
+def _object(
+    value: Any, source: str, document: Document, path: tuple[str | int, ...], default_namespace: str
+) -> r.Object:
+    where = f"{source}:{document.line(path)}"
+    if not isinstance(value, dict):
+        raise ConfigurationError(where, "", "", f"an object is a mapping with apiVersion and kind, not {_told(value)}")
+    kind, version = value.get("kind"), value.get("apiVersion")
+    for name, found in (("kind", kind), ("apiVersion", version)):
+        if not isinstance(found, str) or not found:
+            raise ConfigurationError(where, "", name, "is missing" if found is None else f"must be text: {found!r}")
+    kind, version = str(kind), str(version)
+    metadata = value.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name, namespace = metadata.get("name"), metadata.get("namespace") or default_namespace
+    title = f"{kind} {namespace}/{name or metadata.get('generateName', '')}"
+
+    def refuse(field: str, reason: str) -> ConfigurationError:
+        at = document.line((*path, *_steps(field))) if field else document.line(path)
+        return ConfigurationError(f"{source}:{at}", title, field, reason)
+
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise refuse("metadata.name", "is missing" if name is None else f"is no name of Kubernetes: {name!r}")
+    if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
+        raise refuse("metadata.namespace", f"is no namespace: {namespace!r}")
+    labels = metadata.get("labels") or {}
+    if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()):
+        raise refuse("metadata.labels", "must be text, each")
+    group, _, short = version.rpartition("/")
+    shape = r.SHAPES.get(kind)
+    spec: Any = None
+    if shape is not None and shape.group == group:
+        if short not in shape.versions:
+            wanted = ", ".join(f"{group}/{known}" if group else known for known in shape.versions)
+            raise refuse("apiVersion", f"{version!r} is not known; there are {wanted}")
+        content = value if shape.whole else value.get("spec")
+        if content is None and not shape.whole:
+            content = {}
+        try:
+            spec = msgspec.convert(_without_nulls(content), shape.spec, dec_hook=_decode)
+            _check(kind, namespace, spec)
+        except msgspec.ValidationError as error:
+            field, reason = _explained(str(error), "" if shape.whole else "spec")
+            raise refuse(field, reason) from None
+        except _Refused as error:
+            raise refuse(f"spec.{error.field}" if error.field else "spec", error.reason) from None
+    created = metadata.get("creationTimestamp")
+    return r.Object(version, kind, namespace, name, where, spec, value, labels, str(created) if created else "")
+
+
+def _told(value: Any) -> str:
+    return {list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}.get(
+        type(value), type(value).__name__
+    )
+
+
+def _without_nulls(value: Any) -> Any:
+    """A field that is null is a field that is not set (Kubernetes)."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
+
+
+def _decode(wanted: type, value: Any) -> Any:
+    if wanted is r.Duration:
+        return parse_duration(value)
+    raise NotImplementedError(wanted)
+
+
+def parse_duration(value: Any) -> r.Duration:
+    """`1.5s` -> Duration(1.5). Raises ValueError."""
+    if isinstance(value, (datetime.timedelta, bool)) or not isinstance(value, str):
+        raise ValueError(f"a duration has a unit, as in 5s or 250ms; found {value!r}")
+    position, seconds = 0, 0.0
+    while position < len(value):
+        part = _DURATION.match(value, position)
+        if part is None:
+            raise ValueError(f"no duration: {value!r}; write 5s, 250ms, 1h30m")
+        seconds += float(part[1]) * _UNITS[part[2]]
+        position = part.end()
+    if not value or seconds > 315_576_000_000:
+        raise ValueError(f"no duration: {value!r}")
+    return r.Duration(seconds)
+
+
+def _explained(message: str, prefix: str) -> tuple[str, str]:
+    """msgspec's message -> (field, reason). `Expected `int`, got `str` - at `$.http[0].port``"""
+    reason, mark, place = message.partition(" - at `")
+    field = place.rstrip("`").removeprefix("$").removeprefix(".") if mark else ""
+    field = ".".join(part for part in (prefix, field) if part)
+    unknown = re.match(r"Object contains unknown field `(.*)`", reason)
+    if unknown:
+        return f"{field}.{unknown[1]}" if field else unknown[1], "there is no such field"
+    missing = re.match(r"Object missing required field `(.*)`", reason)
+    if missing:
+        return f"{field}.{missing[1]}" if field else missing[1], "is missing"
+    enum = re.match(r"Invalid enum value '(.*)'", reason)
+    if enum:
+        return field, f"unknown value {enum[1]!r}"
+    expected = re.match(r"Expected `(.*)`, got `(.*)`", reason)
+    if expected:
+        names = {
+            "str": "text",
+            "object": "a mapping",
+            "array": "a list",
+            "int": "a whole number",
+            "bool": "true or false",
+        }
+        wanted = " or ".join(names.get(part, part) for part in expected[1].split(" | ") if part != "null")
+        return field, f"must be {wanted}, not {names.get(expected[2], expected[2])}"
+    return field, reason[:1].lower() + reason[1:]
+
+
+def _steps(field: str) -> tuple[str | int, ...]:
+    """`spec.http[0].route` -> ("spec", "http", 0, "route")"""
+    found = re.findall(r"([^.\[\]]+)|\[(\d+)\]", field)
+    return tuple(int(index) if index else name for name, index in found)
+
+
+# What a shape can't say
+
+
+def _check(kind: str, namespace: str, spec: Any) -> None:
+    if kind == "VirtualService":
+        _check_virtual_service(spec)
+    elif kind == "DestinationRule":
+        _check_destination_rule(spec)
+    elif kind == "ServiceEntry":
+        _check_service_entry(spec)
+    elif kind == "Gateway":
+        _check_gateway(spec)
+
+
+def _check_host(host: str, field: str, *, wildcard: bool = True) -> None:
+    if not _HOST.match(host) or len(host) > 255:
+        raise _Refused(field, f"no host name: {host!r}")
+    if not wildcard and "*" in host:
+        raise _Refused(field, f"must be one host, not a wildcard: {host!r}")
+
+
+def _check_export(names: list[str], field: str = "exportTo") -> None:
+    for index, name in enumerate(names):
+        if name not in (".", "*", "~") and not _NAMESPACE.match(name):
+            raise _Refused(f"{field}[{index}]", f"must be a namespace, '.', '*' or '~': {name!r}")
+
+
+def _check_virtual_service(spec: r.VirtualService) -> None:
+    if not spec.hosts:
+        raise _Refused("hosts", "is missing")
+    for index, host in enumerate(spec.hosts):
+        if not _is_address(host):
+            _check_host(host, f"hosts[{index}]")
+    if len({host.lower() for host in spec.hosts}) != len(spec.hosts):
+        raise _Refused("hosts", "names a host twice")
+    if not spec.http and spec.tls is None and spec.tcp is None:
+        raise _Refused("http", "is missing: a VirtualService needs http, tls or tcp routes")
+    _check_export(spec.export_to)
+    for index, route in enumerate(spec.http):
+        _check_route(route, f"http[{index}]")
+
+
+def _is_address(host: str) -> bool:
+    return re.fullmatch(r"[0-9.]+|\[?[0-9a-fA-F:]*:[0-9a-fA-F:]*\]?", host) is not None
+
+
+def _check_route(route: r.HTTPRoute, at: str) -> None:
+    actions = [
+        name
+        for name, given in (
+            ("route", route.route),
+            ("redirect", route.redirect),
+            ("directResponse", route.direct_response),
+            ("delegate", route.delegate),
+        )
+        if given
+    ]
+    if len(actions) != 1:
+        told = " and ".join(actions) or "none"
+        raise _Refused(at, f"needs exactly one of route, redirect, directResponse and delegate; found {told}")
+    if route.delegate is not None:
+        raise _Refused(f"{at}.delegate", "delegation is not there yet")
+    for index, match in enumerate(route.match):
+        _check_match(match, f"{at}.match[{index}]")
+    total = 0
+    for index, destination in enumerate(route.route):
+        place = f"{at}.route[{index}]"
+        _check_host(destination.destination.host, f"{place}.destination.host", wildcard=False)
+        _check_headers(destination.headers, f"{place}.headers")
+        total += destination.weight
+    if len(route.route) > 1 and total == 0:
+        raise _Refused(f"{at}.route", "the weights of several destinations must not all be 0")
+    if total > 0xFFFFFFFF:
+        raise _Refused(f"{at}.route", "the weights add up to more than 4294967295")
+    _check_headers(route.headers, f"{at}.headers")
+    if route.redirect is not None:
+        if route.rewrite is not None:
+            raise _Refused(f"{at}.rewrite", "has no meaning beside redirect")
+        if route.redirect.redirect_code not in (301, 302, 303, 307, 308):
+            raise _Refused(
+                f"{at}.redirect.redirectCode", f"must be 301, 302, 303, 307 or 308: {route.redirect.redirect_code}"
+            )
+        if not any(
+            (
+                route.redirect.uri,
+                route.redirect.authority,
+                route.redirect.scheme,
+                route.redirect.port,
+                route.redirect.derive_port,
+            )
+        ):
+            raise _Refused(f"{at}.redirect", "redirects to where it came from: give uri, authority, scheme or port")
+        if route.redirect.port is not None and route.redirect.derive_port is not None:
+            raise _Refused(f"{at}.redirect", "either port or derivePort")
+    if route.direct_response is not None and (body := route.direct_response.body) is not None:
+        if (body.string is None) == (body.bytes is None):
+            raise _Refused(f"{at}.directResponse.body", "needs exactly one of string and bytes")
+        if body.bytes is not None:
+            try:
+                base64.b64decode(body.bytes, validate=True)
+            except (binascii.Error, ValueError):
+                raise _Refused(f"{at}.directResponse.body.bytes", "is not base64") from None
+    if route.rewrite is not None:
+        _check_rewrite(route.rewrite, f"{at}.rewrite")
+    if route.timeout is not None and 0 < route.timeout.seconds < 0.001:
+        raise _Refused(f"{at}.timeout", "must be at least 1ms")
+    if route.retries is not None:
+        _check_retries(route.retries, f"{at}.retries")
+    if route.fault is not None:
+        _check_fault(route.fault, f"{at}.fault")
+    if route.mirror is not None and route.mirrors:
+        raise _Refused(f"{at}.mirrors", "either mirror or mirrors")
+    for place, mirror in (
+        *(((f"{at}.mirror", route.mirror),) if route.mirror else ()),
+        *((f"{at}.mirrors[{index}].destination", each.destination) for index, each in enumerate(route.mirrors)),
+    ):
+        _check_host(mirror.host, f"{place}.host", wildcard=False)
+
+
+def _check_match(match: r.HTTPMatchRequest, at: str) -> None:
+    for name, given in (
+        ("uri", match.uri),
+        ("scheme", match.scheme),
+        ("method", match.method),
+        ("authority", match.authority),
+    ):
+        if given is not None:
+            _check_string_match(given, f"{at}.{name}")
+    for name, table, presence in (
+        ("headers", match.headers, True),
+        ("withoutHeaders", match.without_headers, True),
+        ("queryParams", match.query_params, True),
+    ):
+        for key, value in table.items():
+            if name != "queryParams" and not _HEADER.match(key):
+                raise _Refused(f"{at}.{name}", f"no header name: {key!r}")
+            _check_string_match(value, f"{at}.{name}.{key}", presence=presence)
+
+
+def _check_string_match(match: r.StringMatch, at: str, *, presence: bool = False) -> None:
+    given = [name for name in ("exact", "prefix", "regex") if getattr(match, name) is not None]
+    if len(given) > 1 or (not given and not presence):
+        raise _Refused(at, "needs exactly one of exact, prefix and regex")
+    if match.prefix == "":
+        raise _Refused(f"{at}.prefix", "must not be empty")
+    if match.regex is not None:
+        if match.regex == "":
+            raise _Refused(f"{at}.regex", "must not be empty")
+        _check_regex(match.regex, f"{at}.regex")
+
+
+def _check_regex(pattern: str, at: str) -> None:
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(pattern, options)
+    except re2.error as error:
+        told = error.args[0] if error.args else error
+        raise _Refused(at, f"is no RE2 expression: {told.decode() if isinstance(told, bytes) else told}") from None
+
+
+def _check_headers(headers: r.Headers, at: str) -> None:
+    for side in ("request", "response"):
+        operations: r.HeaderOperations = getattr(headers, side)
+        for kind in ("set", "add", "remove"):
+            for name in getattr(operations, kind):
+                if not _HEADER.match(name) or (name.startswith(":") and name != ":authority"):
+                    raise _Refused(f"{at}.{side}.{kind}", f"no header name: {name!r}")
+            values = getattr(operations, kind)
+            if isinstance(values, dict):
+                for name, value in values.items():
+                    if any(character in value for character in "\r\n\0") or not value.isascii():
+                        raise _Refused(f"{at}.{side}.{kind}.{name}", "holds a character that no header may hold")
+
+
+def _check_rewrite(rewrite: r.HTTPRewrite, at: str) -> None:
+    if rewrite.uri and rewrite.uri_regex_rewrite is not None:
+        raise _Refused(at, "either uri or uriRegexRewrite")
+    if not rewrite.uri and not rewrite.authority and rewrite.uri_regex_rewrite is None:
+        raise _Refused(at, "rewrites nothing: give uri, authority or uriRegexRewrite")
+    if rewrite.uri_regex_rewrite is not None:
+        _check_regex(rewrite.uri_regex_rewrite.match, f"{at}.uriRegexRewrite.match")
+
+
+def _check_retries(retries: r.HTTPRetry, at: str) -> None:
+    if retries.attempts == 0 and (retries.retry_on or retries.per_try_timeout):
+        raise _Refused(at, "attempts is 0, so retryOn and perTryTimeout have no meaning")
+    if retries.per_try_timeout is not None and 0 < retries.per_try_timeout.seconds < 0.001:
+        raise _Refused(f"{at}.perTryTimeout", "must be at least 1ms")
+    for part in (part.strip() for part in retries.retry_on.split(",") if part.strip()):
+        if part.isdecimal():
+            if not 100 <= int(part) <= 599:
+                raise _Refused(f"{at}.retryOn", f"no HTTP status: {part}")
+        elif part not in _RETRY_CONDITIONS:
+            raise _Refused(f"{at}.retryOn", f"unknown condition {part!r}")
+
+
+def _check_fault(fault: r.HTTPFaultInjection, at: str) -> None:
+    if fault.delay is None and fault.abort is None:
+        raise _Refused(at, "needs delay or abort")
+    if fault.delay is not None and fault.delay.fixed_delay.seconds < 0.001:
+        raise _Refused(f"{at}.delay.fixedDelay", "must be at least 1ms")
+    if fault.abort is not None:
+        if (fault.abort.http_status is None) == (fault.abort.grpc_status is None):
+            raise _Refused(f"{at}.abort", "needs exactly one of httpStatus and grpcStatus")
+        status = fault.abort.grpc_status
+        if status is not None and status.upper() not in GRPC_STATUSES:
+            raise _Refused(f"{at}.abort.grpcStatus", f"unknown gRPC status {status!r}")
+
+
+def _check_destination_rule(spec: r.DestinationRule) -> None:
+    if spec.host != "*":
+        _check_host(spec.host, "host")
+    _check_export(spec.export_to)
+    if spec.traffic_policy is not None:
+        _check_policy(spec.traffic_policy, "trafficPolicy")
+    seen: set[str] = set()
+    for index, subset in enumerate(spec.subsets):
+        at = f"subsets[{index}]"
+        if not _SUBSET.match(subset.name):
+            raise _Refused(f"{at}.name", f"no subset name: {subset.name!r}")
+        if subset.name in seen:
+            raise _Refused(f"{at}.name", f"{subset.name!r} is there twice")
+        seen.add(subset.name)
+        if subset.traffic_policy is not None:
+            _check_policy(subset.traffic_policy, f"{at}.trafficPolicy")
+
+
+def _check_policy(policy: r.TrafficPolicy, at: str) -> None:
+    _check_blocks(policy, at)
+    for index, level in enumerate(policy.port_level_settings):
+        _check_blocks(level, f"{at}.portLevelSettings[{index}]")
+
+
+def _check_blocks(policy: r.TrafficPolicy | r.PortTrafficPolicy, at: str) -> None:
+    if policy.tls is not None:
+        tls = policy.tls
+        if tls.mode == "ISTIO_MUTUAL":
+            # Sending plaintext where its author asked for mTLS would be the worst of answers.
+            raise _Refused(f"{at}.tls.mode", "ISTIO_MUTUAL: mesh identities are not there yet, so this is refused")
+        if tls.mode == "MUTUAL" and not (tls.client_certificate and tls.private_key):
+            raise _Refused(f"{at}.tls", "MUTUAL needs clientCertificate and privateKey (files)")
+        if tls.credential_name is not None:
+            raise _Refused(f"{at}.tls.credentialName", "secrets are not read yet; name files")
+    if policy.outlier_detection is not None:
+        for name in ("interval", "base_ejection_time"):
+            given: r.Duration | None = getattr(policy.outlier_detection, name)
+            if given is not None and given.seconds < 0.001:
+                raise _Refused(f"{at}.outlierDetection.{msgspec_name(name)}", "must be at least 1ms")
+    if policy.connection_pool is not None:
+        timeout = policy.connection_pool.tcp.connect_timeout
+        if timeout is not None and timeout.seconds < 0.001:
+            raise _Refused(f"{at}.connectionPool.tcp.connectTimeout", "must be at least 1ms")
+    balancer = policy.load_balancer
+    if balancer is not None and balancer.simple is not None and balancer.consistent_hash is not None:
+        raise _Refused(f"{at}.loadBalancer", "either simple or consistentHash")
+
+
+def msgspec_name(name: str) -> str:
+    """`base_ejection_time` -> `baseEjectionTime`"""
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _check_service_entry(spec: r.ServiceEntry) -> None:
+    if not spec.hosts:
+        raise _Refused("hosts", "is missing")
+    for index, host in enumerate(spec.hosts):
+        if host == "*":
+            raise _Refused(f"hosts[{index}]", "* would take every host; name a domain")
+        _check_host(host, f"hosts[{index}]")
+    if not spec.ports:
+        raise _Refused("ports", "is missing")
+    for kind in ("number", "name"):
+        seen: set[Any] = set()
+        for index, port in enumerate(spec.ports):
+            value = getattr(port, kind)
+            if kind == "name" and not value:
+                raise _Refused(f"ports[{index}].name", "is missing")
+            if value in seen:
+                raise _Refused(f"ports[{index}].{kind}", f"{value!r} is there twice")
+            seen.add(value)
+    for index, port in enumerate(spec.ports):
+        if port.protocol.upper() not in _PROTOCOLS:
+            raise _Refused(f"ports[{index}].protocol", f"unknown protocol {port.protocol!r}")
+    _check_export(spec.export_to)
+    if spec.endpoints and spec.workload_selector is not None:
+        raise _Refused("endpoints", "either endpoints or workloadSelector")
+    if spec.resolution == "NONE" and spec.endpoints:
+        raise _Refused("endpoints", "have no meaning with resolution NONE")
+    if spec.resolution == "DYNAMIC_DNS":
+        raise _Refused("resolution", "DYNAMIC_DNS is not there yet")
+    names = {port.name for port in spec.ports}
+    for index, endpoint in enumerate(spec.endpoints):
+        at = f"endpoints[{index}]"
+        if not endpoint.address:
+            raise _Refused(f"{at}.address", "is missing")
+        if spec.resolution == "STATIC" and not _is_address(endpoint.address):
+            raise _Refused(f"{at}.address", f"must be an IP address with resolution STATIC: {endpoint.address!r}")
+        for port_name in endpoint.ports:
+            if port_name not in names:
+                raise _Refused(f"{at}.ports.{port_name}", "names no port of this ServiceEntry")
+    if spec.resolution in ("DNS", "DNS_ROUND_ROBIN"):
+        if not spec.endpoints and any("*" in host for host in spec.hosts):
+            raise _Refused("hosts", "a wildcard has no address to look up: give endpoints, or resolution NONE")
+        if spec.resolution == "DNS_ROUND_ROBIN" and len(spec.endpoints) > 1:
+            raise _Refused("endpoints", "at most one with resolution DNS_ROUND_ROBIN")
+
+
+def _check_gateway(spec: r.Gateway) -> None:
+    if not spec.servers:
+        raise _Refused("servers", "is missing")
+    for index, server in enumerate(spec.servers):
+        at = f"servers[{index}]"
+        if not server.hosts:
+            raise _Refused(f"{at}.hosts", "is missing")
+        for number, host in enumerate(server.hosts):
+            namespace, slash, name = host.rpartition("/")
+            if slash and namespace not in (".", "*") and not _NAMESPACE.match(namespace):
+                raise _Refused(f"{at}.hosts[{number}]", f"no namespace before the slash: {host!r}")
+            _check_host(name, f"{at}.hosts[{number}]")
+        protocol = server.port.protocol.upper()
+        if protocol not in ("HTTP", "HTTPS", "HTTP2", "GRPC"):
+            reason = "is not there yet" if protocol in ("TCP", "TLS", "MONGO", "GRPC-WEB") else "is unknown"
+            raise _Refused(f"{at}.port.protocol", f"{server.port.protocol!r} {reason}; there are HTTP and HTTPS")
+        tls = server.tls
+        if protocol == "HTTPS":
+            if tls is None or tls.mode is None:
+                raise _Refused(f"{at}.tls.mode", "is missing: HTTPS needs SIMPLE")
+            if tls.mode not in ("SIMPLE", "MUTUAL"):
+                raise _Refused(f"{at}.tls.mode", f"{tls.mode} is not there yet; there are SIMPLE and MUTUAL")
+            if tls.credential_name or tls.credential_names:
+                raise _Refused(f"{at}.tls.credentialName", "secrets are not read yet; name files")
+            if not (tls.server_certificate and tls.private_key):
+                raise _Refused(f"{at}.tls", "needs serverCertificate and privateKey (files)")
+            if tls.mode == "MUTUAL" and not tls.ca_certificates:
+                raise _Refused(f"{at}.tls.caCertificates", "is missing: MUTUAL checks the client's certificate")
+        elif tls is not None and tls.mode is not None:
+            raise _Refused(f"{at}.tls.mode", f"has no meaning on a port of protocol {server.port.protocol}")
+
+
+# What is valid and has no effect
+
+
+def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
+    group = _group(given)
+    if given.spec is None:
+        if given.kind in _NOT_ENFORCED and group.endswith("istio.io"):
+            yield ConfigurationWarning(given.source, given.title, "", "IS NOT ENFORCED: there is no such check yet")
+        elif group.endswith(_NOT_YET_GROUPS):
+            yield ConfigurationWarning(given.source, given.title, "", "has no effect yet")
+        return
+    for field in _unsupported(given.spec, "spec"):
+        yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
+
+
+_HARMLESS = frozenset({"stat_prefix"})
+
+
+def _unsupported(value: Any, at: str) -> Iterator[str]:
+    if isinstance(value, msgspec.Struct):
+        annotations = _annotations(type(value))
+        for name in value.__struct_fields__:
+            found = getattr(value, name)
+            encoded = dict(zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True))[name]
+            if annotations.get(name) == "Unsupported":
+                if found is not None and name not in _HARMLESS:
+                    yield f"{at}.{encoded}"
+            else:
+                yield from _unsupported(found, f"{at}.{encoded}")
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _unsupported(each, f"{at}[{index}]")
+
+
+def _annotations(struct: type) -> Mapping[str, Any]:
+    return {
+        name: hint for each in reversed(struct.__mro__) for name, hint in vars(each).get("__annotations__", {}).items()
+    }

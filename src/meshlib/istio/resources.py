@@ -1,0 +1,567 @@
+"""Which kinds of objects do people write, and what do they hold? Istio's and Kubernetes' own field names.
+
+Sources: istio.io/api (networking/v1: virtual_service, destination_rule, service_entry, gateway .proto) and the
+Kubernetes API reference. Istio's kinds refuse unknown fields, as its validation does; Kubernetes' kinds have many more
+fields than a mesh cares for, so theirs are passed over. A field whose type is `Unsupported` is valid and has no effect
+yet: parse.py says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+NETWORKING = "networking.istio.io"
+ISTIO_VERSIONS = ("v1alpha3", "v1beta1", "v1")
+
+
+class Duration:
+    """`7s`, `0.5s`, `1h30m`, `250ms`: Go's durations, as Istio's YAML has them. seconds: at least 0."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and other.seconds == self.seconds
+
+    def __hash__(self) -> int:
+        return hash(self.seconds)
+
+    def __repr__(self) -> str:
+        return f"Duration({self.seconds:g})"
+
+
+Unsupported = Any
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Count = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
+Percent100 = Annotated[float, Meta(ge=0, le=100)]
+Labels = dict[str, str]
+
+
+class _Istio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    pass
+
+
+class _Kubernetes(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    pass
+
+
+# networking.istio.io: VirtualService
+
+
+class StringMatch(_Istio):
+    exact: str | None = None
+    prefix: str | None = None
+    regex: str | None = None
+
+
+class HTTPMatchRequest(_Istio):
+    name: str = ""
+    uri: StringMatch | None = None
+    scheme: StringMatch | None = None
+    method: StringMatch | None = None
+    authority: StringMatch | None = None
+    headers: dict[str, StringMatch] = {}
+    without_headers: dict[str, StringMatch] = {}
+    query_params: dict[str, StringMatch] = {}
+    port: Port | None = None
+    source_labels: Labels = {}
+    source_namespace: str = ""
+    gateways: list[str] = []
+    ignore_uri_case: bool = False
+    stat_prefix: Unsupported = None
+
+
+class PortSelector(_Istio):
+    number: Port
+
+
+class Destination(_Istio):
+    host: str
+    subset: str = ""
+    port: PortSelector | None = None
+
+
+class HeaderOperations(_Istio):
+    set: dict[str, str] = {}
+    add: dict[str, str] = {}
+    remove: list[str] = []
+
+
+class Headers(_Istio):
+    request: HeaderOperations = HeaderOperations()
+    response: HeaderOperations = HeaderOperations()
+
+
+class HTTPRouteDestination(_Istio):
+    destination: Destination
+    weight: Count = 0
+    headers: Headers = Headers()
+
+
+class RegexRewrite(_Istio):
+    match: str
+    rewrite: str
+
+
+class HTTPRewrite(_Istio):
+    uri: str = ""
+    authority: str = ""
+    uri_regex_rewrite: RegexRewrite | None = None
+
+
+class HTTPRedirect(_Istio):
+    uri: str = ""
+    authority: str = ""
+    port: Port | None = None
+    derive_port: Literal["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"] | None = None
+    scheme: str = ""
+    redirect_code: int = 301
+
+
+class HTTPBody(_Istio):
+    string: str | None = None
+    bytes: str | None = None
+
+
+class HTTPDirectResponse(_Istio):
+    status: Annotated[int, Meta(ge=200, le=599)]
+    body: HTTPBody | None = None
+
+
+class Percent(_Istio):
+    value: Percent100 = 0.0
+
+
+class FaultDelay(_Istio):
+    fixed_delay: Duration
+    percentage: Percent | None = None
+    percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+
+
+class FaultAbort(_Istio):
+    http_status: Annotated[int, Meta(ge=200, le=599)] | None = None
+    grpc_status: str | None = None
+    percentage: Percent | None = None
+
+
+class HTTPFaultInjection(_Istio):
+    delay: FaultDelay | None = None
+    abort: FaultAbort | None = None
+
+
+class HTTPRetry(_Istio):
+    attempts: Count = 0
+    per_try_timeout: Duration | None = None
+    retry_on: str = ""
+    retry_remote_localities: bool = False
+    retry_ignore_previous_hosts: bool = True
+    backoff: Duration | None = None
+
+
+class HTTPMirrorPolicy(_Istio):
+    destination: Destination
+    percentage: Percent | None = None
+
+
+class HTTPRoute(_Istio):
+    name: str = ""
+    match: list[HTTPMatchRequest] = []
+    route: list[HTTPRouteDestination] = []
+    redirect: HTTPRedirect | None = None
+    direct_response: HTTPDirectResponse | None = None
+    rewrite: HTTPRewrite | None = None
+    timeout: Duration | None = None
+    retries: HTTPRetry | None = None
+    fault: HTTPFaultInjection | None = None
+    mirror: Destination | None = None
+    mirror_percentage: Percent | None = None
+    mirror_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    mirrors: list[HTTPMirrorPolicy] = []
+    headers: Headers = Headers()
+    cors_policy: Unsupported = None
+    delegate: Unsupported = None
+
+
+class VirtualService(_Istio):
+    hosts: list[str] = []
+    gateways: list[str] = []
+    http: list[HTTPRoute] = []
+    export_to: list[str] = []
+    tls: Unsupported = None
+    tcp: Unsupported = None
+
+
+# networking.istio.io: DestinationRule
+
+
+class TCPSettings(_Istio):
+    max_connections: Count | None = None
+    connect_timeout: Duration | None = None
+    tcp_keepalive: Unsupported = None
+    max_connection_duration: Unsupported = None
+    idle_timeout: Unsupported = None
+
+
+class HTTPSettings(_Istio):
+    http1_max_pending_requests: Count | None = msgspec.field(name="http1MaxPendingRequests", default=None)
+    http2_max_requests: Count | None = msgspec.field(name="http2MaxRequests", default=None)
+    max_requests_per_connection: Count = 0
+    max_retries: Count | None = None
+    idle_timeout: Duration | None = None
+    h2_upgrade_policy: Unsupported = msgspec.field(name="h2UpgradePolicy", default=None)
+    use_client_protocol: Unsupported = None
+    max_concurrent_streams: Unsupported = None
+
+
+class ConnectionPool(_Istio):
+    tcp: TCPSettings = TCPSettings()
+    http: HTTPSettings = HTTPSettings()
+
+
+class OutlierDetection(_Istio):
+    consecutive_errors: Count | None = None
+    consecutive5xx_errors: Count | None = msgspec.field(name="consecutive5xxErrors", default=None)
+    consecutive_gateway_errors: Count | None = None
+    consecutive_local_origin_failures: Count | None = None
+    split_external_local_origin_errors: bool = False
+    interval: Duration | None = None
+    base_ejection_time: Duration | None = None
+    max_ejection_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    min_health_percent: Annotated[int, Meta(ge=0, le=100)] = 0
+
+
+class LoadBalancer(_Istio):
+    simple: Literal["UNSPECIFIED", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN", "LEAST_REQUEST"] | None = None
+    consistent_hash: Unsupported = None
+    locality_lb_setting: Unsupported = None
+    warmup: Unsupported = None
+    warmup_duration_secs: Unsupported = None
+
+
+class ClientTLSSettings(_Istio):
+    mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
+    client_certificate: str = ""
+    private_key: str = ""
+    ca_certificates: str = ""
+    credential_name: Unsupported = None
+    subject_alt_names: list[str] = []
+    sni: str = ""
+    insecure_skip_verify: bool = False
+    ca_crl: Unsupported = None
+
+
+class RetryBudget(_Istio):
+    percent: Percent100 = 20.0
+    min_retry_concurrency: Count = 3
+
+
+class PortTrafficPolicy(_Istio):
+    port: PortSelector
+    load_balancer: LoadBalancer | None = None
+    connection_pool: ConnectionPool | None = None
+    outlier_detection: OutlierDetection | None = None
+    tls: ClientTLSSettings | None = None
+
+
+class TrafficPolicy(_Istio):
+    load_balancer: LoadBalancer | None = None
+    connection_pool: ConnectionPool | None = None
+    outlier_detection: OutlierDetection | None = None
+    tls: ClientTLSSettings | None = None
+    retry_budget: RetryBudget | None = None
+    port_level_settings: list[PortTrafficPolicy] = []
+    tunnel: Unsupported = None
+    proxy_protocol: Unsupported = None
+
+
+class Subset(_Istio):
+    name: str
+    labels: Labels = {}
+    traffic_policy: TrafficPolicy | None = None
+
+
+class WorkloadSelector(_Istio):
+    match_labels: Labels = {}
+    labels: Labels = {}
+
+
+class DestinationRule(_Istio):
+    host: str
+    traffic_policy: TrafficPolicy | None = None
+    subsets: list[Subset] = []
+    export_to: list[str] = []
+    workload_selector: WorkloadSelector | None = None
+
+
+# networking.istio.io: ServiceEntry, Gateway
+
+
+class ServiceEntryPort(_Istio):
+    number: Port
+    name: str = ""
+    protocol: str = "TCP"
+    target_port: Port | None = None
+
+
+class WorkloadEntry(_Istio):
+    address: str = ""
+    ports: dict[str, Port] = {}
+    labels: Labels = {}
+    network: str = ""
+    locality: str = ""
+    weight: Count = 1
+    service_account: str = ""
+
+
+class ServiceEntry(_Istio):
+    hosts: list[str]
+    ports: list[ServiceEntryPort] = []
+    addresses: list[str] = []
+    location: Literal["MESH_EXTERNAL", "MESH_INTERNAL"] = "MESH_EXTERNAL"
+    resolution: Literal["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"] = "NONE"
+    endpoints: list[WorkloadEntry] = []
+    workload_selector: WorkloadSelector | None = None
+    export_to: list[str] = []
+    subject_alt_names: list[str] = []
+
+
+class GatewayPort(_Istio):
+    number: Port
+    protocol: str
+    name: str = ""
+    target_port: Unsupported = None
+
+
+class ServerTLSSettings(_Istio):
+    https_redirect: bool = False
+    mode: Literal["PASSTHROUGH", "SIMPLE", "MUTUAL", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] | None = (
+        None
+    )
+    server_certificate: str = ""
+    private_key: str = ""
+    ca_certificates: str = ""
+    credential_name: str = ""
+    credential_names: Unsupported = None
+    tls_certificates: Unsupported = None
+    subject_alt_names: Unsupported = None
+    verify_certificate_spki: Unsupported = None
+    verify_certificate_hash: Unsupported = None
+    min_protocol_version: Unsupported = None
+    max_protocol_version: Unsupported = None
+    cipher_suites: Unsupported = None
+    ca_crl: Unsupported = None
+
+
+class Server(_Istio):
+    port: GatewayPort
+    hosts: list[str]
+    bind: str = ""
+    tls: ServerTLSSettings | None = None
+    default_endpoint: Unsupported = None
+    name: str = ""
+
+
+class Gateway(_Istio):
+    servers: list[Server] = []
+    selector: Labels = {}
+
+
+# Kubernetes
+
+
+class ServicePort(_Kubernetes):
+    port: Port
+    name: str = ""
+    target_port: int | str | None = None
+    protocol: str = "TCP"
+    app_protocol: str = ""
+
+
+class Service(_Kubernetes):
+    selector: Labels = {}
+    ports: list[ServicePort] = []
+    cluster_ip: str = msgspec.field(name="clusterIP", default="")
+    type: str = "ClusterIP"
+    external_name: str = ""
+
+
+class TargetReference(_Kubernetes):
+    kind: str = ""
+    name: str = ""
+
+
+class EndpointAddress(_Kubernetes):
+    ip: str
+    target_ref: TargetReference | None = None
+
+
+class EndpointPort(_Kubernetes):
+    port: Port
+    name: str = ""
+
+
+class EndpointSubset(_Kubernetes):
+    addresses: list[EndpointAddress] = []
+    ports: list[EndpointPort] = []
+
+
+class Endpoints(_Kubernetes):
+    subsets: list[EndpointSubset] = []
+
+
+class SliceConditions(_Kubernetes):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class SliceEndpoint(_Kubernetes):
+    addresses: list[str]
+    conditions: SliceConditions = SliceConditions()
+    target_ref: TargetReference | None = None
+    zone: str = ""
+
+
+class SlicePort(_Kubernetes):
+    port: Port | None = None
+    name: str = ""
+
+
+class EndpointSlice(_Kubernetes):
+    endpoints: list[SliceEndpoint] = []
+    ports: list[SlicePort] = []
+    address_type: str = "IPv4"
+
+
+class ContainerPort(_Kubernetes):
+    container_port: Port
+    name: str = ""
+
+
+class Container(_Kubernetes):
+    name: str = ""
+    ports: list[ContainerPort] = []
+
+
+class PodSpec(_Kubernetes):
+    containers: list[Container] = []
+    service_account_name: str = "default"
+
+
+class Condition(_Kubernetes):
+    type: str = ""
+    status: str = ""
+
+
+class PodStatus(_Kubernetes):
+    pod_ip: str = msgspec.field(name="podIP", default="")
+    phase: str = ""
+    conditions: list[Condition] = []
+
+
+class Pod(_Kubernetes):
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+class Deployment(_Kubernetes):
+    """Accepted, so that manifests can be applied whole; endpoints come from what runs, not from what is wished for."""
+
+
+class ServiceAccount(_Kubernetes):
+    pass
+
+
+class MeshConfigMap(_Kubernetes):
+    """ConfigMap `istio` in `istio-system` holds MeshConfig; every other ConfigMap means nothing here."""
+
+    data: dict[str, str] = {}
+
+
+Spec = (
+    VirtualService
+    | DestinationRule
+    | ServiceEntry
+    | Gateway
+    | Service
+    | Endpoints
+    | EndpointSlice
+    | Pod
+    | Deployment
+    | ServiceAccount
+    | MeshConfigMap
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KindShape:
+    """Where an API kind's content stands: under `spec`, or beside `metadata` (whole)."""
+
+    spec: type[msgspec.Struct]
+    group: str
+    versions: tuple[str, ...]
+    whole: bool = False
+
+
+SHAPES: Mapping[str, KindShape] = {
+    "VirtualService": KindShape(VirtualService, NETWORKING, ISTIO_VERSIONS),
+    "DestinationRule": KindShape(DestinationRule, NETWORKING, ISTIO_VERSIONS),
+    "ServiceEntry": KindShape(ServiceEntry, NETWORKING, ISTIO_VERSIONS),
+    "Gateway": KindShape(Gateway, NETWORKING, ISTIO_VERSIONS),
+    "Service": KindShape(Service, "", ("v1",)),
+    "Endpoints": KindShape(Endpoints, "", ("v1",), whole=True),
+    "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),
+    "Pod": KindShape(Pod, "", ("v1",), whole=True),
+    "Deployment": KindShape(Deployment, "apps", ("v1",)),
+    "ServiceAccount": KindShape(ServiceAccount, "", ("v1",), whole=True),
+    "ConfigMap": KindShape(MeshConfigMap, "", ("v1",), whole=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One object that was read. source: `file.yaml:12`. spec: None for a kind that means nothing to the mesh yet.
+
+    raw: the mapping as written. created: metadata.creationTimestamp, "" where none is given; the older of two objects
+    that claim the same wins.
+    """
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    source: str
+    spec: Spec | None
+    raw: Mapping[str, Any] = field(compare=False, repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict, repr=False)
+    created: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.kind, self.namespace, self.name)
+
+    @property
+    def title(self) -> str:
+        """`VirtualService default/reviews`"""
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+    def same_content(self, other: Object) -> bool:
+        """Whether only the place differs where it was read."""
+        return self.api_version == other.api_version and self.raw == other.raw and self.namespace == other.namespace
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.source))
+
+
+def dump_yaml(given: Object) -> str:
+    """The object as YAML text that parse_text reads to an equal object."""
+    metadata = dict(given.raw.get("metadata") or {}, namespace=given.namespace)
+    return str(yaml.safe_dump({**given.raw, "metadata": metadata}, sort_keys=False, allow_unicode=True))
