@@ -34,12 +34,15 @@ def install() -> None:
     global _is_installed, _start, _submit
     with _lock:
         _is_installed = True
+        wrapped: Any
         if _start is None:
             _start = threading.Thread.start
-            threading.Thread.start = functools.wraps(_start)(_carrying_start)  # type: ignore[assignment, method-assign]
+            wrapped = functools.wraps(_start)(_carrying_start)
+            threading.Thread.start = wrapped  # type: ignore[method-assign]
         if _submit is None:
             _submit = ThreadPoolExecutor.submit
-            ThreadPoolExecutor.submit = functools.wraps(_submit)(_carrying_submit)  # type: ignore[method-assign]
+            wrapped = functools.wraps(_submit)(_carrying_submit)
+            ThreadPoolExecutor.submit = wrapped  # type: ignore[method-assign]
 
 
 def uninstall() -> None:

@@ -37,17 +37,18 @@ MAX_TRACESTATE = 512
 _HEX16 = rb"[0-9a-fA-F]{16}"
 _HEX32 = _HEX16 + _HEX16
 _SPAN = rb"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-_VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}")
+_VISIBLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
+_LIST = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
 
 # The formats of trace context, as Istio's documentation lists them for forwarding (b3 single and baggage added). A
 # format of which the application has sent a part itself is not handed on at all.
 _FORMATS: tuple[dict[bytes, re.Pattern[bytes]], ...] = (
     {REQUEST_ID: re.compile(rb"[\x21-\x7e]{1,256}")},
     {  # W3C Trace Context, 3.2: version ff is forbidden, 00 has no further parts
-        b"traceparent": re.compile(rb"00-" + _SPAN + rb"|(?!00|ff)[0-9a-f]{2}-" + _SPAN + rb"(?:-[\x20-\x7e]{0,200})?"),
-        b"tracestate": re.compile(rb"[\x20-\x7e\t]+"),
+        b"traceparent": re.compile(rb"00-" + _SPAN + rb"|(?!00|ff)[0-9a-f]{2}-" + _SPAN + rb"(?:-[\x21-\x7e]{0,200})?"),
+        b"tracestate": _LIST,
     },
-    {b"baggage": re.compile(rb"[\x20-\x7e\t]+")},
+    {b"baggage": _LIST},
     {  # openzipkin/b3-propagation
         b"b3": re.compile(
             rb"[01d]|(?:%b|%b)-%b(?:-[01d](?:-%b)?)?" % (_HEX32, _HEX16, _HEX16, _HEX16),
