@@ -67,8 +67,10 @@ def validate(files: Files, recursive: Recursive = False) -> None:
         parsed = parse_text(text, source)
         good += len(parsed.objects)
         bad += len(parsed.problems)
+        for warning in parsed.warnings:
+            complain(api.Problem(warning.source, warning.object, warning.field, warning.reason, "warning"))
         for problem in parsed.problems:
-            _complain(api.Problem(problem.source, problem.object, problem.field, problem.reason))
+            complain(api.Problem(problem.source, problem.object, problem.field, problem.reason))
     if bad:
         raise typer.Exit(1)
     if not good:
@@ -95,8 +97,6 @@ def _report(results: api.Results) -> bool:
     for result in results.results:
         note = f" ({result.note})" if result.note else ""
         match result.outcome:
-            case "refused":
-                failed = True
             case "not found":
                 failed = True
                 known = find_kind(result.resource)
@@ -106,11 +106,12 @@ def _report(results: api.Results) -> bool:
                 typer.echo(f'{result.resource} "{result.name}" deleted{note}')
             case outcome:
                 typer.echo(f"{result.resource}/{result.name} {outcome}{note}")
-    for problem in results.problems:
-        _complain(problem)
+    for problem in (*results.warnings, *results.problems):
+        complain(problem)
     return failed
 
 
-def _complain(problem: api.Problem) -> None:
+def complain(problem: api.Problem) -> None:
     source = yaml_files.shown(problem.source)
-    typer.echo(f"Error: {api.Problem(source, problem.object, problem.field, problem.reason)}", err=True)
+    told = api.Problem(source, problem.object, problem.field, problem.reason)
+    typer.echo(f"{problem.level.capitalize()}: {told}", err=True)

@@ -140,7 +140,8 @@ class Demo:
     async def _unless_given_up(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         try:
-            await asyncio.wait({task, self._gave_up}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {task, self._gave_up}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if self._gave_up.done():
                 raise self._gave_up.result()
             await task

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from meshlib.cli import running
 from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import HOST, XDS_PORT
-from meshlib.cli.serving import LogLevel, log_to_stderr
+from meshlib.cli.serving import LogLevel, log_to_stderr, until_signal
 from meshlib.errors import SettingsError
+
+if TYPE_CHECKING:
+    from meshlib.gateway.server import Gateway
 
 
 def gateway(
@@ -63,3 +67,16 @@ def _two_ports(pair: str) -> tuple[int, int]:
     if not (wanted.isdecimal() and local.isdecimal() and 0 < int(wanted) < 65536 and int(local) < 65536):
         raise CommandFailed(f"--port {pair!r}: write PORT=LOCAL, as 443=8443")
     return int(wanted), int(local)
+
+
+async def _serve(serving: Gateway) -> None:
+    """Until a signal, or until the gateway itself fails."""
+    run = asyncio.ensure_future(serving.run())
+    asked = asyncio.ensure_future(until_signal())
+    try:
+        await asyncio.wait({run, asked}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asked.cancel()
+        run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await run

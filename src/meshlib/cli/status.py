@@ -56,9 +56,9 @@ def proxy_status(
             ),
         )
     )
-    for client in clients:
-        for error in client.errors:
-            typer.echo(f"{client.name}: {error}", err=True)
+    for known in clients:
+        for error in known.errors:
+            typer.echo(f"{known.name}: {error}", err=True)
 
 
 def ready(client: api.Client) -> str:
@@ -71,7 +71,7 @@ def ready(client: api.Client) -> str:
 def problems(
     output: Annotated[str, typer.Option("--output", "-o", help="json.")] = "", control_plane: ControlPlaneUrl = ""
 ) -> None:
-    """What is wrong with the configuration in force? Exit code 1 if anything."""
+    """What is wrong with the configuration? Exit code 1 if anything is not in force; warnings alone are none."""
     with AdminClient(control_plane) as client:
         found = client.problems()
     if output == "json":
@@ -81,10 +81,11 @@ def problems(
     else:
         for problem in found:
             source = yaml_files.shown(problem.source)
-            typer.echo(str(api.Problem(source, problem.object, problem.field, problem.reason)))
+            told = api.Problem(source, problem.object, problem.field, problem.reason)
+            typer.echo(f"{problem.level.capitalize()}: {told}")
         if not found:
             typer.echo("no problems found", err=True)
-    if found:
+    if any(problem.level == "error" for problem in found):
         raise typer.Exit(1)
 
 

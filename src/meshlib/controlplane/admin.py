@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from meshlib.controlplane.sources import ObjectStore
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -30,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.sources import ObjectStore, StateError, UnknownKind, problem_of
 from meshlib.version import __version__
 
 logger = logging.getLogger("meshlib.controlplane.admin")
@@ -147,6 +147,13 @@ def admin_app(store: ObjectStore, view: api.MeshView, *, allowed_hosts: Collecti
         assert isinstance(error, HTTPException)
         return JSON(api.Failure(error.detail), status_code=error.status_code, headers=error.headers)
 
+    async def unknown_kind(request: Request, error: Exception) -> Response:
+        return JSON(api.Failure(str(error)), status_code=404)
+
+    async def not_kept(request: Request, error: Exception) -> Response:
+        logger.error("%s", error)
+        return JSON(api.Failure(str(error)), status_code=507)
+
     return Starlette(
         routes=[
             Route("/healthz", healthz),
@@ -160,13 +167,12 @@ def admin_app(store: ObjectStore, view: api.MeshView, *, allowed_hosts: Collecti
             Route("/v1/delete", delete, methods=["POST"]),
         ],
         middleware=[Middleware(LoopbackHosts, allowed=allowed_hosts)],
-        exception_handlers={HTTPException: failure},
+        exception_handlers={HTTPException: failure, UnknownKind: unknown_kind, StateError: not_kept},
     )
 
 
 def _results(results: api.Results) -> Response:
-    refused = any(result.outcome == "refused" for result in results.results) or results.problems
-    return JSON(results, status_code=422 if refused else 200)
+    return JSON(results, status_code=422 if results.problems else 200)
 
 
 def _query(request: Request, *names: str) -> Mapping[str, str]:
@@ -242,8 +248,3 @@ class AdminServer:
     def url(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
-
-
-def problem_of(error: Any) -> api.Problem:
-    """A ConfigurationError, as the admin API shows it."""
-    return api.Problem(error.source, error.object, error.field, error.reason)

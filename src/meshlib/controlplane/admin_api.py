@@ -16,12 +16,16 @@ another origin would need a preflight, which nobody answers."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """source: `networking/reviews.yaml:12`. object: `VirtualService default/reviews`. field: `spec.http[0]`."""
+    """source: `networking/reviews.yaml:12`. object: `VirtualService default/reviews`. field: `spec.http[0]`.
+
+    level: `error`, this is not in force; `warning`, it is, and has less effect than it seems.
+    """
 
     source: str
     object: str
     field: str
     reason: str
+    level: str = "error"
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.source, self.object, self.field, self.reason) if part)
@@ -54,7 +58,7 @@ class Objects(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one object. outcome: created, configured, unchanged, deleted, not found, refused.
+    """What became of one object. outcome: created, configured, unchanged, deleted, not found.
 
     note: what the user should know besides.
     """
@@ -68,10 +72,14 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """Objects are taken one by one, as kubectl does: a bad one hinders no good one. problems: all of the bad ones'."""
+    """Objects are taken one by one, as kubectl does: a bad one hinders no good one.
+
+    problems: one for each object that was refused. warnings: about those that were taken.
+    """
 
     results: tuple[Result, ...] = ()
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
 
 class Client(msgspec.Struct, frozen=True):

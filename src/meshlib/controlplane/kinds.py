@@ -61,6 +61,7 @@ KINDS = (
     Kind("Ingress", "networking.k8s.io", "ingresses", ("ing",)),
 )
 
+_POSITIONS = {(kind.kind, kind.group): position for position, kind in enumerate(KINDS)}
 _BY_KIND = {kind.kind: kind for kind in KINDS}
 _BY_WORD = {
     word: kind
@@ -87,3 +88,8 @@ def named(kind: str, api_version: str = "") -> Kind:
     if known is not None and (not api_version or known.group == group):
         return known
     return Kind(kind, group, f"{kind.lower()}s")
+
+
+def position(kind: str, group: str = "") -> int:
+    """Where a kind comes in a list of all: as in the table, what is not in it at the end."""
+    return _POSITIONS.get((kind, group), len(KINDS))
