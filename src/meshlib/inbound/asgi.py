@@ -88,7 +88,14 @@ class MeshASGI:
             if message["type"] == "lifespan.startup.complete" and not self._is_serving:
                 self._serving()
 
-        await self.app(scope, receive, watched)
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            # The application knows no lifespan and servers go on without, or it failed to start and they exit: then
+            # its port never answers, and on_serving has nothing to announce.
+            if not self._is_serving:
+                self._serving()
+            raise
 
     def __repr__(self) -> str:
         return f"<MeshASGI {self.app!r}>"

@@ -239,7 +239,7 @@ def _whole_members(value: bytes, limit: int) -> bytes:
     end", W3C Trace Context, 3.3.1.5)."""
     if len(value) <= limit:
         return value
-    return value[: value.rfind(b",", 0, limit + 1)] if b"," in value[: limit + 1] else b""
+    return value[: value.rfind(b",", 0, limit + 1)].rstrip(b" \t") if b"," in value[: limit + 1] else b""
 
 
 def _timeout(found: dict[bytes, bytes]) -> float | None:
