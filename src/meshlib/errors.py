@@ -5,7 +5,7 @@ Beside each class stand the HTTP status, the gRPC status and Envoy's response fl
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MeshError(Exception):
@@ -92,6 +92,13 @@ class ConfigurationError(MeshError, ValueError):
     def __init__(self, source: str, object: str, field: str, reason: str) -> None:
         super().__init__(source, object, field, reason)
         self.source, self.object, self.field, self.reason = source, object, field, reason
+
+    def __eq__(self, other: Any) -> bool:
+        """Two that say the same are the same: what has not changed is not reported again."""
+        return type(other) is type(self) and other.args == self.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.source, self.object, self.field, self.reason) if part)

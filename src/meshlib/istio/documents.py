@@ -241,18 +241,22 @@ def _line(document: Document, path: Path) -> int:
             stack[-1][1] = name if name is not None else ""
             depth = len(stack)
             if all(on_path) and depth <= len(path) and path[depth - 1] == name and depth > matched:
-                matched, best = depth, event.start_mark.line
+                matched, best = depth, _mark_line(event)
         else:
             step = stack[-1][1] if stack else None
             here = all(on_path) and (not stack or (len(stack) <= len(path) and path[len(stack) - 1] == step))
             if here and (not stack or (stack[-1][0] == "seq" and len(stack) > matched)):
-                matched, best = len(stack), event.start_mark.line
+                matched, best = len(stack), _mark_line(event)
             if isinstance(event, yaml.CollectionStartEvent):
                 stack.append(["map", None] if isinstance(event, yaml.MappingStartEvent) else ["seq", 0])
                 on_path.append(here)
                 continue
             _advance(stack)
     return document.first_line + max(best, 0) + 1
+
+
+def _mark_line(event: Any) -> int:
+    return int(event.start_mark.line)
 
 
 def _advance(stack: list[list[Any]]) -> None:

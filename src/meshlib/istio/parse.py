@@ -83,6 +83,7 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
     objects: list[r.Object] = []
     problems: list[ConfigurationError] = []
     warnings: list[ConfigurationWarning] = []
+    seen: set[tuple[str, ...]] = set()
     if len(text) > MAX_TEXT:
         return Parsed((), (ConfigurationError(source, "", "", f"more than {MAX_TEXT} characters"),))
     for document in split(text):
@@ -97,9 +98,11 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
             except ConfigurationError as error:
                 problems.append(error)
                 continue
-            if any(found.key == earlier.key and _group(found) == _group(earlier) for earlier in objects):
+            identity = (_group(found), *found.key)
+            if identity in seen:
                 problems.append(ConfigurationError(found.source, found.title, "", "stands in this file twice"))
                 continue
+            seen.add(identity)
             objects.append(found)
             warnings.extend(_warnings(found))
     return Parsed(tuple(objects), tuple(problems), tuple(warnings))
@@ -128,13 +131,14 @@ def _object(
     if not isinstance(value, dict):
         raise ConfigurationError(where, "", "", f"an object is a mapping with apiVersion and kind, not {_told(value)}")
     kind, version = value.get("kind"), value.get("apiVersion")
-    for name, found in (("kind", kind), ("apiVersion", version)):
+    for required, found in (("kind", kind), ("apiVersion", version)):
         if not isinstance(found, str) or not found:
-            raise ConfigurationError(where, "", name, "is missing" if found is None else f"must be text: {found!r}")
+            raise ConfigurationError(where, "", required, "is missing" if found is None else f"must be text: {found!r}")
     kind, version = str(kind), str(version)
     metadata = value.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    name, namespace = metadata.get("name"), metadata.get("namespace") or default_namespace
+    name: Any = metadata.get("name")
+    namespace: Any = metadata.get("namespace") or default_namespace
     title = f"{kind} {namespace}/{name or metadata.get('generateName', '')}"
 
     def refuse(field: str, reason: str) -> ConfigurationError:
@@ -145,7 +149,7 @@ def _object(
         raise refuse("metadata.name", "is missing" if name is None else f"is no name of Kubernetes: {name!r}")
     if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
         raise refuse("metadata.namespace", f"is no namespace: {namespace!r}")
-    labels = metadata.get("labels") or {}
+    labels: Any = metadata.get("labels") or {}
     if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()):
         raise refuse("metadata.labels", "must be text, each")
     group, _, short = version.rpartition("/")

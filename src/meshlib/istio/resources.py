@@ -56,13 +56,13 @@ class _Kubernetes(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 # networking.istio.io: VirtualService
 
 
-class StringMatch(_Istio):
+class StringMatch(_Istio, frozen=True):
     exact: str | None = None
     prefix: str | None = None
     regex: str | None = None
 
 
-class HTTPMatchRequest(_Istio):
+class HTTPMatchRequest(_Istio, frozen=True):
     name: str = ""
     uri: StringMatch | None = None
     scheme: StringMatch | None = None
@@ -79,45 +79,45 @@ class HTTPMatchRequest(_Istio):
     stat_prefix: Unsupported = None
 
 
-class PortSelector(_Istio):
+class PortSelector(_Istio, frozen=True):
     number: Port
 
 
-class Destination(_Istio):
+class Destination(_Istio, frozen=True):
     host: str
     subset: str = ""
     port: PortSelector | None = None
 
 
-class HeaderOperations(_Istio):
+class HeaderOperations(_Istio, frozen=True):
     set: dict[str, str] = {}
     add: dict[str, str] = {}
     remove: list[str] = []
 
 
-class Headers(_Istio):
+class Headers(_Istio, frozen=True):
     request: HeaderOperations = HeaderOperations()
     response: HeaderOperations = HeaderOperations()
 
 
-class HTTPRouteDestination(_Istio):
+class HTTPRouteDestination(_Istio, frozen=True):
     destination: Destination
     weight: Count = 0
     headers: Headers = Headers()
 
 
-class RegexRewrite(_Istio):
+class RegexRewrite(_Istio, frozen=True):
     match: str
     rewrite: str
 
 
-class HTTPRewrite(_Istio):
+class HTTPRewrite(_Istio, frozen=True):
     uri: str = ""
     authority: str = ""
     uri_regex_rewrite: RegexRewrite | None = None
 
 
-class HTTPRedirect(_Istio):
+class HTTPRedirect(_Istio, frozen=True):
     uri: str = ""
     authority: str = ""
     port: Port | None = None
@@ -126,38 +126,38 @@ class HTTPRedirect(_Istio):
     redirect_code: int = 301
 
 
-class HTTPBody(_Istio):
+class HTTPBody(_Istio, frozen=True):
     string: str | None = None
     bytes: str | None = None
 
 
-class HTTPDirectResponse(_Istio):
+class HTTPDirectResponse(_Istio, frozen=True):
     status: Annotated[int, Meta(ge=200, le=599)]
     body: HTTPBody | None = None
 
 
-class Percent(_Istio):
+class Percent(_Istio, frozen=True):
     value: Percent100 = 0.0
 
 
-class FaultDelay(_Istio):
+class FaultDelay(_Istio, frozen=True):
     fixed_delay: Duration
     percentage: Percent | None = None
     percent: Annotated[int, Meta(ge=0, le=100)] | None = None
 
 
-class FaultAbort(_Istio):
+class FaultAbort(_Istio, frozen=True):
     http_status: Annotated[int, Meta(ge=200, le=599)] | None = None
     grpc_status: str | None = None
     percentage: Percent | None = None
 
 
-class HTTPFaultInjection(_Istio):
+class HTTPFaultInjection(_Istio, frozen=True):
     delay: FaultDelay | None = None
     abort: FaultAbort | None = None
 
 
-class HTTPRetry(_Istio):
+class HTTPRetry(_Istio, frozen=True):
     attempts: Count = 0
     per_try_timeout: Duration | None = None
     retry_on: str = ""
@@ -166,12 +166,12 @@ class HTTPRetry(_Istio):
     backoff: Duration | None = None
 
 
-class HTTPMirrorPolicy(_Istio):
+class HTTPMirrorPolicy(_Istio, frozen=True):
     destination: Destination
     percentage: Percent | None = None
 
 
-class HTTPRoute(_Istio):
+class HTTPRoute(_Istio, frozen=True):
     name: str = ""
     match: list[HTTPMatchRequest] = []
     route: list[HTTPRouteDestination] = []
@@ -190,7 +190,7 @@ class HTTPRoute(_Istio):
     delegate: Unsupported = None
 
 
-class VirtualService(_Istio):
+class VirtualService(_Istio, frozen=True):
     hosts: list[str] = []
     gateways: list[str] = []
     http: list[HTTPRoute] = []
@@ -202,7 +202,7 @@ class VirtualService(_Istio):
 # networking.istio.io: DestinationRule
 
 
-class TCPSettings(_Istio):
+class TCPSettings(_Istio, frozen=True):
     max_connections: Count | None = None
     connect_timeout: Duration | None = None
     tcp_keepalive: Unsupported = None
@@ -210,7 +210,7 @@ class TCPSettings(_Istio):
     idle_timeout: Unsupported = None
 
 
-class HTTPSettings(_Istio):
+class HTTPSettings(_Istio, frozen=True):
     http1_max_pending_requests: Count | None = msgspec.field(name="http1MaxPendingRequests", default=None)
     http2_max_requests: Count | None = msgspec.field(name="http2MaxRequests", default=None)
     max_requests_per_connection: Count = 0
@@ -221,12 +221,12 @@ class HTTPSettings(_Istio):
     max_concurrent_streams: Unsupported = None
 
 
-class ConnectionPool(_Istio):
+class ConnectionPool(_Istio, frozen=True):
     tcp: TCPSettings = TCPSettings()
     http: HTTPSettings = HTTPSettings()
 
 
-class OutlierDetection(_Istio):
+class OutlierDetection(_Istio, frozen=True):
     consecutive_errors: Count | None = None
     consecutive5xx_errors: Count | None = msgspec.field(name="consecutive5xxErrors", default=None)
     consecutive_gateway_errors: Count | None = None
@@ -238,7 +238,7 @@ class OutlierDetection(_Istio):
     min_health_percent: Annotated[int, Meta(ge=0, le=100)] = 0
 
 
-class LoadBalancer(_Istio):
+class LoadBalancer(_Istio, frozen=True):
     simple: Literal["UNSPECIFIED", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN", "LEAST_REQUEST"] | None = None
     consistent_hash: Unsupported = None
     locality_lb_setting: Unsupported = None
@@ -246,7 +246,7 @@ class LoadBalancer(_Istio):
     warmup_duration_secs: Unsupported = None
 
 
-class ClientTLSSettings(_Istio):
+class ClientTLSSettings(_Istio, frozen=True):
     mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
     client_certificate: str = ""
     private_key: str = ""
@@ -258,12 +258,12 @@ class ClientTLSSettings(_Istio):
     ca_crl: Unsupported = None
 
 
-class RetryBudget(_Istio):
+class RetryBudget(_Istio, frozen=True):
     percent: Percent100 = 20.0
     min_retry_concurrency: Count = 3
 
 
-class PortTrafficPolicy(_Istio):
+class PortTrafficPolicy(_Istio, frozen=True):
     port: PortSelector
     load_balancer: LoadBalancer | None = None
     connection_pool: ConnectionPool | None = None
@@ -271,7 +271,7 @@ class PortTrafficPolicy(_Istio):
     tls: ClientTLSSettings | None = None
 
 
-class TrafficPolicy(_Istio):
+class TrafficPolicy(_Istio, frozen=True):
     load_balancer: LoadBalancer | None = None
     connection_pool: ConnectionPool | None = None
     outlier_detection: OutlierDetection | None = None
@@ -282,18 +282,18 @@ class TrafficPolicy(_Istio):
     proxy_protocol: Unsupported = None
 
 
-class Subset(_Istio):
+class Subset(_Istio, frozen=True):
     name: str
     labels: Labels = {}
     traffic_policy: TrafficPolicy | None = None
 
 
-class WorkloadSelector(_Istio):
+class WorkloadSelector(_Istio, frozen=True):
     match_labels: Labels = {}
     labels: Labels = {}
 
 
-class DestinationRule(_Istio):
+class DestinationRule(_Istio, frozen=True):
     host: str
     traffic_policy: TrafficPolicy | None = None
     subsets: list[Subset] = []
@@ -304,14 +304,14 @@ class DestinationRule(_Istio):
 # networking.istio.io: ServiceEntry, Gateway
 
 
-class ServiceEntryPort(_Istio):
+class ServiceEntryPort(_Istio, frozen=True):
     number: Port
     name: str = ""
     protocol: str = "TCP"
     target_port: Port | None = None
 
 
-class WorkloadEntry(_Istio):
+class WorkloadEntry(_Istio, frozen=True):
     address: str = ""
     ports: dict[str, Port] = {}
     labels: Labels = {}
@@ -321,7 +321,7 @@ class WorkloadEntry(_Istio):
     service_account: str = ""
 
 
-class ServiceEntry(_Istio):
+class ServiceEntry(_Istio, frozen=True):
     hosts: list[str]
     ports: list[ServiceEntryPort] = []
     addresses: list[str] = []
@@ -333,14 +333,14 @@ class ServiceEntry(_Istio):
     subject_alt_names: list[str] = []
 
 
-class GatewayPort(_Istio):
+class GatewayPort(_Istio, frozen=True):
     number: Port
     protocol: str
     name: str = ""
     target_port: Unsupported = None
 
 
-class ServerTLSSettings(_Istio):
+class ServerTLSSettings(_Istio, frozen=True):
     https_redirect: bool = False
     mode: Literal["PASSTHROUGH", "SIMPLE", "MUTUAL", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] | None = (
         None
@@ -360,7 +360,7 @@ class ServerTLSSettings(_Istio):
     ca_crl: Unsupported = None
 
 
-class Server(_Istio):
+class Server(_Istio, frozen=True):
     port: GatewayPort
     hosts: list[str]
     bind: str = ""
@@ -369,7 +369,7 @@ class Server(_Istio):
     name: str = ""
 
 
-class Gateway(_Istio):
+class Gateway(_Istio, frozen=True):
     servers: list[Server] = []
     selector: Labels = {}
 
@@ -377,7 +377,7 @@ class Gateway(_Istio):
 # Kubernetes
 
 
-class ServicePort(_Kubernetes):
+class ServicePort(_Kubernetes, frozen=True):
     port: Port
     name: str = ""
     target_port: int | str | None = None
@@ -385,7 +385,7 @@ class ServicePort(_Kubernetes):
     app_protocol: str = ""
 
 
-class Service(_Kubernetes):
+class Service(_Kubernetes, frozen=True):
     selector: Labels = {}
     ports: list[ServicePort] = []
     cluster_ip: str = msgspec.field(name="clusterIP", default="")
@@ -393,94 +393,94 @@ class Service(_Kubernetes):
     external_name: str = ""
 
 
-class TargetReference(_Kubernetes):
+class TargetReference(_Kubernetes, frozen=True):
     kind: str = ""
     name: str = ""
 
 
-class EndpointAddress(_Kubernetes):
+class EndpointAddress(_Kubernetes, frozen=True):
     ip: str
     target_ref: TargetReference | None = None
 
 
-class EndpointPort(_Kubernetes):
+class EndpointPort(_Kubernetes, frozen=True):
     port: Port
     name: str = ""
 
 
-class EndpointSubset(_Kubernetes):
+class EndpointSubset(_Kubernetes, frozen=True):
     addresses: list[EndpointAddress] = []
     ports: list[EndpointPort] = []
 
 
-class Endpoints(_Kubernetes):
+class Endpoints(_Kubernetes, frozen=True):
     subsets: list[EndpointSubset] = []
 
 
-class SliceConditions(_Kubernetes):
+class SliceConditions(_Kubernetes, frozen=True):
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
 
 
-class SliceEndpoint(_Kubernetes):
+class SliceEndpoint(_Kubernetes, frozen=True):
     addresses: list[str]
     conditions: SliceConditions = SliceConditions()
     target_ref: TargetReference | None = None
     zone: str = ""
 
 
-class SlicePort(_Kubernetes):
+class SlicePort(_Kubernetes, frozen=True):
     port: Port | None = None
     name: str = ""
 
 
-class EndpointSlice(_Kubernetes):
+class EndpointSlice(_Kubernetes, frozen=True):
     endpoints: list[SliceEndpoint] = []
     ports: list[SlicePort] = []
     address_type: str = "IPv4"
 
 
-class ContainerPort(_Kubernetes):
+class ContainerPort(_Kubernetes, frozen=True):
     container_port: Port
     name: str = ""
 
 
-class Container(_Kubernetes):
+class Container(_Kubernetes, frozen=True):
     name: str = ""
     ports: list[ContainerPort] = []
 
 
-class PodSpec(_Kubernetes):
+class PodSpec(_Kubernetes, frozen=True):
     containers: list[Container] = []
     service_account_name: str = "default"
 
 
-class Condition(_Kubernetes):
+class Condition(_Kubernetes, frozen=True):
     type: str = ""
     status: str = ""
 
 
-class PodStatus(_Kubernetes):
+class PodStatus(_Kubernetes, frozen=True):
     pod_ip: str = msgspec.field(name="podIP", default="")
     phase: str = ""
     conditions: list[Condition] = []
 
 
-class Pod(_Kubernetes):
+class Pod(_Kubernetes, frozen=True):
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
 
-class Deployment(_Kubernetes):
+class Deployment(_Kubernetes, frozen=True):
     """Accepted, so that manifests can be applied whole; endpoints come from what runs, not from what is wished for."""
 
 
-class ServiceAccount(_Kubernetes):
+class ServiceAccount(_Kubernetes, frozen=True):
     pass
 
 
-class MeshConfigMap(_Kubernetes):
+class MeshConfigMap(_Kubernetes, frozen=True):
     """ConfigMap `istio` in `istio-system` holds MeshConfig; every other ConfigMap means nothing here."""
 
     data: dict[str, str] = {}
