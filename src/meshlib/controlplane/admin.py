@@ -191,7 +191,8 @@ async def _yaml_body(request: Request) -> str:
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_LIMIT:
-            raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes")
+            # Closed, since the server would go on to read, and throw away, what is still coming.
+            raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes", {"connection": "close"})
     try:
         return body.decode()
     except UnicodeDecodeError as error:
