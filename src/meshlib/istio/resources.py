@@ -554,8 +554,13 @@ class Object:
         return f"{self.kind} {self.namespace}/{self.name}"
 
     def same_content(self, other: Object) -> bool:
-        """Whether only the place differs where it was read."""
-        return self.api_version == other.api_version and self.raw == other.raw and self.namespace == other.namespace
+        """Whether only the place differs where it was read, or how its namespace was given."""
+        return self.whole == other.whole
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """`raw`, with the namespace in it."""
+        return {**self.raw, "metadata": dict(self.raw.get("metadata") or {}, namespace=self.namespace)}
 
     def __hash__(self) -> int:
         return hash((self.key, self.source))
@@ -563,5 +568,4 @@ class Object:
 
 def dump_yaml(given: Object) -> str:
     """The object as YAML text that parse_text reads to an equal object."""
-    metadata = dict(given.raw.get("metadata") or {}, namespace=given.namespace)
-    return str(yaml.safe_dump({**given.raw, "metadata": metadata}, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(given.whole, sort_keys=False, allow_unicode=True))
