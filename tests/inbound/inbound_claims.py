@@ -13,9 +13,10 @@ import httpx
 import pytest
 
 from meshlib.mesh import Mesh
+from meshlib.model import HeaderMatch, RouteMatch, Snapshot, StringMatch
 from meshlib.policy import propagation
 from peers import Answer, Peer, Received
-from snapshots import mesh, service
+from snapshots import forward, mesh, route, service, snapshot
 
 RATINGS = "http://ratings:9080/ratings/0"
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -69,8 +70,9 @@ class Claims:
         raise NotImplementedError
 
     @contextmanager
-    def served(self, peer: Peer) -> Iterator[tuple[Site, httpx.Client]]:
-        with mesh(service("ratings:9080", [peer.address]), forward_headers=("end-user",)) as made:
+    def served(self, peer: Peer, given: Snapshot | None = None) -> Iterator[tuple[Site, httpx.Client]]:
+        configured = given or service("ratings:9080", [peer.address])
+        with mesh(configured, forward_headers=("end-user",)) as made:
             site = Site(made)
             try:
                 with (
@@ -119,6 +121,18 @@ class Claims:
 
             for wanted, found in users.map(visit, range(60)):
                 assert found == wanted
+
+    @pytest.mark.xfail(strict=True, reason="the httpx transport matches routes on the request's own headers only")
+    @pytest.mark.parametrize("path", ["/call", "/thread", "/executor"])
+    def test_routes_match_on_what_is_carried(self, path: str) -> None:
+        """Istio's tutorial: jason sees v2 and everybody else v1, several services further on too."""
+        with Peer(lambda _: Answer(body=b"v1")) as v1, Peer(lambda _: Answer(body=b"v2")) as v2:
+            jason = RouteMatch(headers=(HeaderMatch("end-user", StringMatch("exact", "jason")),))
+            routes = [route(forward("v2"), jason), route(forward("v1"))]
+            given = snapshot({"ratings:9080": routes}, {"v1": [v1.address], "v2": [v2.address]})
+            with self.served(v1, given) as (_, client):
+                assert client.get(path, headers=JASON).text == "200 v2"
+                assert client.get(path).text == "200 v1"
 
     def test_the_applications_own_headers_win(self) -> None:
         """A service that logs mary in says so itself."""

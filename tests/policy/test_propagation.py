@@ -199,6 +199,17 @@ def test_the_time_left_goes_along_and_never_reads_as_no_limit() -> None:
     assert sent() == [(b"x-envoy-expected-rq-timeout-ms", b"1")]
 
 
+def test_the_attempts_own_timeout_goes_along_when_it_is_shorter() -> None:
+    """As Envoy tells the next service of the route's timeout, and of the last try's where there is one."""
+    carried = take_up(("x-request-id", "in"), ("x-envoy-expected-rq-timeout-ms", "1500"))
+
+    def expected(carried: Carried | None, timeout: float | None) -> bytes | None:
+        return dict(outbound_headers(carried, Headers(), timeout)).get(b"x-envoy-expected-rq-timeout-ms")
+
+    assert [expected(carried, timeout) for timeout in (None, 0.25, 9.0)] == [b"1500", b"250", b"1500"]
+    assert [expected(None, timeout) for timeout in (None, 0.25, 0.0)] == [None, b"250", b"1"]
+
+
 def test_a_finished_request_keeps_nobody_waiting() -> None:
     """Work that goes on after the answer keeps its trace and loses its deadline."""
     clock = Clock()

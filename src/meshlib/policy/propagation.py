@@ -120,9 +120,14 @@ class Carried:
         """The deadline in force, in the clock's seconds; None when there is none or the request is finished."""
         return self._deadline
 
-    def has_expired(self) -> bool:
+    def remaining_time(self) -> float | None:
+        """Seconds until the deadline in force, negative when it has passed."""
         deadline = self._deadline  # read once: another thread may finish the request meanwhile
-        return deadline is not None and self._clock is not None and self._clock() >= deadline
+        return None if deadline is None or self._clock is None else deadline - self._clock()
+
+    def has_expired(self) -> bool:
+        remaining = self.remaining_time()
+        return remaining is not None and remaining <= 0
 
     def finish(self) -> None:
         """The response has gone: nobody waits any more."""
@@ -147,7 +152,7 @@ class Intake:
     names: lower-case names of all headers that `take_up` looks at.
     """
 
-    __slots__ = ("_named", "names")
+    __slots__ = ("_patterns", "names")
 
     def __init__(self, forward_headers: Iterable[str] = ()) -> None:
         """forward_headers: names of headers to hand on besides trace context.
@@ -160,8 +165,8 @@ class Intake:
                 raise SettingsError(f"forward_headers: {name!r} is not a header's name")
             if name in _NOT_FORWARDED:
                 raise SettingsError(f"forward_headers: {name!r} belongs to one message and can't be handed on")
-        self._named = frozenset(name.encode("ascii") for name in named) - _PATTERNS.keys()
-        self.names = self._named | _PATTERNS.keys() | _DEADLINES
+        self._patterns = {name.encode("ascii"): _FIELD_VALUE for name in named} | _PATTERNS
+        self.names = self._patterns.keys() | _DEADLINES
 
     def take_up(
         self,
@@ -183,38 +188,43 @@ class Intake:
             if timeout is not None:
                 arrived = clock()
                 deadline = arrived + timeout if deadline is None else min(deadline, arrived + timeout)
-        carried = []
+        carried: dict[bytes, bytes] = {}
         for name, value in found.items():
+            pattern = self._patterns.get(name)
             if name in _LIMITS:
                 value = _whole_members(value, _LIMITS[name])
-            if len(value) <= MAX_VALUE and self._allows(name, value):
-                carried.append((name, value))
-        if b"tracestate" in found and not any(name == b"traceparent" for name, _ in carried):
+            if pattern is not None and len(value) <= MAX_VALUE and pattern.fullmatch(value):
+                carried[name] = value
+        if b"tracestate" in carried and b"traceparent" not in carried:
             # "If the vendor failed to parse traceparent, it MUST NOT attempt to parse tracestate."
-            carried = [pair for pair in carried if pair[0] != b"tracestate"]
-        if not any(name == REQUEST_ID for name, _ in carried):
-            carried.append((REQUEST_ID, new_request_id()))
-        return Carried(tuple(carried), deadline, clock)
-
-    def _allows(self, name: bytes, value: bytes) -> bool:
-        pattern = _PATTERNS.get(name) or (_FIELD_VALUE if name in self._named else None)
-        return pattern is not None and pattern.fullmatch(value) is not None
+            del carried[b"tracestate"]
+        if REQUEST_ID not in carried:
+            carried[REQUEST_ID] = new_request_id()
+        return Carried(tuple(carried.items()), deadline, clock)
 
     def __repr__(self) -> str:
-        return f"<Intake trace context, deadline{''.join(', ' + name.decode() for name in sorted(self._named))}>"
+        named = sorted(self._patterns.keys() - _PATTERNS.keys())
+        return f"<Intake trace context, deadline{''.join(', ' + name.decode() for name in named)}>"
 
 
-def outbound_headers(carried: Carried, present: RawHeaders) -> list[tuple[bytes, bytes]]:
+def outbound_headers(
+    carried: Carried | None, present: RawHeaders, timeout: float | None = None
+) -> list[tuple[bytes, bytes]]:
     """What to add to an outbound request that has the headers `present`: what is carried and not already there.
 
-    The time left goes along as x-envoy-expected-rq-timeout-ms, for whoever serves the call to hand on in turn.
+    The time left goes along as x-envoy-expected-rq-timeout-ms, for whoever serves the call to hand on in turn: until
+    the deadline, or `timeout` seconds, which the attempt itself has, whichever ends first.
     """
     there = {name.lower() for name, _ in present.raw}
-    added = [pair for pair in carried.headers if there.isdisjoint(_FORMAT_OF.get(pair[0]) or (pair[0],))]
-    deadline = carried.remaining_deadline()
-    if deadline is not None and carried._clock is not None and EXPECTED_TIMEOUT not in there:
+    added: list[tuple[bytes, bytes]] = []
+    if carried is not None:
+        added += [pair for pair in carried.headers if there.isdisjoint(_FORMAT_OF.get(pair[0]) or (pair[0],))]
+        remaining = carried.remaining_time()
+        if remaining is not None and (timeout is None or remaining < timeout):
+            timeout = remaining
+    if timeout is not None and EXPECTED_TIMEOUT not in there:
         # Envoy (FilterUtility::setTimeoutHeaders): 0 would be no timeout at all, so one out of time is given 1 ms.
-        added.append((EXPECTED_TIMEOUT, b"%d" % max(1, int((deadline - carried._clock()) * 1000))))
+        added.append((EXPECTED_TIMEOUT, b"%d" % max(1, int(timeout * 1000))))
     return added
 
 
