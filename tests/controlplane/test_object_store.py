@@ -241,18 +241,6 @@ def test_listeners_hear_of_changes_only() -> None:
     assert told == [1, 0, 1]
 
 
-def test_the_same_object_in_two_files_counts_once() -> None:
-    """The first is in force; the second is a problem that names the first."""
-    store = ObjectStore()
-    first = parse_text(virtual_service(subset="v1"), "a.yaml").objects
-    second = parse_text(virtual_service(subset="v2"), "b.yaml").objects
-    store.set_folder((*first, *second))
-    assert subset_of(store) == "v1"
-    assert [str(problem) for problem in store.problems()] == [
-        "b.yaml:2: VirtualService default/reviews: is in a.yaml:2 too, and that one counts"
-    ]
-
-
 def test_warnings_reach_whoever_applies_and_stay_listed() -> None:
     """An object whose effect is less than its author thinks is in force, and says so, while it is."""
     store = ObjectStore()

@@ -151,15 +151,8 @@ class ObjectStore:
         problems: Iterable[ConfigurationError] = (),
         warnings: Iterable[ConfigurationWarning] = (),
     ) -> None:
-        """This is what the folders hold now. A key that is there twice counts once, the first."""
-        found: dict[Key, Object] = {}
-        told = list(problems)
-        for each in objects:
-            first = found.setdefault(key_of(each), each)
-            if first is not each:
-                told.append(
-                    ConfigurationError(each.source, each.title, "", f"is in {first.source} too, and that one counts")
-                )
+        """This is what the folders hold now, each object once (meshlib.istio.folder)."""
+        found = {key_of(each): each for each in objects}
         about: dict[str, list[ConfigurationWarning]] = {}
         for warning in warnings:
             about.setdefault(warning.object, []).append(warning)
@@ -172,7 +165,7 @@ class ObjectStore:
             removed = {
                 key: form for key, form in contents.removed.items() if key in found and _digest(found[key]) == form
             }
-            changed = replace(contents, folder=folder, folder_problems=tuple(told), removed=removed)
+            changed = replace(contents, folder=folder, folder_problems=tuple(problems), removed=removed)
             if removed != contents.removed and self._state is not None:
                 try:
                     self._state.write(changed)

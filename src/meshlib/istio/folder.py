@@ -1,0 +1,188 @@
+"""What do some files and folders of YAML hold, now and after every edit? The last good form of an object stays.
+
+- An edit that makes an object unusable is a problem, and the object's last good form stays in force. If the file is no
+  YAML any more, nobody can say which objects were meant, so all of them stay.
+- An object that is taken out of a file, with its file or without, is gone.
+- A file is read once it has been left alone for a moment: an editor that empties it first must not empty the mesh.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import watchfiles
+
+from meshlib.errors import ConfigurationError
+from meshlib.istio.parse import Parsed, parse_text
+from meshlib.istio.problems import ConfigurationWarning, in_order
+from meshlib.istio.resources import Object
+
+logger = logging.getLogger("meshlib.istio")
+
+SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+SETTLE = 0.05
+"""Seconds that a file must have been left alone."""
+RESCAN = 0.5
+"""Seconds between two looks where the system tells of no changes, as on network and some container mounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything that is in force, in the order of the files' names, and what is wrong. No object is there twice."""
+
+    objects: tuple[Object, ...] = ()
+    problems: tuple[ConfigurationError, ...] = ()
+    warnings: tuple[ConfigurationWarning, ...] = ()
+
+
+Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """signature: of the text that `parsed` is from. parsed: with the last good forms in it."""
+
+    signature: Signature
+    parsed: Parsed
+
+
+class Folder:
+    """Some files and folders. Folders are read with all folders below them; names that begin with a dot are not.
+
+    Belongs to one thread.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, clock: Callable[[], float] = time.time) -> None:
+        self.paths = tuple(paths)
+        self._clock = clock
+        self._files: Mapping[Path, _File] = {}
+        self._is_unsettled = False
+        self._warned = False
+
+    def read(self) -> Contents:
+        """What is there now. Only files that have changed are read again. Raises nothing."""
+        files: dict[Path, _File] = {}
+        missing: list[ConfigurationError] = []
+        self._is_unsettled = False
+        for path in self.paths:
+            try:
+                found = list(_yaml_files(path))
+            except OSError as error:
+                missing.append(ConfigurationError(str(path), "", "", f"can't be read: {error.strerror}"))
+                files.update((known, file) for known, file in self._files.items() if known.is_relative_to(path))
+                continue
+            for file in found:
+                if file not in files:
+                    files[file] = self._read(file)
+        self._files = files
+        return _together([files[path].parsed for path in sorted(files)], missing)
+
+    def watch(self, stop: threading.Event) -> Iterator[Contents]:
+        """What is there now, and again after each change, until `stop`. Blocks between them."""
+        known = self.read()
+        yield known
+        while not stop.is_set():
+            self._wait(stop)
+            if stop.is_set():
+                return
+            found = self.read()
+            if found != known or any(a.raw != b.raw for a, b in zip(found.objects, known.objects, strict=True)):
+                known = found
+                yield known
+
+    def _wait(self, stop: threading.Event) -> None:
+        """Returns after a change, or when it is time to look anyway."""
+        if self._is_unsettled:
+            stop.wait(SETTLE)
+            return
+        folders = [path for path in self.paths if path.is_dir()]
+        # An editor may replace a file by a new one, which a watch on the file itself would not see.
+        watched = folders or sorted({path.parent for path in self.paths if path.parent.is_dir()})
+        try:
+            for _ in watchfiles.watch(
+                *watched,
+                watch_filter=None,
+                stop_event=stop,
+                debounce=400,
+                step=int(SETTLE * 1000),
+                rust_timeout=int(RESCAN * 1000),
+                yield_on_timeout=True,
+                recursive=bool(folders),
+                raise_interrupt=False,
+                ignore_permission_denied=True,
+            ):
+                return
+        except OSError as error:  # gone meanwhile, or the system watches no more folders
+            if not self._warned:
+                logger.warning("%s is looked at every %s s: %s", ", ".join(map(str, watched)), RESCAN, error)
+                self._warned = True
+        stop.wait(RESCAN)
+
+    def _read(self, path: Path) -> _File:
+        old = self._files.get(path)
+        try:
+            status = path.stat()
+            signature = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if old is not None and old.signature == signature:
+                return old
+            if old is not None and 0 <= self._clock() - status.st_mtime < SETTLE:
+                self._is_unsettled = True
+                return old
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = f"can't be read: {error.strerror}" if isinstance(error, OSError) else f"is not UTF-8: {error}"
+            unreadable = ConfigurationError(str(path), "", "", reason)
+            return _File((0, 0, 0), _with_last_good(Parsed((), (unreadable,)), old))
+        return _File(signature, _with_last_good(parse_text(text, str(path)), old))
+
+    def __repr__(self) -> str:
+        return f"<Folder {', '.join(map(str, self.paths))} {len(self._files)} files>"
+
+
+def _yaml_files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        path.stat()
+        yield path
+        return
+    next(path.iterdir(), None)  # rglob says nothing of a folder that may not be read
+    for found in path.rglob("*"):
+        hidden = any(part.startswith(".") for part in found.relative_to(path).parts)
+        if found.suffix in SUFFIXES and not hidden and found.is_file():
+            yield found
+
+
+def _identity(given: Object) -> tuple[str, ...]:
+    return (given.api_version.rpartition("/")[0], *given.key)
+
+
+def _with_last_good(new: Parsed, old: _File | None) -> Parsed:
+    if old is None or not new.problems:
+        return new
+    bad = {problem.object for problem in new.problems}
+    there = {_identity(each) for each in new.objects}
+    kept = [each for each in old.parsed.objects if _identity(each) not in there and (each.title in bad or "" in bad)]
+    warnings = [warning for warning in old.parsed.warnings if warning.object in {each.title for each in kept}]
+    return replace(new, objects=(*new.objects, *kept), warnings=(*new.warnings, *warnings))
+
+
+def _together(parts: Sequence[Parsed], problems: Sequence[ConfigurationError]) -> Contents:
+    """All files' objects. One that is in two files counts once, where it is first by the files' names."""
+    found: dict[tuple[str, ...], Object] = {}
+    told = list(problems)
+    for part in parts:
+        told.extend(part.problems)
+        for each in part.objects:
+            first = found.setdefault(_identity(each), each)
+            if first is not each:
+                told.append(
+                    ConfigurationError(each.source, each.title, "", f"is in {first.source} too, and that one counts")
+                )
+    objects = tuple(found.values())
+    sources = {each.source for each in objects}
+    warnings = [warning for part in parts for warning in part.warnings if warning.source in sources]
+    return Contents(objects, in_order(told), tuple(warnings))
