@@ -1,0 +1,127 @@
+"""Which workloads are running? Those whose streams are open and which say that they are ready.
+
+- A process is an endpoint from the moment it says that its port accepts, until its last stream ends.
+- What runs where is kept in the state folder. After a restart of the control plane the workloads it knew count on for
+  `grace` seconds, so that nobody vanishes while all of them reconnect.
+- One address has one workload: a process that was started anew takes the place of the one that was there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from meshlib.model import Node, Workload
+
+logger = logging.getLogger("meshlib.controlplane")
+
+GRACE = 10.0
+"""Seconds. Twice the longest pause between two attempts of our client to reconnect, which is five."""
+
+
+class Registry:
+    """The running workloads. Belongs to one event loop.
+
+    file: where they are kept; None keeps nothing. Nothing is read or written but by load() and save().
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._nodes: dict[Hashable, Node] = {}
+        """Of the open streams, in the order in which they came."""
+        self._remembered: dict[tuple[str, int], Workload] = {}
+        self._workloads: tuple[Workload, ...] = ()
+        self._saved: tuple[Workload, ...] = ()
+        self._listeners: list[Callable[[], None]] = []
+        self._is_frozen = False
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """`tell` is called after each change of workloads()."""
+        self._listeners.append(tell)
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """In a fixed order."""
+        return self._workloads
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Of the open streams; a process that has two streams is there twice."""
+        return tuple(self._nodes.values())
+
+    def attach(self, stream: Hashable, node: Node) -> None:
+        """A stream was opened by this node, or the node has said something new about itself."""
+        self._nodes[stream] = node
+        if node.ready:
+            self._remembered.pop(_address(node.workload), None)  # from now on its stream says whether it runs
+        self._update()
+
+    def detach(self, stream: Hashable) -> None:
+        """A stream has ended. Harmless for one that never said who it is."""
+        if self._nodes.pop(stream, None) is not None:
+            self._update()
+
+    def freeze(self) -> None:
+        """The control plane stops: the streams that end now say nothing about their processes."""
+        self._is_frozen = True
+
+    def forget(self) -> None:
+        """The grace after the start is over: who has not come back is gone."""
+        for gone in self._remembered.values():
+            logger.info("%s at %s:%d has not come back", gone.name, gone.address, gone.port)
+        self._remembered = {}
+        self._update()
+
+    def load(self) -> None:
+        """Remember who ran when the control plane ended. A file that can't be read is as good as none."""
+        if self._file is None:
+            return
+        try:
+            found = msgspec.json.decode(self._file.read_bytes(), type=tuple[Workload, ...])
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            logger.warning("%s is not used: %s", self._file, error)
+            return
+        self._saved = found
+        self._remembered = {_address(workload): workload for workload in found}
+        self._update()
+
+    def save(self) -> None:
+        """Keep who runs now. Raises nothing: without the file a restart is rougher, and that is all."""
+        if self._file is None or self._workloads == self._saved:
+            return
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=f".{self._file.name}")
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.encode(self._workloads))
+            Path(temporary).replace(self._file)
+        except OSError as error:
+            logger.warning("%s can't be written: %s", self._file, error)
+        self._saved = self._workloads
+
+    def _update(self) -> None:
+        if self._is_frozen:
+            return
+        ready = (node.workload for node in self._nodes.values() if node.ready and node.workload.port)
+        found = in_order({**self._remembered, **{_address(workload): workload for workload in ready}}.values())
+        if found != self._workloads:
+            self._workloads = found
+            for tell in self._listeners:
+                tell()
+
+    def __repr__(self) -> str:
+        return f"<Registry {len(self._workloads)} workloads, {len(self._nodes)} streams>"
+
+
+def _address(workload: Workload) -> tuple[str, int]:
+    return (workload.address, workload.port)
+
+
+def in_order(workloads: Iterable[Workload]) -> tuple[Workload, ...]:
+    return tuple(sorted(workloads, key=lambda each: (each.namespace, each.service, each.name, each.address, each.port)))

@@ -1,0 +1,103 @@
+"""Which workloads count, while processes and the control plane come and go?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from meshlib.controlplane.registry import Registry
+from meshlib.model import Node, Workload
+
+REVIEWS = Workload("reviews-v1", service="reviews", labels=(("version", "v1"),), address="127.0.0.1", port=9082)
+RATINGS = Workload("ratings-v1", service="ratings", address="127.0.0.1", port=9085)
+
+
+def node(workload: Workload, identity: str = "", ready: bool = True) -> Node:
+    return Node(identity or f"sidecar~127.0.0.1~{workload.name}.default~x", workload, ready=ready)
+
+
+def test_a_workload_counts_while_its_stream_is_open_and_it_is_ready() -> None:
+    """Each change is told once."""
+    registry, told = Registry(), []
+    registry.on_change(lambda: told.append([workload.name for workload in registry.workloads]))
+    registry.attach("stream", node(REVIEWS, ready=False))
+    registry.attach("stream", node(REVIEWS))
+    registry.attach("stream", node(REVIEWS))
+    registry.detach("stream")
+    registry.detach("stream")
+    assert told == [["reviews-v1"], []]
+
+
+def test_a_process_that_serves_nothing_is_no_endpoint() -> None:
+    """A job, a gateway."""
+    registry = Registry()
+    registry.attach("stream", node(replace(REVIEWS, port=0)))
+    assert registry.workloads == ()
+    assert len(registry.nodes) == 1
+
+
+def test_a_second_stream_of_the_same_process_keeps_it_registered() -> None:
+    """A reconnect may be seen before the end of the connection that was lost."""
+    registry, told = Registry(), []
+    registry.attach("old", node(REVIEWS))
+    registry.on_change(lambda: told.append(registry.workloads))
+    registry.attach("new", node(REVIEWS))
+    registry.detach("old")
+    assert registry.workloads == (REVIEWS,)
+    assert told == []
+
+
+def test_one_address_has_one_workload() -> None:
+    """A process that was started anew, perhaps as something else, takes the place."""
+    registry = Registry()
+    registry.attach("old", node(REVIEWS))
+    later = replace(REVIEWS, name="reviews-v2", labels=(("version", "v2"),))
+    registry.attach("new", node(later))
+    assert registry.workloads == (later,)
+
+
+def test_after_a_restart_workloads_count_on_until_the_grace_is_over(tmp_path: Path) -> None:
+    """Streams that end because the control plane stops are no reason to forget anybody."""
+    file = tmp_path / "workloads.json"
+    registry = Registry(file)
+    registry.attach(1, node(REVIEWS))
+    registry.attach(2, node(RATINGS))
+    registry.save()
+    registry.freeze()
+    registry.detach(1)
+    registry.save()
+
+    restarted, told = Registry(file), []
+    restarted.load()
+    assert restarted.workloads == (RATINGS, REVIEWS)
+    restarted.on_change(lambda: told.append(restarted.workloads))
+    restarted.attach(1, node(RATINGS))
+    assert told == []
+    restarted.forget()
+    assert told == [(RATINGS,)]
+
+
+def test_who_leaves_after_coming_back_is_gone_at_once(tmp_path: Path) -> None:
+    """The grace is for those who have not been heard of yet."""
+    file = tmp_path / "workloads.json"
+    registry = Registry(file)
+    registry.attach(1, node(REVIEWS))
+    registry.save()
+    restarted = Registry(file)
+    restarted.load()
+    restarted.attach(1, node(REVIEWS))
+    restarted.detach(1)
+    assert restarted.workloads == ()
+
+
+def test_a_damaged_file_is_as_good_as_none(tmp_path: Path) -> None:
+    """Everybody comes back by itself; it takes a moment longer."""
+    file = tmp_path / "workloads.json"
+    file.write_text("[{")
+    registry = Registry(file)
+    registry.load()
+    assert registry.workloads == ()
+    registry.attach(1, node(REVIEWS))
+    registry.save()
+    assert "reviews-v1" in file.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["workloads.json"]
