@@ -1,0 +1,665 @@
+"""What does a resource on the wire say? xDS v3 resources -> model values. What can't be understood is refused with
+InvalidResource, whose text becomes the NACK; nothing else is ever raised.
+
+Reads what encode.py writes, and what Istio's and gRPC's control planes write as far as the model can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from meshlib.errors import InvalidResource
+from meshlib.model import (
+    Cluster,
+    ClusterType,
+    ConnectionLimits,
+    DirectResponse,
+    Endpoint,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    FilterChain,
+    Forward,
+    HeaderMatch,
+    HeaderOperations,
+    Health,
+    Listener,
+    ListenerTls,
+    LoadAssignment,
+    LoadBalancing,
+    Locality,
+    LocalityWeight,
+    Mirror,
+    Node,
+    NodeKind,
+    OutlierDetection,
+    QueryMatch,
+    Redirect,
+    RetryBudget,
+    RetryPolicy,
+    Rewrite,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+    ServiceName,
+    StringMatch,
+    UpstreamTls,
+    VirtualHost,
+    WeightedCluster,
+    Workload,
+)
+from meshlib.xds import messages as m
+from meshlib.xds.encode import FAULT_FILTER, HTTP_OPTIONS, ISTIO, OWN, REDIRECT_CODES, UNLIMITED, WHOLE_PATH
+from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
+
+Decoded = Listener | RouteConfiguration | Cluster | LoadAssignment
+
+_REDIRECT_STATUS = {number: status for status, number in REDIRECT_CODES.items()}
+_PER_MILLION = {0: 10_000, 1: 100, 2: 1}
+_TYPES = {
+    0: ClusterType.STATIC,
+    1: ClusterType.STRICT_DNS,
+    2: ClusterType.LOGICAL_DNS,
+    3: ClusterType.EDS,
+    4: ClusterType.ORIGINAL_DST,
+}
+# Hashing policies are balanced by least request: calls work, though they do not stick.
+_LB = {0: LoadBalancing.ROUND_ROBIN, 3: LoadBalancing.RANDOM}
+_HEALTH = {2: Health.UNHEALTHY, 3: Health.DRAINING, 4: Health.UNHEALTHY}
+
+
+class _Wrong(Exception):
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+
+def decode_resource(type_url: str, data: bytes) -> Decoded:
+    """The value of a resource's bytes. Raises InvalidResource, naming the field."""
+    known: tuple[Any, Callable[[Any], Decoded], str] | None = _DECODERS.get(type_url)
+    if known is None:
+        raise InvalidResource(type_url, "", "type_url", "is not a type that was asked for")
+    message_type, decoder, name_field = known
+    name = ""
+    try:
+        message = message_type.FromString(data)
+        name = str(getattr(message, name_field))
+        if not name:
+            raise _Wrong(name_field, "is empty")
+        return decoder(message)
+    except _Wrong as error:
+        raise InvalidResource(type_url, name, error.field, error.reason) from None
+    except DecodeError:
+        raise InvalidResource(type_url, name, "", "is not a message of this type") from None
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InvalidResource(type_url, name, "", f"can't be understood: {error}") from error
+
+
+def decode_node(message: Any) -> Node:
+    """The node of a request: ours, Istio's, or any Envoy's. Raises InvalidResource when it can't be told who it is."""
+    metadata = _plain(message.metadata)
+    parts = message.id.split("~")
+    if not message.id:
+        raise InvalidResource("envoy.config.core.v3.Node", "", "id", "is empty")
+    kind = NodeKind.ROUTER if parts[0] in ("router", "ingress") else NodeKind.SIDECAR
+    if len(parts) != 4 and message.user_agent_name == "envoy":
+        kind = NodeKind.ROUTER  # an Envoy that nobody configured as a sidecar stands at the edge
+    namespace = _text(metadata, "NAMESPACE") or (parts[2].rpartition(".")[2] if len(parts) == 4 else "") or "default"
+    labels = metadata.get("LABELS")
+    ports = metadata.get("MESHLIB_PORTS")
+    addresses = _text(metadata, "INSTANCE_IPS").split(",")
+    workload = Workload(
+        name=_text(metadata, "WORKLOAD_NAME") or (parts[2].partition(".")[0] if len(parts) == 4 else message.id),
+        namespace=namespace,
+        service=_text(metadata, "MESHLIB_SERVICE"),
+        service_account=_text(metadata, "SERVICE_ACCOUNT") or "default",
+        labels=tuple(sorted((str(k), str(v)) for k, v in labels.items())) if isinstance(labels, dict) else (),
+        address=addresses[0].strip(),
+        port=_port(metadata.get("MESHLIB_PORT")),
+        port_names=tuple(sorted((str(k), _port(v)) for k, v in ports.items())) if isinstance(ports, dict) else (),
+        locality=_locality(message.locality),
+    )
+    agent = message.user_agent_name
+    version = message.user_agent_version
+    return Node(
+        id=message.id,
+        workload=workload,
+        kind=kind,
+        user_agent=f"{agent}/{version}" if version else agent,
+        trust_domain=_text(metadata, "MESHLIB_TRUST_DOMAIN") or "cluster.local",
+        cluster_id=_text(metadata, "CLUSTER_ID") or "Kubernetes",
+        ready=metadata.get("MESHLIB_READY") is True,
+    )
+
+
+# Pieces
+
+
+def _plain(struct: Any) -> dict[str, Any]:
+    """A Struct as Python values."""
+    return {key: _value(value) for key, value in struct.fields.items()}
+
+
+def _value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _plain(value.struct_value)
+    if kind == "list_value":
+        return [_value(each) for each in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _text(metadata: dict[str, Any], name: str) -> str:
+    found = metadata.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _port(value: Any) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = float(value)
+    return int(value) if isinstance(value, float) and 0 < value < 65536 else 0
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds) + duration.nanos / 1_000_000_000 if duration.nanos else float(duration.seconds)
+
+
+def _locality(message: Any) -> Locality:
+    return Locality(message.region, message.zone, message.sub_zone)
+
+
+def _share(fraction: Any) -> int:
+    return min(1_000_000, int(fraction.numerator) * _PER_MILLION.get(fraction.denominator, 10_000))
+
+
+def _unpacked(any_message: Any, message_type: Any, field: str) -> Any:
+    if any_message.type_url.rpartition("/")[2] != message_type.DESCRIPTOR.full_name:
+        raise _Wrong(field, f"holds {any_message.type_url or 'nothing'}, not {message_type.DESCRIPTOR.full_name}")
+    try:
+        return message_type.FromString(any_message.value)
+    except DecodeError:
+        raise _Wrong(field, f"is no {message_type.DESCRIPTOR.full_name}") from None
+
+
+def _regex(pattern: str, field: str) -> str:
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(pattern, options)
+    except re2.error as error:
+        told = error.args[0] if error.args else error
+        raise _Wrong(field, f"is no RE2 expression: {told.decode() if isinstance(told, bytes) else told}") from None
+    return pattern
+
+
+def _string(message: Any, field: str) -> StringMatch:
+    kind = message.WhichOneof("match_pattern")
+    if kind is None:
+        raise _Wrong(field, "says nothing about the string")
+    if kind == "safe_regex":
+        return StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"), message.ignore_case)
+    return StringMatch(kind, getattr(message, kind), message.ignore_case)
+
+
+# Listeners
+
+
+def _listener(message: Any) -> Listener:
+    if message.HasField("api_listener"):
+        manager = _unpacked(message.api_listener.api_listener, m.HttpConnectionManager, "api_listener.api_listener")
+        return Listener(message.name, _rds_name(manager, "api_listener.api_listener"))
+    if not message.filter_chains:
+        raise _Wrong("api_listener", "is missing, and there are no filter_chains")
+    chains = tuple(_chain(chain, f"filter_chains[{i}]") for i, chain in enumerate(message.filter_chains))
+    address = message.address.socket_address
+    return Listener(message.name, "", address.address, address.port_value, chains)
+
+
+def _rds_name(manager: Any, field: str) -> str:
+    kind = manager.WhichOneof("route_specifier")
+    if kind != "rds":
+        raise _Wrong(f"{field}.route_specifier", "must be rds: routes are asked for by name")
+    source = manager.rds.config_source
+    if source.WhichOneof("config_source_specifier") not in ("ads", "self"):
+        raise _Wrong(f"{field}.rds.config_source", "must be ads or self")
+    if not manager.rds.route_config_name:
+        raise _Wrong(f"{field}.rds.route_config_name", "is empty")
+    return str(manager.rds.route_config_name)
+
+
+def _chain(message: Any, field: str) -> FilterChain:
+    for index, filter_ in enumerate(message.filters):
+        if filter_.typed_config.type_url == m.type_url(m.HttpConnectionManager):
+            manager = _unpacked(filter_.typed_config, m.HttpConnectionManager, f"{field}.filters[{index}]")
+            name = _rds_name(manager, f"{field}.filters[{index}]")
+            break
+    else:
+        raise _Wrong(f"{field}.filters", "has no HttpConnectionManager")
+    tls = None
+    if message.HasField("transport_socket"):
+        context = _unpacked(
+            message.transport_socket.typed_config, m.DownstreamTlsContext, f"{field}.transport_socket.typed_config"
+        )
+        tls = _downstream_tls(context, f"{field}.transport_socket.typed_config.common_tls_context")
+    return FilterChain(name, tuple(message.filter_chain_match.server_names), tls)
+
+
+def _downstream_tls(context: Any, field: str) -> ListenerTls:
+    common = context.common_tls_context
+    if len(common.tls_certificates) != 1:
+        raise _Wrong(f"{field}.tls_certificates", f"must be one, named by files; found {len(common.tls_certificates)}")
+    certificate = common.tls_certificates[0]
+    if not certificate.certificate_chain.filename or not certificate.private_key.filename:
+        raise _Wrong(f"{field}.tls_certificates[0]", "must name files")
+    return ListenerTls(
+        certificate.certificate_chain.filename,
+        certificate.private_key.filename,
+        common.validation_context.trusted_ca.filename,
+        context.require_client_certificate.value,
+        tuple(common.alpn_protocols),
+    )
+
+
+# Routes
+
+
+def _route_configuration(message: Any) -> RouteConfiguration:
+    hosts = tuple(_virtual_host(host, f"virtual_hosts[{i}]") for i, host in enumerate(message.virtual_hosts))
+    seen: set[str] = set()
+    for index, host in enumerate(hosts):
+        for domain in host.domains:
+            if domain.lower() in seen:
+                raise _Wrong(f"virtual_hosts[{index}].domains", f"{domain!r} is there twice")
+            seen.add(domain.lower())
+    return RouteConfiguration(message.name, hosts)
+
+
+def _virtual_host(message: Any, field: str) -> VirtualHost:
+    if not message.domains:
+        raise _Wrong(f"{field}.domains", "is empty")
+    routes = tuple(_route(route, f"{field}.routes[{i}]") for i, route in enumerate(message.routes))
+    return VirtualHost(message.name, tuple(message.domains), routes, message.require_tls == 2)
+
+
+def _route(message: Any, field: str) -> Route:
+    kind = message.WhichOneof("action")
+    action: Forward | Redirect | DirectResponse
+    if kind == "route":
+        action = _forward(message.route, f"{field}.route")
+    elif kind == "redirect":
+        action = _redirect(message.redirect)
+    elif kind == "direct_response":
+        body = message.direct_response.body
+        if body.filename:
+            raise _Wrong(f"{field}.direct_response.body", "must be inline")
+        action = DirectResponse(message.direct_response.status, body.inline_bytes or body.inline_string.encode())
+    else:
+        raise _Wrong(field, f"has no action that can be taken: {kind or 'none'}")
+    fault = None
+    if FAULT_FILTER in message.typed_per_filter_config:
+        place = f"{field}.typed_per_filter_config[{FAULT_FILTER}]"
+        fault = _fault(_unpacked(message.typed_per_filter_config[FAULT_FILTER], m.HTTPFault, place), place)
+    origin = ""
+    if OWN in message.metadata.filter_metadata:
+        origin = _text(_plain(message.metadata.filter_metadata[OWN]), "origin")
+    return Route(
+        _match(message.match, f"{field}.match"),
+        action,
+        message.name,
+        fault,
+        _operations(message.request_headers_to_add, message.request_headers_to_remove),
+        _operations(message.response_headers_to_add, message.response_headers_to_remove),
+        origin,
+    )
+
+
+def _match(message: Any, field: str) -> RouteMatch:
+    kind = message.WhichOneof("path_specifier")
+    ignore_case = message.HasField("case_sensitive") and not message.case_sensitive.value
+    path: StringMatch | None
+    if kind == "prefix":
+        path = StringMatch("prefix", message.prefix, ignore_case) if message.prefix not in ("", "/") else None
+    elif kind == "path":
+        path = StringMatch("exact", message.path, ignore_case)
+    elif kind == "path_separated_prefix":
+        path = StringMatch("path-prefix", message.path_separated_prefix, ignore_case)
+    elif kind == "safe_regex":
+        path = StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"), ignore_case)
+    else:
+        raise _Wrong(field, "has no path_specifier that is known")
+    pseudo: dict[str, StringMatch] = {}
+    headers: list[HeaderMatch] = []
+    for index, each in enumerate(message.headers):
+        header = _header(each, f"{field}.headers[{index}]")
+        if header.name in (":method", ":scheme", ":authority") and not header.invert and header.name not in pseudo:
+            pseudo[header.name] = header.match
+        else:
+            headers.append(header)
+    query = []
+    for index, each in enumerate(message.query_parameters):
+        if each.WhichOneof("query_parameter_match_specifier") == "string_match":
+            query.append(QueryMatch(each.name, _string(each.string_match, f"{field}.query_parameters[{index}]")))
+        else:
+            query.append(QueryMatch(each.name, StringMatch("present")))
+    return RouteMatch(
+        path, pseudo.get(":method"), pseudo.get(":scheme"), pseudo.get(":authority"), tuple(headers), tuple(query)
+    )
+
+
+def _header(message: Any, field: str) -> HeaderMatch:
+    kind = message.WhichOneof("header_match_specifier")
+    if kind == "string_match":
+        match = _string(message.string_match, f"{field}.string_match")
+    elif kind in (None, "present_match"):
+        wanted = kind is None or message.present_match
+        return HeaderMatch(message.name, StringMatch("present"), message.invert_match == wanted)
+    elif kind == "safe_regex_match":
+        match = StringMatch("regex", _regex(message.safe_regex_match.regex, f"{field}.safe_regex_match.regex"))
+    else:
+        match = StringMatch(kind.removesuffix("_match"), getattr(message, kind))
+    return HeaderMatch(message.name, match, message.invert_match)
+
+
+def _forward(message: Any, field: str) -> Forward:
+    kind = message.WhichOneof("cluster_specifier")
+    if kind == "cluster":
+        clusters: tuple[WeightedCluster, ...] = (WeightedCluster(message.cluster),)
+        if not message.cluster:
+            raise _Wrong(f"{field}.cluster", "is empty")
+    elif kind == "weighted_clusters":
+        clusters = tuple(
+            WeightedCluster(
+                each.name,
+                each.weight.value,
+                _operations(each.request_headers_to_add, each.request_headers_to_remove),
+                _operations(each.response_headers_to_add, each.response_headers_to_remove),
+                each.host_rewrite_literal if each.WhichOneof("host_rewrite_specifier") else None,
+            )
+            for each in message.weighted_clusters.clusters
+        )
+        if not sum(each.weight for each in clusters):
+            raise _Wrong(f"{field}.weighted_clusters", "has weights that add up to 0")
+    else:
+        raise _Wrong(field, "has no cluster_specifier that is known")
+    timeout = 0.0
+    if message.HasField("timeout"):
+        timeout = _seconds(message.timeout)
+    elif message.HasField("max_stream_duration"):  # gRPC's form (gRFC A31)
+        longest = message.max_stream_duration
+        timeout = _seconds(
+            longest.grpc_timeout_header_max
+            if longest.HasField("grpc_timeout_header_max")
+            else longest.max_stream_duration
+        )
+    mirrors = tuple(
+        Mirror(
+            each.cluster,
+            _share(each.runtime_fraction.default_value) if each.HasField("runtime_fraction") else 1_000_000,
+            not each.disable_shadow_host_suffix_append,
+        )
+        for each in message.request_mirror_policies
+    )
+    retry = _retry(message.retry_policy) if message.HasField("retry_policy") else None
+    return Forward(clusters, timeout or None, retry, _rewrite(message, field), mirrors)
+
+
+def _retry(message: Any) -> RetryPolicy:
+    default = RetryPolicy()
+    back_off = message.retry_back_off
+    base = _seconds(back_off.base_interval) if back_off.HasField("base_interval") else default.base_interval
+    longest = _seconds(back_off.max_interval) if back_off.HasField("max_interval") else base * 10
+    return RetryPolicy(
+        message.num_retries.value if message.HasField("num_retries") else 1,
+        frozenset(part.strip() for part in message.retry_on.split(",") if part.strip()),
+        frozenset(message.retriable_status_codes),
+        _seconds(message.per_try_timeout) or None if message.HasField("per_try_timeout") else None,
+        base,
+        longest,
+        int(message.host_selection_retry_max_attempts) if message.retry_host_predicate else 0,
+        message.HasField("retry_priority"),
+    )
+
+
+def _rewrite(message: Any, field: str) -> Rewrite | None:
+    authority = message.host_rewrite_literal if message.WhichOneof("host_rewrite_specifier") else None
+    if message.prefix_rewrite:
+        return Rewrite(prefix=message.prefix_rewrite, authority=authority)
+    if message.HasField("regex_rewrite"):
+        pattern, substitution = message.regex_rewrite.pattern.regex, message.regex_rewrite.substitution
+        if pattern == WHOLE_PATH and "\\" not in substitution.replace("\\\\", ""):
+            return Rewrite(path=substitution.replace("\\\\", "\\"), authority=authority)
+        return Rewrite(
+            regex=_regex(pattern, f"{field}.regex_rewrite.pattern.regex"),
+            substitution=substitution,
+            authority=authority,
+        )
+    return Rewrite(authority=authority) if authority is not None else None
+
+
+def _redirect(message: Any) -> Redirect:
+    scheme = message.scheme_redirect or ("https" if message.https_redirect else None)
+    path_kind = message.WhichOneof("path_rewrite_specifier")
+    return Redirect(
+        _REDIRECT_STATUS.get(message.response_code, 301),
+        scheme,
+        message.host_redirect or None,
+        message.port_redirect,
+        message.path_redirect if path_kind == "path_redirect" else None,
+        message.prefix_rewrite if path_kind == "prefix_rewrite" else None,
+    )
+
+
+def _fault(message: Any, field: str) -> Fault:
+    delay = abort = None
+    if message.HasField("delay"):
+        delay = FaultDelay(_seconds(message.delay.fixed_delay), _share(message.delay.percentage))
+    if message.HasField("abort"):
+        kind = message.abort.WhichOneof("error_type")
+        if kind is None:
+            raise _Wrong(f"{field}.abort", "has no http_status and no grpc_status")
+        grpc = message.abort.grpc_status if kind == "grpc_status" else None
+        abort = FaultAbort(_share(message.abort.percentage), message.abort.http_status, grpc)
+    return Fault(delay, abort)
+
+
+def _operations(added: Iterable[Any], removed: Iterable[str]) -> HeaderOperations:
+    overwriting: list[tuple[str, str]] = []
+    appending: list[tuple[str, str]] = []
+    for option in added:
+        overwrites = option.append_action in (2, 3)
+        if option.HasField("append"):  # the field's deprecated form
+            overwrites = not option.append.value
+        (overwriting if overwrites else appending).append((option.header.key.lower(), option.header.value))
+    return HeaderOperations(tuple(overwriting), tuple(appending), tuple(name.lower() for name in removed))
+
+
+# Clusters and endpoints
+
+
+def _cluster(message: Any) -> Cluster:
+    kind = _TYPES.get(message.type)
+    if kind is None or (not message.WhichOneof("cluster_discovery_type") and not message.HasField("load_assignment")):
+        raise _Wrong("type", "is missing or unknown")
+    if kind is ClusterType.EDS:
+        source = message.eds_cluster_config.eds_config.WhichOneof("config_source_specifier")
+        if source not in ("ads", "self"):
+            raise _Wrong("eds_cluster_config.eds_config", "must be ads or self")
+        service_name = message.eds_cluster_config.service_name
+        if service_name not in ("", message.name):
+            raise _Wrong("eds_cluster_config.service_name", f"must be the cluster's name, not {service_name!r}")
+    endpoints: tuple[Endpoint, ...] = ()
+    if kind in (ClusterType.STATIC, ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS):
+        endpoints = _endpoints(message.load_assignment, "load_assignment")[0]
+    tls = None
+    options = m.HttpProtocolOptions()
+    if HTTP_OPTIONS in message.typed_extension_protocol_options:
+        options = _unpacked(
+            message.typed_extension_protocol_options[HTTP_OPTIONS],
+            m.HttpProtocolOptions,
+            f"typed_extension_protocol_options[{HTTP_OPTIONS}]",
+        )
+    if message.HasField("transport_socket"):
+        tls = _upstream_tls(message.transport_socket)
+    thresholds = message.circuit_breakers.thresholds
+    first = thresholds[0] if thresholds else None
+    budget = None
+    if first is not None and first.HasField("retry_budget"):
+        given = first.retry_budget
+        budget = RetryBudget(
+            given.budget_percent.value if given.HasField("budget_percent") else 20.0,
+            given.min_retry_concurrency.value if given.HasField("min_retry_concurrency") else 3,
+        )
+    metadata = _plain(message.metadata.filter_metadata[ISTIO]) if ISTIO in message.metadata.filter_metadata else {}
+    return Cluster(
+        message.name,
+        kind,
+        _LB.get(message.lb_policy, LoadBalancing.LEAST_REQUEST),
+        _seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
+        _limits(first, options.common_http_protocol_options),
+        budget,
+        _outlier(message) if message.HasField("outlier_detection") else None,
+        tls,
+        options.explicit_http_config.WhichOneof("protocol_config") == "http2_protocol_options",
+        endpoints,
+        _service(metadata),
+        _text(metadata, "subset"),
+    )
+
+
+def _limits(thresholds: Any, options: Any) -> ConnectionLimits:
+    def limit(name: str) -> int | None:
+        if thresholds is None or not thresholds.HasField(name):
+            return None
+        value = int(getattr(thresholds, name).value)
+        return None if value == UNLIMITED else value
+
+    return ConnectionLimits(
+        limit("max_connections"),
+        limit("max_pending_requests"),
+        limit("max_requests"),
+        limit("max_retries"),
+        options.max_requests_per_connection.value,
+        _seconds(options.idle_timeout) if options.HasField("idle_timeout") else ConnectionLimits().idle_timeout,
+    )
+
+
+def _outlier(message: Any) -> OutlierDetection:
+    outlier, default = message.outlier_detection, OutlierDetection()
+
+    def count(name: str, enforcing: str, otherwise: int, enforced: int) -> int:
+        share = getattr(outlier, enforcing).value if outlier.HasField(enforcing) else enforced
+        if not share:
+            return 0
+        return int(getattr(outlier, name).value) if outlier.HasField(name) else otherwise
+
+    def seconds(name: str, otherwise: float) -> float:
+        return _seconds(getattr(outlier, name)) if outlier.HasField(name) else otherwise
+
+    interval = seconds("interval", default.interval)
+    if interval <= 0:
+        raise _Wrong("outlier_detection.interval", "must be more than 0")
+    return OutlierDetection(
+        count("consecutive_5xx", "enforcing_consecutive_5xx", 5, 100),
+        count("consecutive_gateway_failure", "enforcing_consecutive_gateway_failure", 5, 0),
+        count("consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure", 5, 100),
+        outlier.split_external_local_origin_errors,
+        interval,
+        seconds("base_ejection_time", default.base_ejection_time),
+        outlier.max_ejection_percent.value if outlier.HasField("max_ejection_percent") else 10,
+        int(message.common_lb_config.healthy_panic_threshold.value),
+    )
+
+
+def _upstream_tls(socket: Any) -> UpstreamTls:
+    field = "transport_socket.typed_config"
+    context = _unpacked(socket.typed_config, m.UpstreamTlsContext, field)
+    common = context.common_tls_context
+    certificate_file = private_key_file = ""
+    if common.tls_certificates:
+        certificate_file = common.tls_certificates[0].certificate_chain.filename
+        private_key_file = common.tls_certificates[0].private_key.filename
+        if not certificate_file or not private_key_file:
+            raise _Wrong(f"{field}.common_tls_context.tls_certificates[0]", "must name files")
+    verified = common.HasField("validation_context")
+    validation = common.validation_context
+    names = tuple(each.matcher.exact for each in validation.match_typed_subject_alt_names)
+    if verified and not validation.trusted_ca.filename and not validation.HasField("system_root_certs"):
+        raise _Wrong(
+            f"{field}.common_tls_context.validation_context", "names no trusted_ca file and no system_root_certs"
+        )
+    return UpstreamTls(
+        "MUTUAL" if certificate_file else "SIMPLE",
+        context.sni,
+        () if names == (context.sni,) else names,
+        validation.trusted_ca.filename,
+        certificate_file,
+        private_key_file,
+        not verified,
+    )
+
+
+def _service(metadata: dict[str, Any]) -> ServiceName | None:
+    services = metadata.get("services")
+    if not isinstance(services, list) or not services or not isinstance(services[0], dict):
+        return None
+    return ServiceName(_text(services[0], "host"), _text(services[0], "name"), _text(services[0], "namespace"))
+
+
+def _assignment(message: Any) -> LoadAssignment:
+    endpoints, weights = _endpoints(message, "")
+    return LoadAssignment(message.cluster_name, endpoints, weights)
+
+
+def _endpoints(message: Any, prefix: str) -> tuple[tuple[Endpoint, ...], tuple[LocalityWeight, ...]]:
+    found: list[Endpoint] = []
+    weights: list[LocalityWeight] = []
+    is_weighted = False
+    seen: set[tuple[int, Locality]] = set()
+    for index, group in enumerate(message.endpoints):
+        field = f"{prefix}.endpoints[{index}]".lstrip(".")
+        locality = _locality(group.locality)
+        if (group.priority, locality) in seen:
+            raise _Wrong(field, f"repeats locality {locality} of priority {group.priority}")
+        seen.add((group.priority, locality))
+        members = [
+            _endpoint(each, locality, group.priority, f"{field}.lb_endpoints[{number}]")
+            for number, each in enumerate(group.lb_endpoints)
+        ]
+        found += members
+        weight = int(group.load_balancing_weight.value)
+        weights.append(LocalityWeight(locality, group.priority, weight))
+        # A weight that just adds up the endpoints' says nothing of its own (encode.py writes it for gRPC).
+        is_weighted = is_weighted or (weight not in (0, sum(member.weight for member in members)))
+    return tuple(sorted(found)), tuple(weights) if is_weighted else ()
+
+
+def _endpoint(message: Any, locality: Locality, priority: int, field: str) -> Endpoint:
+    address = message.endpoint.address.socket_address
+    if not address.address or not 0 < address.port_value < 65536:
+        raise _Wrong(f"{field}.endpoint.address", f"is no address: {address.address!r} port {address.port_value}")
+    workload = ""
+    if ISTIO in message.metadata.filter_metadata:
+        # Istio's form is `name;namespace;service;revision;cluster`.
+        workload = _text(_plain(message.metadata.filter_metadata[ISTIO]), "workload").partition(";")[0]
+    return Endpoint(
+        address.address,
+        address.port_value,
+        max(1, message.load_balancing_weight.value) if message.HasField("load_balancing_weight") else 1,
+        locality,
+        priority,
+        _HEALTH.get(message.health_status, Health.HEALTHY),
+        workload,
+    )
+
+
+_DECODERS: dict[str, tuple[Any, Callable[[Any], Decoded], str]] = {
+    LISTENER: (m.Listener, _listener, "name"),
+    ROUTE: (m.RouteConfiguration, _route_configuration, "name"),
+    CLUSTER: (m.Cluster, _cluster, "name"),
+    ENDPOINT: (m.ClusterLoadAssignment, _assignment, "cluster_name"),
+}

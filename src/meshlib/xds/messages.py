@@ -1,0 +1,80 @@
+"""Envoy's messages, as far as meshlib speaks them, in a descriptor pool of their own.
+
+The library does not depend on a package of Envoy's protos: those register in protobuf's one default pool, where two
+copies of a file collide. Here the descriptor set compiled from protos/*.proto (our own text; names and numbers are the
+specification's) is loaded in a private pool, so any other Envoy protos may live in the same process.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+_POOL = descriptor_pool.DescriptorPool()
+_SET = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "descriptors.binpb").read_bytes())
+for _file in _SET.file:
+    _POOL.Add(_file) if hasattr(_POOL, "Add") else _POOL.AddSerializedFile(_file.SerializeToString())
+
+ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
+ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
+
+
+def message_class(full_name: str) -> Any:
+    """The class of a message. Raises KeyError for one that meshlib does not speak."""
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(full_name))
+
+
+Any_ = message_class("google.protobuf.Any")
+Struct = message_class("google.protobuf.Struct")
+Duration = message_class("google.protobuf.Duration")
+Status = message_class("google.rpc.Status")
+
+_CORE = "envoy.config.core.v3."
+Node = message_class(_CORE + "Node")
+ConfigSource = message_class(_CORE + "ConfigSource")
+HeaderValueOption = message_class(_CORE + "HeaderValueOption")
+
+_DISCOVERY = "envoy.service.discovery.v3."
+DiscoveryRequest = message_class(_DISCOVERY + "DiscoveryRequest")
+DiscoveryResponse = message_class(_DISCOVERY + "DiscoveryResponse")
+DeltaDiscoveryRequest = message_class(_DISCOVERY + "DeltaDiscoveryRequest")
+DeltaDiscoveryResponse = message_class(_DISCOVERY + "DeltaDiscoveryResponse")
+Resource = message_class(_DISCOVERY + "Resource")
+
+Listener = message_class("envoy.config.listener.v3.Listener")
+RouteConfiguration = message_class("envoy.config.route.v3.RouteConfiguration")
+Cluster = message_class("envoy.config.cluster.v3.Cluster")
+ClusterLoadAssignment = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
+
+HttpConnectionManager = message_class(
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+)
+Router = message_class("envoy.extensions.filters.http.router.v3.Router")
+TlsInspector = message_class("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
+HTTPFault = message_class("envoy.extensions.filters.http.fault.v3.HTTPFault")
+UpstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")
+DownstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext")
+HttpProtocolOptions = message_class("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+PreviousHostsPredicate = message_class("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+PreviousPrioritiesConfig = message_class(
+    "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+)
+
+
+def type_url(message: Message | type[Message]) -> str:
+    return f"type.googleapis.com/{message.DESCRIPTOR.full_name}"
+
+
+def pack(message: Any) -> Any:
+    """An Any around `message`, with the same bytes for equal messages."""
+    return Any_(type_url=type_url(message), value=serialize(message))
+
+
+def serialize(message: Any) -> bytes:
+    """Bytes that are equal for equal messages (map entries in order)."""
+    found: bytes = message.SerializeToString(deterministic=True)
+    return found
