@@ -1,0 +1,54 @@
+"""The benchmarks run and report every row; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODES = {
+    "sync": ["httpx", "httpx, every connection kept", "meshed"],
+    "async": ["httpx", "httpx, every connection kept", "meshed, httpcore", "meshed, aiohttp"],
+}
+
+
+def run(*arguments: str) -> str:
+    """As `make bench` does; a warning would be a leak, so each is an error."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks", "--quick", *arguments]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    return found.stdout
+
+
+@pytest.mark.processes
+def test_every_contestant_is_measured_at_every_concurrency() -> None:
+    """In both modes, with the two engines where there are two, and each with numbers that can be."""
+    found = json.loads(run("--concurrency", "1", "4", "--json", "-"))
+    measured = [(row["mode"], row["concurrency"], row["contestant"]) for row in found["calls"]]
+    assert measured == [(mode, at_once, name) for mode in MODES for at_once in (1, 4) for name in MODES[mode]]
+    for row in found["calls"]:
+        assert row["microseconds"] > 0 and row["ratio"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"]
+    added = {row["what"]: row["added"] for row in found["policy"]}
+    assert [what for what, cost in added.items() if cost is None] == [
+        "httpx.Client",
+        "httpx.AsyncClient",
+        "the core alone (policy.call)",
+        "ASGI application",
+        "WSGI application",
+    ]
+    assert all(row["microseconds"] > 0 for row in found["policy"])
+
+
+@pytest.mark.processes
+def test_the_tables_are_printed_and_written(tmp_path: Path) -> None:
+    """What a person reads, and the same rows for a machine."""
+    text = run("--concurrency", "1", "--json", str(tmp_path / "rows.json"))
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    for row in rows["calls"]:
+        assert row["contestant"] in text
+    for row in rows["policy"]:
+        assert row["what"] in text
