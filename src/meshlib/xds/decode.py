@@ -164,7 +164,8 @@ def _port(value: Any) -> int:
 
 
 def _seconds(duration: Any) -> float:
-    return float(duration.seconds) + duration.nanos / 1_000_000_000 if duration.nanos else float(duration.seconds)
+    # One division, so that what was rounded to nanoseconds comes back as the very float it was.
+    return float((int(duration.seconds) * 1_000_000_000 + duration.nanos) / 1_000_000_000)
 
 
 def _locality(message: Any) -> Locality:
