@@ -371,7 +371,6 @@ class Mesh:
         """`asgi`, for a WSGI application."""
         from meshlib.inbound.wsgi import MeshWSGI
 
-        self.serve()
         return MeshWSGI(app, forward_headers=self.settings.forward_headers, on_serving=self.serve)
 
     def serve(self) -> None:

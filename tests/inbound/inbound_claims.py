@@ -122,7 +122,6 @@ class Claims:
             for wanted, found in users.map(visit, range(60)):
                 assert found == wanted
 
-    @pytest.mark.xfail(strict=True, reason="the httpx transport matches routes on the request's own headers only")
     @pytest.mark.parametrize("path", ["/call", "/thread", "/executor"])
     def test_routes_match_on_what_is_carried(self, path: str) -> None:
         """Istio's tutorial: jason sees v2 and everybody else v1, several services further on too."""

@@ -59,14 +59,16 @@ class Home(Protocol):
 class _Exchange(Generic[W]):
     """One call in httpx's terms: what the sync and the async exchange share (outbound/drive.Exchange)."""
 
-    __slots__ = ("_body", "_error", "_response", "_timeouts", "request", "transport", "view")
+    __slots__ = ("_body", "_carried", "_error", "_response", "_timeouts", "request", "transport", "view")
 
     def __init__(self, transport: _Transport, request: httpx.Request) -> None:
         url = request.url
         self.transport = transport
         self.request = request
+        self._carried = carried = propagation.current.get()
+        headers = request.headers if carried is None else propagation.CarryingHeaders(request.headers, carried)
         self.view = Request(
-            request.method, url.scheme, url.netloc.decode("ascii"), url.raw_path.decode("ascii"), request.headers
+            request.method, url.scheme, url.netloc.decode("ascii"), url.raw_path.decode("ascii"), headers
         )
         self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", _NO_TIMEOUTS)
         self._body: Any = request.stream
@@ -80,8 +82,7 @@ class _Exchange(Generic[W]):
         return type(self._body) is not _Once or not self._body.begun
 
     def flow(self) -> Flow:
-        carried = propagation.current.get()
-        deadline = None if carried is None else carried.remaining_deadline()
+        deadline = None if self._carried is None else self._carried.remaining_deadline()
         # A request with an Idempotency-Key may reach the server twice: that is what the key is for
         # (draft-ietf-httpapi-idempotency-key-header).
         may_resend = self.view.method not in _IDEMPOTENT and "idempotency-key" in self.request.headers
@@ -92,9 +93,8 @@ class _Exchange(Generic[W]):
         headers: RawHeaders = self.request.headers.raw
         if step.authority is not None:
             headers = with_host(headers, step.authority)
-        carried = propagation.current.get()
-        if carried is not None:
-            headers = [*headers, *propagation.outbound_headers(carried, self.request.headers)]
+        if self._carried is not None or step.timeout is not None:
+            headers = [*headers, *propagation.outbound_headers(self._carried, self.request.headers, step.timeout)]
         if step.headers:
             headers = apply(step.headers, headers)
         timeouts = dict(self._timeouts)

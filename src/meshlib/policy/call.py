@@ -140,7 +140,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
                 pause: float | None = None
                 if (
                     retrying is not None
-                    and (outcome.status is None or outcome.status >= 400 or retrying.reads_headers)
+                    and retrying.is_retriable(outcome)
                     and (deadline is None or finished < deadline)
                 ):
                     tries = tries or retrying.begin()

@@ -80,13 +80,8 @@ class Retrying:
         self._tenacity = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(policy.attempts + 1),
             wait=Backoff(),
-            retry=tenacity.retry_if_result(self._is_retriable),
+            retry=tenacity.retry_if_result(self.is_retriable),
         )
-
-    @property
-    def reads_headers(self) -> bool:
-        """Whether a response with a good HTTP status may still ask for another try (gRPC's status is a header)."""
-        return bool(self._grpc)
 
     def begin(self) -> tenacity.RetryCallState:
         """The bookkeeping of one call's tries, made when its first try has failed."""
@@ -113,12 +108,14 @@ class Retrying:
         tries.prepare_for_next_attempt()
         return pause
 
-    def _is_retriable(self, outcome: Outcome) -> bool:
+    def is_retriable(self, outcome: Outcome) -> bool:
+        """Whether the conditions name this outcome. Asked after every attempt, so it is cheap for the good ones."""
         if outcome.status is None:
             return outcome.failure in self._failures
         if outcome.status in self._statuses:
             return True
-        if self._grpc and outcome.headers is not None:
+        if outcome.status == 200 and self._grpc and outcome.headers is not None:
+            # A gRPC error without a message has its status in the head ("trailers-only").
             return outcome.headers.get("grpc-status") in self._grpc
         return False
 
