@@ -54,11 +54,13 @@ def control_plane(
 
 
 async def _serve(plane: ControlPlane) -> None:
+    from meshlib.controlplane.sources import StateError
+
     try:
         await plane.start()
-    except OSError as error:
+    except (OSError, StateError) as error:
         await plane.stop()
-        raise CommandFailed(str(error)) from None
+        raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
     running.announce(running.Running(plane.admin_url, plane.xds_address, os.getpid()))
     try:
         typer.echo(f"serving xDS on {plane.xds_address}, the admin API on {plane.admin_url}")

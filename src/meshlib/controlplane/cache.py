@@ -1,0 +1,216 @@
+"""What does each client see? One View for all nodes that see the same; a resource is serialised once, for all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from meshlib.errors import ConfigurationError
+from meshlib.istio.problems import in_order
+from meshlib.istio.resources import Object
+from meshlib.istio.translate import translate, view_key
+from meshlib.model import (
+    CATCH_ALL,
+    Cluster,
+    Listener,
+    LoadAssignment,
+    Node,
+    NodeKind,
+    RouteConfiguration,
+    Snapshot,
+    Workload,
+)
+from meshlib.model.domains import DomainTable
+from meshlib.xds.encode import encode_resource
+from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
+
+Value = Listener | RouteConfiguration | Cluster | LoadAssignment
+RENAMED_LIMIT = 10_000
+"""Names that no service has and that clients asked for all the same; beyond that they are made anew each time."""
+
+
+class Resource(NamedTuple):
+    """version: of the content, so it is the same after a restart, and from another control plane."""
+
+    name: str
+    version: str
+    data: bytes
+
+
+class View:
+    """What one group of nodes sees. Immutable, but for answers that are made when they are first asked for."""
+
+    def __init__(self, snapshot: Snapshot, problems: tuple[ConfigurationError, ...], encode: Encoder) -> None:
+        self.snapshot, self.problems = snapshot, problems
+        self.resources: Mapping[str, Mapping[str, Resource]] = {
+            CLUSTER: {each.name: encode(CLUSTER, each.name, each) for each in snapshot.clusters},
+            ENDPOINT: {each.cluster: encode(ENDPOINT, each.cluster, each) for each in snapshot.assignments},
+            LISTENER: {each.name: encode(LISTENER, each.name, each) for each in snapshot.listeners},
+            ROUTE: {each.name: encode(ROUTE, each.name, each) for each in snapshot.route_configurations},
+        }
+        self.versions = {
+            type_url: _hash("".join(f"{each.name} {each.version}\n" for each in resources.values()).encode())
+            for type_url, resources in self.resources.items()
+        }
+        self._wild: dict[str, DomainTable[Listener]] = {}
+        wild: dict[str, list[tuple[str, Listener]]] = {}
+        for listener in snapshot.listeners:
+            host, _, port = listener.name.rpartition(":")
+            if host.startswith("*"):
+                wild.setdefault(port, []).append((host, listener))
+        self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
+        self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
+        self._renamed: dict[tuple[str, bool], Resource | None] = {}
+
+    def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
+        """The resource that a client asked for by name.
+
+        A listener that is not there by that very name is one with a wildcard that covers it, or, for clients that know
+        the catch-all, that; in both cases it bears the name that was asked for.
+        """
+        found = self.resources.get(type_url, {}).get(name)
+        if found is not None or type_url != LISTENER:
+            return found
+        asked = (name, has_catch_all)
+        if asked not in self._renamed:
+            if len(self._renamed) >= RENAMED_LIMIT:
+                self._renamed.clear()
+            host, _, port = name.rpartition(":")
+            listener = self._wild[port].find(host) if port in self._wild else None
+            if listener is None and has_catch_all:
+                listener = self._catch_all
+            self._renamed[asked] = None if listener is None else _resource(LISTENER, name, replace(listener, name=name))
+        return self._renamed[asked]
+
+    def __repr__(self) -> str:
+        return f"<View {self.snapshot!r}>"
+
+
+class Encoder:
+    """Encodes what is new, and knows what it has encoded: nodes that see different things have most of them in common.
+
+    Thread-safe, as far as two threads may encode the same thing once each.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[Value, Resource]] = {}
+
+    def __call__(self, type_url: str, name: str, value: Value) -> Resource:
+        known = self._known.get((type_url, name))
+        if known is not None and known[0] == value:
+            return known[1]
+        resource = _resource(type_url, name, value)
+        self._known[type_url, name] = (value, resource)
+        return resource
+
+    def keep_only(self, views: Iterable[View]) -> None:
+        """Forget what no view has."""
+        names = {(type_url, name) for view in views for type_url, found in view.resources.items() for name in found}
+        self._known = {key: entry for key, entry in self._known.items() if key in names}
+
+
+def _resource(type_url: str, name: str, value: Value) -> Resource:
+    data = encode_resource(type_url, value)
+    return Resource(name, _hash(data), data)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def empty_assignment(cluster: str) -> Resource:
+    """For a cluster that is not there: without an answer an Envoy would wait for it for ever."""
+    return _resource(ENDPOINT, cluster, LoadAssignment(cluster))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What all views are made of."""
+
+    objects: tuple[Object, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+
+
+NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...]]
+
+
+class Cache:
+    """The views of all nodes that are connected. Belongs to one event loop; translates on other threads."""
+
+    def __init__(self) -> None:
+        self._inputs = Inputs()
+        self._views: dict[Hashable, View] = {}
+        self._keys: dict[NodeLabels, Hashable] = {}
+        self._encode = Encoder()
+        self._encoding = threading.Lock()
+        self._listeners: set[Callable[[], None]] = set()
+        self._update = asyncio.Lock()
+
+    def on_change(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """`tell` is called, on the loop, after views may have changed. Returns what ends that."""
+        self._listeners.add(tell)
+        return lambda: self._listeners.discard(tell)
+
+    async def view(self, node: Node) -> View:
+        """What this node sees now. The same object as before when nothing has changed for it."""
+        while True:
+            inputs = self._inputs
+            key = self._key(inputs, node)
+            found = self._views.get(key)
+            if found is not None:
+                return found
+            made = await asyncio.to_thread(self._make, inputs, node, None)
+            if inputs is self._inputs:
+                return self._views.setdefault(key, made)
+
+    async def update(
+        self, objects: tuple[Object, ...], workloads: tuple[Workload, ...], nodes: Collection[Node]
+    ) -> None:
+        """The objects or the workloads have changed. nodes: whose views are needed; all others are forgotten."""
+        async with self._update:
+            inputs = Inputs(objects, workloads)
+            views, keys = await asyncio.to_thread(self._make_all, inputs, dict(self._views), tuple(nodes))
+            self._inputs, self._views, self._keys = inputs, views, keys
+        for tell in tuple(self._listeners):
+            tell()
+
+    def problems(self) -> tuple[ConfigurationError, ...]:
+        """What the translations found, once each."""
+        return in_order(problem for view in self._views.values() for problem in view.problems)
+
+    def _key(self, inputs: Inputs, node: Node) -> Hashable:
+        labels = _labels_of(node)
+        if labels not in self._keys:
+            self._keys[labels] = view_key(inputs.objects, node)
+        return self._keys[labels]
+
+    def _make_all(
+        self, inputs: Inputs, old: Mapping[Hashable, View], nodes: Collection[Node]
+    ) -> tuple[dict[Hashable, View], dict[NodeLabels, Hashable]]:
+        views: dict[Hashable, View] = {}
+        keys: dict[NodeLabels, Hashable] = {}
+        for labels, node in {_labels_of(node): node for node in nodes}.items():
+            key = keys[labels] = view_key(inputs.objects, node)
+            if key not in views:
+                views[key] = self._make(inputs, node, old.get(key))
+        with self._encoding:
+            self._encode.keep_only(views.values())
+        return views, keys
+
+    def _make(self, inputs: Inputs, node: Node, old: View | None) -> View:
+        translation = translate(inputs.objects, inputs.workloads, node)
+        if old is not None and old.problems == translation.problems and old.snapshot.same_content(translation.snapshot):
+            return old
+        with self._encoding:
+            return View(translation.snapshot, translation.problems, self._encode)
+
+    def __repr__(self) -> str:
+        return f"<Cache {len(self._views)} views of {len(self._inputs.objects)} objects>"
+
+
+def _labels_of(node: Node) -> NodeLabels:
+    return (node.kind, node.workload.namespace, node.workload.labels)

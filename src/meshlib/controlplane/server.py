@@ -1,0 +1,252 @@
+"""What makes up a control plane? Folders and applied objects, the registry, the translation, xDS and the admin API.
+
+The composition root: everything else here is handed what it needs. A change of objects or workloads wakes one task,
+which waits for quiet, has all views made anew on another thread, and then every stream takes what differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.admin import AdminServer, admin_app
+from meshlib.controlplane.ads import AggregatedDiscoveryService
+from meshlib.controlplane.cache import Cache
+from meshlib.controlplane.registry import GRACE, Registry
+from meshlib.controlplane.sources import ObjectStore, problem_of
+from meshlib.istio.folder import Folder
+from meshlib.istio.resources import Object
+from meshlib.istio.services import Registry as Services
+from meshlib.model import Node, Workload
+
+logger = logging.getLogger("meshlib.controlplane")
+
+QUIET, LONGEST = 0.05, 0.5
+"""Seconds. A change waits for others to come, but not for ever (Istio: 100 ms and 10 s, for clusters of thousands)."""
+
+
+_ANYBODY = Node("anybody", Workload("anybody"))
+"""Its view is always made: problems are found, and most nodes see the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneSettings:
+    """folders: files and folders of YAML, watched. state: where what is applied is kept; None keeps it in memory.
+
+    xds, admin: (host, port); port 0 takes a free one. grace: seconds for which the workloads that were known count on
+    after a start.
+    """
+
+    folders: tuple[Path, ...] = ()
+    state: Path | None = None
+    xds: tuple[str, int] = ("127.0.0.1", 15010)
+    admin: tuple[str, int] = ("127.0.0.1", 15014)
+    grace: float = GRACE
+
+
+class ControlPlane:
+    """Everything that configuration needs, in one process. Started once."""
+
+    def __init__(self, settings: ControlPlaneSettings) -> None:
+        self.settings = settings
+        self.xds_port = 0
+        self._store: ObjectStore | None = None
+        self._cache = Cache()
+        self._registry = Registry(settings.state / "workloads.json" if settings.state is not None else None)
+        self._ads = AggregatedDiscoveryService(self._cache, self._registry)
+        self._admin: AdminServer | None = None
+        self._server: grpc.aio.Server | None = None
+        self._changed = asyncio.Event()
+        self._stop_watching = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._updates: asyncio.Task[None] | None = None
+        self._forget: asyncio.TimerHandle | None = None
+        self._is_ready = False
+        self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
+
+    async def start(self) -> None:
+        """Returns when xDS and the admin API are served and the folders were read.
+
+        Raises OSError when an address can't be used, StateError when the state folder can't; call stop() then too.
+        """
+        loop = asyncio.get_running_loop()
+        store = self._store = await asyncio.to_thread(ObjectStore, self.settings.state)
+        self._registry.load()
+        store.on_change(lambda: self._wake(loop))
+        self._registry.on_change(self._changed.set)
+        has_read = asyncio.Event()
+        if self.settings.folders:
+            self._watcher = threading.Thread(
+                target=self._watch, args=(store, loop, has_read), name="meshlib-folders", daemon=True
+            )
+            self._watcher.start()
+            await has_read.wait()
+        # Before anybody is served: a client must not be told that nothing exists.
+        await self._update(store)
+        self._is_ready = True
+        self._updates = loop.create_task(self._keep_updating(store), name="control plane updates")
+        await self._serve_xds()
+        self._admin = AdminServer(admin_app(store, self, allowed_hosts=(self.settings.admin[0],)), *self.settings.admin)
+        try:
+            await self._admin.start()
+        except OSError as error:
+            host, port = self.settings.admin
+            raise OSError(error.errno, f"the admin API can't be served on {host}:{port}: {error.strerror}") from None
+        if self._registry.workloads:
+            self._forget = loop.call_later(self.settings.grace, self._registry.forget)
+
+    async def stop(self) -> None:
+        """Stop serving; clients go on with what they have. Idempotent; nothing is left running."""
+        self._registry.freeze()
+        self._stop_watching.set()
+        if self._forget is not None:
+            self._forget.cancel()
+        if self._admin is not None:
+            await self._admin.stop()
+            self._admin = None
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+        if self._updates is not None:
+            self._updates.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._updates
+            self._updates = None
+        if self._watcher is not None:
+            await asyncio.to_thread(self._watcher.join)
+            self._watcher = None
+        if self._store is not None:
+            self._registry.save()
+            self._store.close()
+            self._store = None
+
+    @property
+    def xds_address(self) -> str:
+        return f"{_authority(self.settings.xds[0])}:{self.xds_port}"
+
+    @property
+    def admin_url(self) -> str:
+        assert self._admin is not None
+        return self._admin.url
+
+    # Changes
+
+    def _watch(self, store: ObjectStore, loop: asyncio.AbstractEventLoop, has_read: asyncio.Event) -> None:
+        """On a thread of its own."""
+        for contents in Folder(self.settings.folders).watch(self._stop_watching):
+            store.set_folder(contents.objects, contents.problems, contents.warnings)
+            for problem in contents.problems:
+                logger.warning("%s", problem)
+            with contextlib.suppress(RuntimeError):  # the loop ended while we were reading
+                loop.call_soon_threadsafe(has_read.set)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From any thread."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._changed.set)
+
+    async def _keep_updating(self, store: ObjectStore) -> None:
+        while True:
+            await self._changed.wait()
+            deadline = time.monotonic() + LONGEST
+            while self._changed.is_set() and time.monotonic() < deadline:
+                self._changed.clear()
+                await asyncio.sleep(QUIET)
+            self._changed.clear()
+            try:
+                await self._update(store)
+            except Exception:
+                # A defect of ours: everybody keeps what they have, and the next change gets its chance.
+                logger.exception("the change can't be used")
+
+    async def _update(self, store: ObjectStore) -> None:
+        began = time.monotonic()
+        objects, workloads = store.objects(), self._registry.workloads
+        await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
+        self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
+        await asyncio.to_thread(self._registry.save)
+        took = (time.monotonic() - began) * 1000
+        logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
+
+    async def _serve_xds(self) -> None:
+        server = self._server = grpc.aio.server(
+            options=(
+                ("grpc.so_reuseport", 0),  # else a second control plane would take half of the clients, silently
+                ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+                # A client whose machine is gone says nothing; without pings it would stay an endpoint for hours.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+            )
+        )
+        self._ads.add_to(server)
+        host, port = self.settings.xds
+        try:
+            self.xds_port = server.add_insecure_port(f"{_authority(host)}:{port}")
+        except RuntimeError as error:  # gRPC tells the reason on stderr only
+            raise OSError(
+                errno.EADDRINUSE, f"xDS can't be served on {_authority(host)}:{port}: is it taken?"
+            ) from error
+        await server.start()
+
+    # What the admin API asks
+
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    def clients(self) -> Sequence[api.Client]:
+        return list(self._ads.clients())
+
+    def endpoints(self) -> Sequence[api.ServiceEndpoints]:
+        return self._endpoints
+
+    def problems(self) -> Sequence[api.Problem]:
+        """Of the translations: references that lead nowhere, conflicts. They are in force, as far as they can be."""
+        return [problem_of(problem) for problem in self._cache.problems()]
+
+    def __repr__(self) -> str:
+        return f"<ControlPlane xDS {self.xds_address} {self._cache!r} {self._registry!r}>"
+
+
+def _endpoints(objects: Sequence[Object], workloads: Sequence[Workload]) -> tuple[api.ServiceEndpoints, ...]:
+    """Every service with the addresses behind it; one that serves several ports of a service is there once for each."""
+    found = []
+    for service in sorted(Services(objects, workloads).services.values(), key=lambda each: (each.namespace, each.host)):
+        endpoints = {
+            instance.endpoint.authority: api.ServiceEndpoint(
+                address=instance.endpoint.authority,
+                workload=instance.endpoint.workload,
+                labels=dict(instance.labels),
+                locality=str(instance.endpoint.locality),
+                health=instance.endpoint.health.value,
+                port=port.name,
+            )
+            for port in service.ports
+            for instance in service.instances.get(port.number, ())
+        }
+        ports = tuple(port.number for port in service.ports)
+        name = service.short or service.host
+        found.append(
+            api.ServiceEndpoints(
+                name, service.namespace, service.host, ports, tuple(endpoints[key] for key in sorted(endpoints))
+            )
+        )
+    return tuple(found)
+
+
+def _authority(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,286 @@
+"""What does one stream get next? The server's half of ADS as a state machine, without I/O.
+
+The rules, from "xDS REST and gRPC protocol" (Envoy's docs, xds_protocol.rst); SotW is state of the world.
+
+Reading
+ 1. Each resource type is a sub-stream of its own.
+ 2. A NACK is a request with error_detail; versions decide nothing. It is noted and not answered: what was refused is
+    sent again when it has changed, not before.
+ 3. SotW: a request with a nonce that is not the latest is out of date and ignored. Delta: its subscriptions count all
+    the same; only the ACK is ignored.
+ 4. SotW: names are the whole set. Without any, the first request for LDS or CDS is a wildcard; once names were sent on
+    the stream, none means nothing any more, and wildcard is the name "*".
+ 5. The first delta request for a type tells what the client still has (initial_resource_versions): only what differs
+    is sent, and what is gone is removed.
+
+Answering
+ 6. A name newly asked for is answered, also when nothing has changed since it was sent: the client may have forgotten
+    it. So is a name that is unsubscribed but covered by a wildcard.
+ 7. A name that does not exist is remembered, and sent when it is born. Delta says at once that it does not exist; SotW
+    can say so only for LDS and CDS, by an answer without it.
+ 8. SotW: an answer for LDS and CDS is the whole set, for RDS and EDS what has changed. A LoadAssignment that does not
+    exist is sent as an empty one, since an Envoy would wait for it for ever.
+ 9. A cluster that is sent again gets its LoadAssignment again: an Envoy warms the new cluster until one comes.
+10. One answer of a type is in flight at a time; what changes meanwhile is sent together after it was answered.
+
+Order (make before break)
+11. Clusters, endpoints, listeners, routes, in this order. A type that waits for an answer holds back those after it,
+    since they may name what it has not sent.
+12. Clusters and endpoints that are gone are taken away last, when everything else was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from meshlib.controlplane.cache import Resource, View, empty_assignment
+from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER
+
+WHOLE_SET = frozenset({LISTENER, CLUSTER})
+WILDCARD = "*"
+ABSENT = ""
+"""The version of what a client was told not to exist."""
+
+
+class Request(NamedTuple):
+    """Of either variant. names: SotW's whole set, delta's newly subscribed. unsubscribe, initial: delta's only."""
+
+    type_url: str
+    names: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    initial: Mapping[str, str] = {}
+    nonce: str = ""
+    error: str | None = None
+
+
+class Answer(NamedTuple):
+    """removed: delta's only."""
+
+    type_url: str
+    version: str
+    nonce: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...] = ()
+
+
+class Subscription:
+    """What one stream has asked for, and was sent, of one type."""
+
+    def __init__(self, type_url: str) -> None:
+        self.type_url = type_url
+        self.is_wildcard = False
+        self.has_named = False
+        self.names: set[str] = set()
+        self.sent: dict[str, str] = {}
+        """name -> version, as the client has it now."""
+        self.kept: dict[str, Resource] = {}
+        """SotW: the clusters in `sent`. Those that are gone have to be in the whole set until rule 12 lets them go."""
+        self.owed: set[str] = set()
+        """Names that are answered even if nothing has changed (rules 6 and 9)."""
+        self.owes_answer = False
+        """An answer is due even if it is empty."""
+        self.nonce = ""
+        self.in_flight = False
+        self.error = ""
+
+    def wanted(self, view: View, has_catch_all: bool) -> dict[str, Resource | None]:
+        """Every name that this subscription covers now; None for those that do not exist."""
+        found: dict[str, Resource | None] = {}
+        if self.is_wildcard:
+            found.update(view.resources.get(self.type_url, {}))
+        for name in self.names:
+            if name not in found:
+                found[name] = view.find(self.type_url, name, has_catch_all=has_catch_all)
+        return found
+
+    @property
+    def status(self) -> str:
+        """As `istioctl proxy-status` says it."""
+        if self.error:
+            return "NACKED"
+        return "STALE" if self.in_flight else "SYNCED"
+
+
+class Stream(Protocol):
+    """One stream's state. A request goes in; whatever is due then comes out of `due`."""
+
+    subscriptions: dict[str, Subscription]
+
+    def received(self, request: Request) -> None: ...
+    def due(self, view: View) -> list[Answer]: ...
+
+
+class _Stream:
+    def __init__(self, *, has_catch_all: bool) -> None:
+        self.subscriptions: dict[str, Subscription] = {}
+        self._has_catch_all = has_catch_all
+        self._count = 0
+
+    def due(self, view: View) -> list[Answer]:
+        """What can be sent now, in this order. Each Answer counts as sent."""
+        answers: list[Answer] = []
+        for type_url in self._order():
+            subscription = self.subscriptions[type_url]
+            if subscription.in_flight:
+                if self._differs(subscription, view):
+                    return answers
+                continue
+            answer = self._answer(subscription, view, may_remove=type_url not in (CLUSTER, ENDPOINT))
+            if answer is not None:
+                answers.append(answer)
+        if not any(subscription.in_flight for subscription in self.subscriptions.values()):
+            for type_url in (CLUSTER, ENDPOINT):
+                if type_url in self.subscriptions:
+                    answer = self._answer(self.subscriptions[type_url], view, may_remove=True)
+                    if answer is not None:
+                        answers.append(answer)
+        return answers
+
+    def _order(self) -> Iterable[str]:
+        known = [type_url for type_url in PUSH_ORDER if type_url in self.subscriptions]
+        return [*known, *(type_url for type_url in self.subscriptions if type_url not in PUSH_ORDER)]
+
+    def _differs(self, subscription: Subscription, view: View) -> bool:
+        wanted = subscription.wanted(view, self._has_catch_all)
+        return any(
+            resource is not None and subscription.sent.get(name) != resource.version
+            for name, resource in wanted.items()
+        )
+
+    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+        raise NotImplementedError
+
+    def _send(
+        self, subscription: Subscription, view: View, resources: Iterable[Resource], removed: Iterable[str] = ()
+    ) -> Answer:
+        self._count += 1
+        resources, removed = tuple(resources), tuple(removed)
+        version = view.versions.get(subscription.type_url, "0")
+        subscription.nonce = f"{self._count}-{version}"
+        subscription.in_flight, subscription.error, subscription.owes_answer = True, "", False
+        for resource in resources:
+            if subscription.type_url == CLUSTER and ENDPOINT in self.subscriptions:
+                self.subscriptions[ENDPOINT].owed.add(resource.name)
+            subscription.sent[resource.name] = resource.version
+        for name in removed:
+            subscription.sent[name] = ABSENT
+        return Answer(subscription.type_url, version, subscription.nonce, resources, removed)
+
+    def _acknowledge(self, subscription: Subscription, request: Request) -> None:
+        if request.nonce and request.nonce == subscription.nonce:
+            subscription.in_flight = False
+            subscription.error = request.error or ""
+
+
+class DeltaStream(_Stream):
+    """DeltaAggregatedResources."""
+
+    def received(self, request: Request) -> None:
+        subscription = self.subscriptions.get(request.type_url)
+        names = set(request.names)
+        if subscription is None:
+            subscription = self.subscriptions[request.type_url] = Subscription(request.type_url)
+            subscription.sent.update(request.initial)
+            if request.type_url in WHOLE_SET and not names:
+                names.add(WILDCARD)
+            # What the client still has, unchanged, needs no answer (rule 5).
+            subscription.owed.update(name for name in names if name not in request.initial)
+            subscription.owes_answer = WILDCARD in names
+        else:
+            subscription.owed.update(names)
+        if WILDCARD in names:
+            subscription.is_wildcard = True
+        subscription.owed.discard(WILDCARD)
+        subscription.names |= names - {WILDCARD}
+        for name in request.unsubscribe:
+            if name == WILDCARD:
+                subscription.is_wildcard = False
+                subscription.sent = {key: at for key, at in subscription.sent.items() if key in subscription.names}
+            elif name in subscription.names:
+                subscription.names.discard(name)
+                if subscription.is_wildcard:
+                    subscription.owed.add(name)
+                else:
+                    subscription.sent.pop(name, None)
+                    subscription.owed.discard(name)
+        self._acknowledge(subscription, request)
+
+    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+        wanted = subscription.wanted(view, self._has_catch_all)
+        sent, owed = subscription.sent, subscription.owed
+        changed, removed = [], []
+        for name in sorted(wanted):
+            resource = wanted[name]
+            if resource is not None:
+                if name in owed or sent.get(name) != resource.version:
+                    changed.append(resource)
+            elif name in owed or (may_remove and sent.get(name, ABSENT) != ABSENT):
+                removed.append(name)
+        for name in sorted((owed | sent.keys()) - wanted.keys()):
+            # Covered by a wildcard only, and gone; or unsubscribed, and not there for the wildcard either.
+            if subscription.is_wildcard and (name in owed or (may_remove and sent.get(name, ABSENT) != ABSENT)):
+                removed.append(name)
+        owed.clear()
+        if not changed and not removed and not subscription.owes_answer:
+            return None
+        answer = self._send(subscription, view, changed, removed)
+        for name in removed:
+            if name not in subscription.names:
+                sent.pop(name, None)
+        return answer
+
+
+class SotwStream(_Stream):
+    """StreamAggregatedResources."""
+
+    def received(self, request: Request) -> None:
+        subscription = self.subscriptions.get(request.type_url)
+        names = set(request.names)
+        if subscription is None:
+            subscription = self.subscriptions[request.type_url] = Subscription(request.type_url)
+            subscription.is_wildcard = request.type_url in WHOLE_SET and (not names or WILDCARD in names)
+            subscription.owes_answer = subscription.is_wildcard or bool(names)
+        elif request.nonce != subscription.nonce:
+            return
+        else:
+            self._acknowledge(subscription, request)
+            if request.error is not None:
+                return  # its names are read from the next request (Istio reads none of a NACK either)
+            if subscription.has_named or names:
+                subscription.is_wildcard = request.type_url in WHOLE_SET and WILDCARD in names
+        subscription.has_named |= bool(names)
+        names.discard(WILDCARD)
+        new, gone = names - subscription.names, subscription.names - names
+        subscription.names = names
+        subscription.owed |= new
+        subscription.owed -= gone
+        for name in gone:
+            subscription.sent.pop(name, None)
+            subscription.kept.pop(name, None)
+
+    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+        wanted = {
+            name: resource
+            for name, resource in subscription.wanted(view, self._has_catch_all).items()
+            if resource is not None
+        }
+        owed, sent = subscription.owed, subscription.sent
+        if subscription.type_url in WHOLE_SET:
+            if not may_remove:
+                wanted = {**subscription.kept, **wanted}
+            is_due = subscription.owes_answer or bool(owed)
+            if not is_due and sent == {name: resource.version for name, resource in wanted.items()}:
+                return None
+            owed.clear()
+            sent.clear()
+            subscription.kept = dict(wanted)
+            return self._send(subscription, view, (wanted[name] for name in sorted(wanted)))
+        if subscription.type_url == ENDPOINT:
+            for name in subscription.names - wanted.keys():
+                if name in owed or (may_remove and sent.get(name) is not None):
+                    wanted[name] = empty_assignment(name)
+        changed = [wanted[name] for name in sorted(wanted) if name in owed or sent.get(name) != wanted[name].version]
+        owed.clear()
+        subscription.owes_answer = False
+        return self._send(subscription, view, changed) if changed else None
