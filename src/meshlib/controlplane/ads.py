@@ -116,6 +116,7 @@ class AggregatedDiscoveryService:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "the first request must say who asks: node is missing"
             )
+            return
         state = make_state(has_catch_all=node.user_agent.startswith("meshlib"))
         connection = Connection(next(self._numbers), state, context.peer())
         waiting: deque[Any] = deque([first])

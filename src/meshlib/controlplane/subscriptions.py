@@ -160,7 +160,8 @@ class _Stream:
         subscription.nonce = f"{self._count}-{version}"
         subscription.in_flight, subscription.error, subscription.owes_answer = True, "", False
         for resource in resources:
-            if subscription.type_url == CLUSTER and ENDPOINT in self.subscriptions:
+            is_new = subscription.sent.get(resource.name) != resource.version
+            if is_new and subscription.type_url == CLUSTER and ENDPOINT in self.subscriptions:
                 self.subscriptions[ENDPOINT].owed.add(resource.name)
             subscription.sent[resource.name] = resource.version
         for name in removed:
@@ -251,7 +252,8 @@ class SotwStream(_Stream):
                 subscription.is_wildcard = request.type_url in WHOLE_SET and WILDCARD in names
         subscription.has_named |= bool(names)
         names.discard(WILDCARD)
-        new, gone = names - subscription.names, subscription.names - names
+        new = names - subscription.names
+        gone = set() if subscription.is_wildcard else (subscription.names | subscription.sent.keys()) - names
         subscription.names = names
         subscription.owed |= new
         subscription.owed -= gone
@@ -273,13 +275,17 @@ class SotwStream(_Stream):
             if not is_due and sent == {name: resource.version for name, resource in wanted.items()}:
                 return None
             owed.clear()
-            sent.clear()
-            subscription.kept = dict(wanted)
+            for name in sent.keys() - wanted.keys():
+                del sent[name]
+            subscription.kept = wanted
             return self._send(subscription, view, (wanted[name] for name in sorted(wanted)))
         if subscription.type_url == ENDPOINT:
             for name in subscription.names - wanted.keys():
                 if name in owed or (may_remove and sent.get(name) is not None):
                     wanted[name] = empty_assignment(name)
+        if may_remove:
+            for name in sent.keys() - wanted.keys():
+                del sent[name]  # it is sent again when it is born again
         changed = [wanted[name] for name in sorted(wanted) if name in owed or sent.get(name) != wanted[name].version]
         owed.clear()
         subscription.owes_answer = False
