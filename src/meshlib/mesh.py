@@ -300,6 +300,20 @@ class Mesh:
             with self._changed:
                 self._waiting.discard(entry)
 
+    async def next_live(self, seen: Live) -> Live:
+        """What calls read, once it is no longer `seen`: for those who follow the configuration itself (a gateway)."""
+        entry = (asyncio.get_running_loop(), asyncio.Event())
+        with self._changed:
+            self._waiting.add(entry)
+        try:
+            while self._live is seen:
+                await entry[1].wait()
+                entry[1].clear()
+            return self._live
+        finally:
+            with self._changed:
+                self._waiting.discard(entry)
+
     def transport(
         self, library: ModuleType | None = None, *, ssl_context: ssl.SSLContext | None = None
     ) -> httpx.BaseTransport:

@@ -94,6 +94,8 @@ class _VirtualHost:
         self.decisions = tuple(Decision(route, rng) for route in host.routes)
 
     def match(self, request: Request) -> Decision | None:
+        if self.host.require_tls and request.scheme != "https":
+            return TO_HTTPS
         for decision in self.decisions:
             if decision.matches is None or decision.matches(request):
                 return decision
@@ -121,6 +123,8 @@ class RouteTable:
 
 
 NO_ROUTE = Decision(Route(RouteMatch(), DirectResponse(404), name="no route"), random.Random(0))
+TO_HTTPS = Decision(Route(RouteMatch(), Redirect(301, scheme="https"), name="to https"), random.Random(0))
+"""What a virtual host that requires TLS says to plain HTTP."""
 PASS = Decision(Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), name="passthrough"), random.Random(0))
 """What happens to a host that the registry does not know while nothing else is configured (Istio's ALLOW_ANY)."""
 
