@@ -94,7 +94,7 @@ class Assembly:
         """Subscribe, and return by type, what the newest values lead to, and the effective ones as long as they are."""
         needed = {LISTENER: self._session.names(LISTENER)}
         for parent, child in ((LISTENER, ROUTE), (ROUTE, CLUSTER), (CLUSTER, ENDPOINT)):
-            found = set()
+            found: set[str] = set()
             for name in needed[parent]:
                 for entry in (self._session.entry(parent, name), self._effective[parent].get(name)):
                     found.update(self._leads_to(entry))

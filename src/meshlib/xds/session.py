@@ -177,6 +177,7 @@ class _Subscription:
         "replies",
         "sent",
         "type_url",
+        "unconfirmed",
         "version",
         "wanted",
         "wildcard",
@@ -189,6 +190,7 @@ class _Subscription:
         self.entries: dict[str, Entry] = {}
         self.version = ""
         self.answered = False
+        self.unconfirmed: set[str] = set()
         self.nacks = 0
         self.error = ""
         # ---
@@ -246,9 +248,9 @@ class Session:
     def restore(self, type_url: str, resources: Iterable[Resource], absent: Iterable[str], now: float) -> list[str]:
         """Take over what an earlier process knew, before the first stream; returns one line for what cannot be read.
 
-        A start from disk is a reconnect after a long outage: values serve until the server contradicts them. Only the
-        SotW version is not taken over: a server may answer a version it knows with silence (rule 4), and a whole set
-        that was saved in part would stay partial.
+        A start from disk is a reconnect after a long outage: values serve until the server contradicts them. Versions
+        are not taken over, so everything is sent again once: a server may answer a version it knows with silence
+        (rule 4), and who knows whether it is the same server, that counts its versions in the same way.
         """
         subscription = self._subscriptions[type_url]
         problems: list[str] = []
@@ -258,10 +260,11 @@ class Session:
             except InvalidResource as problem:
                 problems.append(str(problem))
             else:
-                entry = Entry(State.ACKED, value, resource.data, resource.version, since=now)
-                subscription.entries[resource.name] = entry
+                subscription.entries[resource.name] = Entry(State.ACKED, value, resource.data, since=now)
+                subscription.unconfirmed.add(resource.name)
         for name in absent:
             subscription.entries[name] = Entry(State.DOES_NOT_EXIST, since=now)
+            subscription.unconfirmed.add(name)
         subscription.answered = subscription.answered or bool(subscription.entries)
         self.revision += 1
         return problems
@@ -339,11 +342,14 @@ class Session:
         subscription.replies.append(_Reply(response.nonce, subscription.error))
         return tuple(invalid)
 
-    def expire(self, now: float) -> None:
-        """Let run out what is due."""
+    def expire(self, now: float) -> list[tuple[str, str]]:
+        """Let run out what is due; returns the types and names of which nothing was said in time."""
+        expired: list[tuple[str, str]] = []
         for subscription in self._subscriptions.values():
             for name in [name for name, deadline in subscription.deadlines.items() if deadline <= now]:
                 self._move(subscription, name, Event.TIMEOUT, now)
+                expired.append((subscription.type_url, name))
+        return expired
 
     @property
     def next_deadline(self) -> float | None:
@@ -439,6 +445,11 @@ class Session:
         """Whether any response has come, ever: before it, a wildcard says nothing of what does not exist."""
         return self._subscriptions[type_url].answered
 
+    @property
+    def has_unconfirmed(self) -> bool:
+        """Whether the server has not yet spoken of something that was restored and is wanted."""
+        return any(each.covers(name) for each in self._subscriptions.values() for name in each.unconfirmed)
+
     def status(self) -> tuple[TypeStatus, ...]:
         """A picture of it all; the one method that another thread may call."""
         return tuple(
@@ -480,6 +491,7 @@ class Session:
         version: str = "",
         error: str = "",
     ) -> None:
+        subscription.unconfirmed.discard(name)
         old = subscription.entries.get(name, Entry())
         state = TRANSITIONS[old.state][event]
         if state is State.ACKED:
