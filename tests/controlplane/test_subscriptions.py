@@ -235,6 +235,14 @@ def test_sotw_a_request_with_an_old_nonce_is_ignored() -> None:
     assert client.ack(ENDPOINT, "a", "b", now=view("a", "b")) == ["EDS b"]
 
 
+@pytest.mark.parametrize("error", [None, "no such field"])
+def test_sotw_names_that_come_with_a_refusal_count(error: str | None) -> None:
+    """An Envoy puts a new name and a refusal in one request, and does not say the name again."""
+    client, now = sotw(), view("a", "b")
+    client.ask(ENDPOINT, "a", now=now)
+    assert client.ack(ENDPOINT, "a", "b", now=now, error=error) == ["EDS b"]
+
+
 # Both
 
 
@@ -253,6 +261,28 @@ def test_a_refusal_is_noted_and_not_answered(make: type[Client]) -> None:
     assert subscription.status == "STALE"
     client.ack(CLUSTER, *names, now=changed)
     assert subscription.status == "SYNCED"
+
+
+@pytest.mark.parametrize("make", [delta, sotw])
+def test_a_refusal_stands_until_the_next_answer(make: type[Client]) -> None:
+    """A request that only changes the subscription bears the same nonce, and accepts nothing."""
+    client, now = make(), view("a", "b")
+    client.ask(ENDPOINT, "a", now=now)
+    subscription = client.stream.subscriptions[ENDPOINT]
+    names = ("a",) if make is sotw else ()
+    client.ack(ENDPOINT, *names, now=now)
+    accepted = subscription.accepted
+    client.due(changed := view("a", "b", ports=81))
+    client.ack(ENDPOINT, *names, now=changed, error="no such field")
+    assert (subscription.status, subscription.accepted, subscription.version) == (
+        "NACKED",
+        accepted,
+        changed.versions[ENDPOINT],
+    )
+    client.stream.received(Request(ENDPOINT, names, nonce=client.last[ENDPOINT].nonce))
+    assert subscription.status == "NACKED"
+    assert client.ack(ENDPOINT, "a", "b", now=changed)[0].startswith("EDS")
+    assert subscription.status == "STALE"
 
 
 @pytest.mark.parametrize("make", [delta, sotw])
@@ -282,7 +312,7 @@ def full(make: type[Client], now: View) -> Client:
             if subscription.in_flight:
                 names = sorted(subscription.names) if make is sotw else ()
                 client.ack(type_url, *names, now=now)
-    assert {each.status for each in client.stream.subscriptions.values()} == {"SYNCED"}
+    assert {each.status for each in client.stream.subscriptions.values()} <= {"SYNCED", "NOT SENT"}
     return client
 
 
@@ -292,12 +322,36 @@ def test_a_cluster_goes_only_after_the_route_that_named_it(make: type[Client]) -
     before = view("old", routes=[("r", "old")], listeners=["l"])
     after = view("new", routes=[("r", "new")], listeners=["l"])
     client = full(make, before)
-    first = client.due(after)
-    assert first == (["CDS new", "RDS r"] if make is delta else ["CDS new old", "RDS r"])
-    assert client.ack(CLUSTER, now=after) == []
+    assert client.due(after) == (["CDS new"] if make is delta else ["CDS new old"])
+    # An Envoy asks for the endpoints before it accepts the cluster. Only then comes the route.
+    names = ("new",) if make is delta else ("new", "old")
+    assert client.ask(ENDPOINT, *names, now=after, nonce=client.last[ENDPOINT].nonce) == []
+    assert client.ack(CLUSTER, now=after) == ["EDS new"]
+    assert client.ack(ENDPOINT, *(names if make is sotw else ()), now=after) == ["RDS r"]
+    last = client.ack(ROUTE, *(("r",) if make is sotw else ()), now=after)
+    assert last == (["CDS -old", "EDS -old"] if make is delta else ["CDS new", "EDS old"])
+
+
+@pytest.mark.parametrize("make", [delta, sotw])
+def test_a_cluster_stays_while_the_route_that_does_without_it_is_refused(make: type[Client]) -> None:
+    """The client still uses the old route, and would send its calls nowhere."""
+    client = full(make, view("old", "new", routes=[("r", "old")], listeners=["l"]))
+    after = view("new", routes=[("r", "new")], listeners=["l"])
+    assert client.due(after) == ["RDS r"]
     names = ("r",) if make is sotw else ()
-    last = client.ack(ROUTE, *names, now=after)
-    assert last[0] == ("CDS -old" if make is delta else "CDS new")
+    assert client.ack(ROUTE, *names, now=after, error="no such match") == []
+    better = view("new", routes=[("r", "newer")], listeners=["l"])
+    assert client.due(better) == ["RDS r"]
+    assert client.ack(ROUTE, *names, now=better)[0] == ("CDS -old" if make is delta else "CDS new")
+
+
+@pytest.mark.parametrize("make", [delta, sotw])
+def test_a_client_that_names_its_clusters_waits_for_nothing(make: type[Client]) -> None:
+    """gRPC asks for a cluster because a route names it; it may also give up a type and never answer for it."""
+    client, now = make(), view("a", routes=[("r", "a")], listeners=["l"])
+    assert client.ask(CLUSTER, "a", now=now) == ["CDS a"]
+    assert client.ask(LISTENER, "l", now=now) == ["LDS l"]
+    assert client.ask(ROUTE, "r", now=now) == ["RDS r"]
 
 
 @pytest.mark.parametrize("make", [delta, sotw])
@@ -307,9 +361,8 @@ def test_a_type_in_flight_holds_back_what_may_name_it(make: type[Client]) -> Non
     assert client.due(view("a", "b", routes=[("r", "a")], listeners=["l"]))[0] in ("CDS b", "CDS a b")
     after = view("a", "b", "c", routes=[("r", "c")], listeners=["l"])
     assert client.due(after) == []
-    answers = client.ack(CLUSTER, now=after)
-    assert answers[0] in ("CDS c", "CDS a b c")
-    assert answers[-1] == "RDS r"
+    assert client.ack(CLUSTER, now=after)[0] in ("CDS c", "CDS a b c")
+    assert client.ack(CLUSTER, now=after) == ["RDS r"]
 
 
 @pytest.mark.parametrize("make", [delta, sotw])
@@ -319,7 +372,27 @@ def test_a_cluster_that_changes_brings_its_endpoints_again(make: type[Client]) -
     client = full(make, before)
     changed = (Cluster("a", connect_timeout=1.0), before.snapshot.clusters[1])
     after = View(Snapshot(clusters=changed, assignments=before.snapshot.assignments), (), Encoder())
-    assert client.due(after)[1] == "EDS a"
+    assert client.due(after) == (["CDS a"] if make is delta else ["CDS a b"])
+    assert client.ack(CLUSTER, now=after) == ["EDS a"]
+    assert client.ack(ENDPOINT, *(("a", "b") if make is sotw else ()), now=after) == []
+
+
+def test_delta_a_cluster_that_changed_while_the_client_was_away_brings_its_endpoints_again() -> None:
+    """The client says what endpoints it has only after the cluster was sent, and they are the same."""
+    now = view("a")
+    has = {name: each.version for name, each in now.resources[ENDPOINT].items()}
+    client = delta()
+    assert client.ask(CLUSTER, now=now, initial={"a": "older"}) == ["CDS a"]
+    assert client.ask(ENDPOINT, "a", now=now, initial=has) == []
+    assert client.ack(CLUSTER, now=now) == ["EDS a"]
+    assert client.ack(ENDPOINT, now=now) == []
+
+
+def test_delta_a_resource_that_is_gone_is_taken_from_a_client_that_knows_no_versions() -> None:
+    """It has come from state of the world, where resources have none."""
+    client = delta()
+    assert client.ask(CLUSTER, "a", "gone", now=view("a"), initial={"a": "", "gone": ""}) == ["CDS a"]
+    assert client.ack(CLUSTER, now=view("a")) == ["CDS -gone"]
 
 
 @pytest.mark.parametrize("make", [delta, sotw])

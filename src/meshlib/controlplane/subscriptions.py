@@ -5,7 +5,9 @@ The rules, from "xDS REST and gRPC protocol" (Envoy's docs, xds_protocol.rst); S
 Reading
  1. Each resource type is a sub-stream of its own.
  2. A NACK is a request with error_detail; versions decide nothing. It is noted and not answered: what was refused is
-    sent again when it has changed, not before.
+    sent again when it has changed, not before. The names in it count like those in any request, since a client that
+    has sent them once need not repeat them. The first request with a nonce is its ACK or NACK; later ones only change
+    the subscription.
  3. SotW: a request with a nonce that is not the latest is out of date and ignored. Delta: its subscriptions count all
     the same; only the ACK is ignored.
  4. SotW: names are the whole set. Without any, the first request for LDS or CDS is a wildcard; once names were sent on
@@ -20,22 +22,26 @@ Answering
     can say so only for LDS and CDS, by an answer without it.
  8. SotW: an answer for LDS and CDS is the whole set, for RDS and EDS what has changed. A LoadAssignment that does not
     exist is sent as an empty one, since an Envoy would wait for it for ever.
- 9. A cluster that is sent again gets its LoadAssignment again: an Envoy warms the new cluster until one comes.
+ 9. A cluster that has changed gets its LoadAssignment again, though that is the same: an Envoy warms the new cluster
+    until one comes (Istio: AlwaysRespond).
 10. One answer of a type is in flight at a time; what changes meanwhile is sent together after it was answered.
 
 Order (make before break)
-11. Clusters, endpoints, listeners, routes, in this order. A type that waits for an answer holds back those after it,
-    since they may name what it has not sent.
-12. Clusters and endpoints that are gone are taken away last, when everything else was answered.
+11. Clusters, endpoints, listeners, routes, in this order. To a client that has all clusters (wildcard, as an Envoy)
+    each type is sent when those before it were answered: it asks for a new cluster's endpoints before it accepts the
+    cluster, so both are there before a route names them. A client that names its clusters asks for one because a route
+    names it; there is nothing to wait for.
+12. Clusters and endpoints that are gone are taken away last, when everything else was accepted: who has refused the new
+    routes still uses the old.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from meshlib.controlplane.cache import Resource, View, empty_assignment
-from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER
+from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
 
 WHOLE_SET = frozenset({LISTENER, CLUSTER})
 WILDCARD = "*"
@@ -80,7 +86,10 @@ class Subscription:
         """Names that are answered even if nothing has changed (rules 6 and 9)."""
         self.owes_answer = False
         """An answer is due even if it is empty."""
-        self.nonce = ""
+        self.nonce = self.version = ""
+        """Of the latest answer."""
+        self.accepted = ""
+        """The version that was accepted last."""
         self.in_flight = False
         self.error = ""
 
@@ -99,54 +108,55 @@ class Subscription:
         """As `istioctl proxy-status` says it."""
         if self.error:
             return "NACKED"
-        return "STALE" if self.in_flight else "SYNCED"
+        if self.in_flight:
+            return "STALE"
+        # A client that reconnects with all that there is has been sent nothing, and is not behind.
+        return "SYNCED" if self.nonce or self.sent else "NOT SENT"
 
 
-class Stream(Protocol):
-    """One stream's state. A request goes in; whatever is due then comes out of `due`."""
+class Stream:
+    """One stream's state. A request goes into `received`; whatever may be sent then comes out of `due`."""
 
-    subscriptions: dict[str, Subscription]
-
-    def received(self, request: Request) -> None: ...
-    def due(self, view: View) -> list[Answer]: ...
-
-
-class _Stream:
     def __init__(self, *, has_catch_all: bool) -> None:
         self.subscriptions: dict[str, Subscription] = {}
         self._has_catch_all = has_catch_all
         self._count = 0
+        self._warming: set[str] = set()
+        """Clusters whose LoadAssignment is due, and was not sent yet (rule 9)."""
+
+    def received(self, request: Request) -> None:
+        raise NotImplementedError
 
     def due(self, view: View) -> list[Answer]:
         """What can be sent now, in this order. Each Answer counts as sent."""
         answers: list[Answer] = []
+        clusters = self.subscriptions.get(CLUSTER)
+        is_ordered = clusters is not None and clusters.is_wildcard
         for type_url in self._order():
             subscription = self.subscriptions[type_url]
-            if subscription.in_flight:
-                if self._differs(subscription, view):
-                    return answers
-                continue
-            answer = self._answer(subscription, view, may_remove=type_url not in (CLUSTER, ENDPOINT))
-            if answer is not None:
-                answers.append(answer)
-        if not any(subscription.in_flight for subscription in self.subscriptions.values()):
-            for type_url in (CLUSTER, ENDPOINT):
-                if type_url in self.subscriptions:
-                    answer = self._answer(self.subscriptions[type_url], view, may_remove=True)
-                    if answer is not None:
-                        answers.append(answer)
+            if not subscription.in_flight:
+                answers += self._answers(subscription, view, may_remove=type_url not in (CLUSTER, ENDPOINT))
+            if is_ordered and subscription.in_flight and type_url in PUSH_ORDER:
+                return answers
+        if any(each.in_flight for each in self.subscriptions.values()):
+            return answers
+        if any(self.subscriptions[type_url].error for type_url in (LISTENER, ROUTE) if type_url in self.subscriptions):
+            return answers
+        for type_url in (CLUSTER, ENDPOINT):
+            if type_url in self.subscriptions:
+                answers += self._answers(self.subscriptions[type_url], view, may_remove=True)
         return answers
 
     def _order(self) -> Iterable[str]:
         known = [type_url for type_url in PUSH_ORDER if type_url in self.subscriptions]
-        return [*known, *(type_url for type_url in self.subscriptions if type_url not in PUSH_ORDER)]
+        return [*(type_url for type_url in self.subscriptions if type_url not in PUSH_ORDER), *known]
 
-    def _differs(self, subscription: Subscription, view: View) -> bool:
-        wanted = subscription.wanted(view, self._has_catch_all)
-        return any(
-            resource is not None and subscription.sent.get(name) != resource.version
-            for name, resource in wanted.items()
-        )
+    def _answers(self, subscription: Subscription, view: View, *, may_remove: bool) -> list[Answer]:
+        """None or one."""
+        if subscription.type_url == ENDPOINT:
+            subscription.owed |= self._warming & subscription.names
+        answer = self._answer(subscription, view, may_remove=may_remove)
+        return [] if answer is None else [answer]
 
     def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
         raise NotImplementedError
@@ -157,24 +167,30 @@ class _Stream:
         self._count += 1
         resources, removed = tuple(resources), tuple(removed)
         version = view.versions.get(subscription.type_url, "0")
-        subscription.nonce = f"{self._count}-{version}"
+        subscription.nonce, subscription.version = f"{self._count}-{version}", version
         subscription.in_flight, subscription.error, subscription.owes_answer = True, "", False
+        if subscription.type_url == CLUSTER:
+            self._warming.update(each.name for each in resources if subscription.sent.get(each.name) != each.version)
+            self._warming.difference_update(removed)
+        elif subscription.type_url == ENDPOINT:
+            self._warming.difference_update(removed, (each.name for each in resources))
         for resource in resources:
-            is_new = subscription.sent.get(resource.name) != resource.version
-            if is_new and subscription.type_url == CLUSTER and ENDPOINT in self.subscriptions:
-                self.subscriptions[ENDPOINT].owed.add(resource.name)
             subscription.sent[resource.name] = resource.version
         for name in removed:
             subscription.sent[name] = ABSENT
         return Answer(subscription.type_url, version, subscription.nonce, resources, removed)
 
     def _acknowledge(self, subscription: Subscription, request: Request) -> None:
-        if request.nonce and request.nonce == subscription.nonce:
-            subscription.in_flight = False
+        if not request.nonce or request.nonce != subscription.nonce:
+            return
+        if subscription.in_flight or request.error is not None:
             subscription.error = request.error or ""
+            if request.error is None:
+                subscription.accepted = subscription.version
+        subscription.in_flight = False
 
 
-class DeltaStream(_Stream):
+class DeltaStream(Stream):
     """DeltaAggregatedResources."""
 
     def received(self, request: Request) -> None:
@@ -182,7 +198,8 @@ class DeltaStream(_Stream):
         names = set(request.names)
         if subscription is None:
             subscription = self.subscriptions[request.type_url] = Subscription(request.type_url)
-            subscription.sent.update(request.initial)
+            # A client that has come from SotW knows no resource's version; "" would mean that it does not exist.
+            subscription.sent.update((name, version or "unknown") for name, version in request.initial.items())
             if request.type_url in WHOLE_SET and not names:
                 names.add(WILDCARD)
             # What the client still has, unchanged, needs no answer (rule 5).
@@ -198,7 +215,7 @@ class DeltaStream(_Stream):
             if name == WILDCARD:
                 subscription.is_wildcard = False
                 subscription.sent = {key: at for key, at in subscription.sent.items() if key in subscription.names}
-            elif name in subscription.names:
+            else:
                 subscription.names.discard(name)
                 if subscription.is_wildcard:
                     subscription.owed.add(name)
@@ -232,7 +249,7 @@ class DeltaStream(_Stream):
         return answer
 
 
-class SotwStream(_Stream):
+class SotwStream(Stream):
     """StreamAggregatedResources."""
 
     def received(self, request: Request) -> None:
@@ -246,8 +263,6 @@ class SotwStream(_Stream):
             return
         else:
             self._acknowledge(subscription, request)
-            if request.error is not None:
-                return  # its names are read from the next request (Istio reads none of a NACK either)
             if subscription.has_named or names:
                 subscription.is_wildcard = request.type_url in WHOLE_SET and WILDCARD in names
         subscription.has_named |= bool(names)
