@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from snapshots import Addresses, endpoints, forward, publish, route
-
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.server import Gateway
 from meshlib.mesh import Mesh, Settings
@@ -25,6 +23,7 @@ from meshlib.model import (
     Snapshot,
     VirtualHost,
 )
+from snapshots import Addresses, endpoints, forward, publish, route
 
 PORT = 8080
 NAME = f"0.0.0.0_{PORT}"

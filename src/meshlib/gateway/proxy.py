@@ -123,6 +123,7 @@ class Proxy:
             if chunk is None:
                 break
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await answer.close()  # before a slow client's last bytes, and before a pipelined request needs the connection
         await send({"type": "http.response.body"})
 
     def _finished(self, headers: RawHeaders) -> RawHeaders:

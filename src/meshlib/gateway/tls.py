@@ -19,7 +19,7 @@ _log = logging.getLogger("meshlib.gateway")
 RECHECK = 1.0
 """Seconds between two looks at a certificate's files."""
 
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, ...], ...]
 
 
 class ChainContext(ssl.SSLContext):
@@ -42,7 +42,7 @@ class Credential:
     def __init__(self, chain: FilterChain) -> None:
         self.chain = chain
         self._context: ChainContext | None = None
-        self._stamp: Stamp = ()
+        self._stamp: Stamp | None = None
         self._looked_at = float("-inf")
 
     def context(self, now: float, recheck: float) -> ChainContext | None:
@@ -52,12 +52,12 @@ class Credential:
             tls = self.chain.tls
             assert tls is not None
             stamp = _stamp(tls)  # taken before reading, so that a change while we read is seen the next time
-            if stamp != self._stamp or (not stamp and self._context is None):
-                is_news, self._stamp = stamp != self._stamp or not self._stamp, stamp
-                self._load(tls, is_news)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._load(tls)
         return self._context
 
-    def _load(self, tls: ListenerTls, is_news: bool) -> None:
+    def _load(self, tls: ListenerTls) -> None:
         context = _new_context()
         try:
             # Without a password function, OpenSSL would ask for an encrypted key's at the terminal.
@@ -66,15 +66,14 @@ class Credential:
                 context.load_verify_locations(tls.ca_file)
                 context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            if is_news:
-                _log.warning(
-                    "%s: certificate %s with key %s can't be used, %s: %s",
-                    self.chain.route_configuration,
-                    tls.certificate_file,
-                    tls.private_key_file,
-                    "the one before stays in force" if self._context else "handshakes are refused",
-                    error,
-                )
+            _log.warning(
+                "%s: certificate %s with key %s can't be used, %s: %s",
+                self.chain.route_configuration,
+                tls.certificate_file,
+                tls.private_key_file,
+                "the one before stays in force" if self._context else "handshakes are refused",
+                error,
+            )
             return
         context.set_alpn_protocols(list(tls.alpn))
         context.chain = self.chain
@@ -84,14 +83,14 @@ class Credential:
 
 
 def _stamp(tls: ListenerTls) -> Stamp:
-    found = []
+    """What changes when a file does; () for one that is not there."""
+    found: list[tuple[int, ...]] = []
     for name in (tls.certificate_file, tls.private_key_file, tls.ca_file):
-        if name:
-            try:
-                status = Path(name).stat()
-            except OSError:
-                return ()
-            found.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        try:
+            status = Path(name).stat()
+            found.append((status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+        except OSError:
+            found.append(())
     return tuple(found)
 
 

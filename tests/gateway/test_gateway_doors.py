@@ -1,0 +1,393 @@
+"""Doors follow the configuration: they open, change, close and shake hands without harming who is inside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from gateways import (
+    PORT,
+    address,
+    configured,
+    everything_to,
+    gateway,
+    hosts,
+    listener,
+    raw,
+    reconfigure,
+    secured,
+    url,
+)
+
+from meshlib.gateway import doors, tls
+from meshlib.gateway.limits import Limits
+from meshlib.model import DirectResponse, Snapshot
+from peers import Answer, Peer, Received
+from snapshots import forward, route
+
+REFUSED = (ssl.SSLError, ConnectionError)
+"""How a client sees a handshake that the gateway does not want: asyncio may close before OpenSSL's alert has gone."""
+
+
+class Slow:
+    """An upstream whose answer waits until it is let go."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.asked, self.release = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _: Received) -> Answer:
+        self._loop.call_soon_threadsafe(self.asked.set)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.release.wait(), self._loop))
+        return Answer(body=b"at last")
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+class Pair:
+    """Certificate files of one name, as a credential mounted in a folder."""
+
+    def __init__(self, folder: Path, authority: trustme.CA, name: str) -> None:
+        self.certificate, self.key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+        self.renew(authority, name)
+
+    def renew(self, authority: trustme.CA, *names: str) -> None:
+        issued = authority.issue_cert(*names)
+        issued.private_key_pem.write_to_path(self.key)
+        Path(self.certificate).write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+
+    def spoil(self) -> None:
+        Path(self.key).write_text("no key")
+
+    def remove(self) -> None:
+        Path(self.key).unlink()
+
+
+def said(text: str, name: str = "http.8080", host: str = "*"):
+    return hosts(name, {host: [route(DirectResponse(200, text.encode()))]})
+
+
+# Opening and closing
+
+
+async def test_listeners_come_and_go_with_the_configuration() -> None:
+    """A new one opens, one that is gone refuses, the one that stays keeps its port and its connections."""
+    two = configured([listener(1), listener(2)], [said("one", "http.1"), said("two", "http.2")], {})
+    async with gateway(two, ports={1: 0, 2: 0, 3: 0}) as made, raw(made, 1) as kept:
+        before = dict(made.addresses)
+        await kept.send("GET / HTTP/1.1", "Host: a")
+        assert (await kept.response())[2] == b"one"
+        await reconfigure(
+            made, configured([listener(1), listener(3)], [said("new one", "http.1"), said("three", "http.3")], {})
+        )
+        assert set(made.addresses) == {"0.0.0.0_1", "0.0.0.0_3"}
+        assert made.addresses["0.0.0.0_1"] == before["0.0.0.0_1"]
+        await kept.send("GET / HTTP/1.1", "Host: a")
+        assert (await kept.response())[2] == b"new one"
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(url(made, port=3))).text == "three"
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*before["0.0.0.0_2"])
+
+
+async def test_closing_a_listener_lets_requests_in_flight_finish() -> None:
+    """The answer arrives in full and says that the connection ends; idle connections just end."""
+    slow = Slow()
+    with Peer(slow) as peer:
+        async with gateway(everything_to(peer.address)) as made, raw(made) as busy, raw(made) as idle:
+            await busy.send("GET / HTTP/1.1", "Host: a")
+            await slow.asked.wait()
+            await reconfigure(made, Snapshot("2", complete=True))
+            assert made.addresses == {}
+            assert await idle.rest() == b""
+            slow.release.set()
+            status, headers, body = await busy.response()
+            assert (status, body, headers["connection"]) == (200, b"at last", "close")
+            assert await busy.rest() == b""
+
+
+async def test_changing_routes_harms_no_request_in_flight() -> None:
+    """The call that began under the old routes ends under them; the next one on that connection sees the new ones."""
+    slow = Slow()
+    with Peer(slow) as peer:
+        async with gateway(everything_to(peer.address)) as made, raw(made) as client:
+            await client.send("GET / HTTP/1.1", "Host: a")
+            await slow.asked.wait()
+            await reconfigure(made, configured([listener()], [said("new")], {}))
+            slow.release.set()
+            assert (await client.response())[2] == b"at last"
+            await client.send("GET / HTTP/1.1", "Host: a")
+            assert (await client.response())[2] == b"new"
+
+
+async def test_updates_under_load_fail_no_request() -> None:
+    """Listeners, routes and clusters change all the time while requests run; every one gets its answer."""
+    with Peer() as peer:
+        variants = [
+            everything_to(peer.address),
+            configured(
+                [listener(), listener(81)],
+                [hosts(f"http.{PORT}", {"*": [route(forward("other"))]}), said("x", "http.81")],
+                {"other": [peer.address]},
+            ),
+        ]
+        async with gateway(variants[0], ports={PORT: 0, 81: 0}) as made:
+            target, stop, statuses = url(made), asyncio.Event(), []
+
+            async def load() -> None:
+                async with httpx.AsyncClient(timeout=20) as client:
+                    while not stop.is_set():
+                        statuses.append((await client.get(target)).status_code)
+
+            loads = [asyncio.create_task(load()) for _ in range(4)]
+            for number in range(30):
+                await reconfigure(made, variants[number % 2])
+                await asyncio.sleep(0.02)
+            stop.set()
+            await asyncio.gather(*loads)
+    assert len(statuses) > 20 and set(statuses) == {200}
+
+
+async def test_stop_lets_requests_in_flight_finish_within_the_time() -> None:
+    """Drained: no one new gets in, who is inside gets an answer; after the time, the rest is cut off."""
+    for drain, released in ((5.0, True), (0.1, False)):
+        slow = Slow()
+        with Peer(slow) as peer:
+            limits = Limits(drain=drain)
+            async with gateway(everything_to(peer.address), limits=limits) as made, raw(made) as client:
+                await client.send("GET / HTTP/1.1", "Host: a")
+                await slow.asked.wait()
+                at = address(made)
+                stopping = asyncio.create_task(made.stop())
+                await asyncio.sleep(0)
+                while made.addresses:  # noqa: ASYNC110 -- until the doors are closed
+                    await asyncio.sleep(0.01)
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.open_connection(*at)
+                if released:
+                    slow.release.set()
+                    assert (await client.response())[2] == b"at last"
+                else:
+                    assert await client.rest() == b""
+                await stopping
+            slow.release.set()
+
+
+async def test_a_port_in_use_is_reported_and_taken_when_free(monkeypatch, caplog) -> None:
+    """The other listeners serve meanwhile, and it is said once, not once a second."""
+    monkeypatch.setattr(doors, "RETRY", 0.05)
+    monkeypatch.setattr("meshlib.gateway.server.RETRY", 0.05)
+    two = configured([listener(1), listener(2)], [said("one", "http.1"), said("two", "http.2")], {})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with gateway(two, ports={1: port, 2: 0}) as made:
+            assert set(made.addresses) == {"0.0.0.0_2"}
+            (problem,) = made.problems
+            assert f"0.0.0.0_1: 127.0.0.1:{port} can't be bound" in problem and "in use" in problem
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(url(made, port=2))).text == "two"
+                await asyncio.sleep(0.2)
+                taken.close()
+                async with asyncio.timeout(10):
+                    while made.problems:  # noqa: ASYNC110 -- until the next attempt
+                        await asyncio.sleep(0.01)
+                assert (await client.get(url(made, port=1))).text == "one"
+    assert sum("can't be bound" in record.message for record in caplog.records) == 1
+
+
+async def test_ports_map_as_service_ports_to_target_ports() -> None:
+    """A Gateway's port 80 is served by the port it is mapped to; the listener keeps its name."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    async with gateway(configured([listener(80)], [said("eighty", "http.80")], {}), ports={80: port}) as made:
+        assert made.addresses == {"0.0.0.0_80": ("127.0.0.1", port)}
+
+
+async def test_run_serves_until_cancelled() -> None:
+    with Peer() as peer:
+        async with gateway(everything_to(peer.address)) as made:
+            running = asyncio.create_task(made.run())
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(url(made))).status_code == 200
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert made.addresses == {}
+
+
+# TLS
+
+
+async def test_sni_chooses_certificate_and_routes(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+    """Each server of a port has its certificate and its hosts; exact names win over wildcards; others are refused."""
+    a, wild = Pair(tmp_path, authority, "a.shop.example"), Pair(tmp_path, authority, "*.shop.example")
+    chains = [
+        secured("https.a", a.certificate, a.key, "a.shop.example"),
+        secured("https.wild", wild.certificate, wild.key, "*.shop.example"),
+    ]
+    snapshot = configured(
+        [listener(443, *chains)],
+        [said("a", "https.a", "a.shop.example"), said("wild", "https.wild", "*.shop.example")],
+        {},
+    )
+    async with gateway(snapshot) as made:
+        for name, certificate, text in (
+            ("a.shop.example", "a.shop.example", b"a"),
+            ("b.shop.example", "*.shop.example", b"wild"),
+        ):
+            async with raw(made, 443, trusting, name) as client:
+                shown = client.writer.get_extra_info("peercert")["subjectAltName"]
+                assert shown == (("DNS", certificate),)
+                await client.send("GET / HTTP/1.1", f"Host: {name}")
+                assert (await client.response())[2] == text
+                await client.send("GET / HTTP/1.1", "Host: elsewhere.example.org")
+                assert (await client.response())[0] == 404
+        with pytest.raises(REFUSED):
+            async with raw(made, 443, trusting, "other.org"):
+                pass
+        async with httpx.AsyncClient() as plain:
+            with pytest.raises(httpx.TransportError):
+                await plain.get(url(made, port=443))
+
+
+async def test_tls_requests_say_so_upstream(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+    """X-Forwarded-Proto is https, the upstream is spoken to in plain, bodies stream as ever."""
+    pair = Pair(tmp_path, authority, "a.example")
+    with Peer(lambda r: Answer(body=r.body)) as peer:
+        snapshot = configured(
+            [listener(443, secured("https.a", pair.certificate, pair.key))],
+            [hosts("https.a", {"*": [route(forward("app"))]}, require_tls=True)],
+            {"app": [peer.address]},
+        )
+        async with gateway(snapshot) as made, raw(made, 443, trusting, "a.example") as client:
+            body = b"x" * 3_000_000
+            await client.send("POST / HTTP/1.1", "Host: a.example", f"Content-Length: {len(body)}", body=body)
+            assert (await client.response())[2] == body
+            assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() is None
+    assert peer.received[0].header("x-forwarded-proto") == "https"
+
+
+async def test_certificates_are_read_anew(tmp_path, authority, trusting, monkeypatch, caplog) -> None:
+    """A renewed pair is served at once; a bad one is logged and the one before stays; open connections live on."""
+    monkeypatch.setattr(tls, "RECHECK", 0.0)
+    monkeypatch.setattr(tls.Credentials.__init__, "__defaults__", (tls.Credentials.__init__.__defaults__[0], 0.0))
+    caplog.set_level(logging.WARNING, "meshlib.gateway")
+    pair = Pair(tmp_path, authority, "a.example")
+    snapshot = configured([listener(443, secured("https.a", pair.certificate, pair.key))], [said("a", "https.a")], {})
+
+    async def serial() -> str:
+        async with raw(made, 443, trusting, "a.example") as client:
+            return client.writer.get_extra_info("peercert")["serialNumber"]
+
+    async with gateway(snapshot) as made, raw(made, 443, trusting, "a.example") as kept:
+        first = await serial()
+        pair.renew(authority, "a.example")
+        second = await serial()
+        assert first != second
+        pair.spoil()
+        assert await serial() == second
+        assert await serial() == second
+        assert sum("the one before stays in force" in record.message for record in caplog.records) == 1
+        pair.remove()
+        assert await serial() == second
+        pair.renew(authority, "a.example")
+        assert await serial() not in (first, second)
+        await kept.send("GET / HTTP/1.1", "Host: a.example")
+        assert (await kept.response())[2] == b"a"
+
+
+async def test_a_certificate_that_comes_late_is_served_then(tmp_path, authority, trusting, monkeypatch, caplog) -> None:
+    """Missing files are a reported problem, handshakes are refused, other servers of the port work."""
+    monkeypatch.setattr(tls.Credentials.__init__, "__defaults__", (tls.Credentials.__init__.__defaults__[0], 0.0))
+    good = Pair(tmp_path, authority, "a.example")
+    late = (str(tmp_path / "b.example.pem"), str(tmp_path / "b.example.key"))
+    chains = [secured("https.a", good.certificate, good.key, "a.example"), secured("https.b", *late, "b.example")]
+    snapshot = configured([listener(443, *chains)], [said("a", "https.a"), said("b", "https.b")], {})
+    async with gateway(snapshot) as made:
+        assert made.problems == (f"https.b: certificate {late[0]} can't be used",)
+        with pytest.raises(REFUSED):
+            async with raw(made, 443, trusting, "b.example"):
+                pass
+        async with raw(made, 443, trusting, "a.example"):
+            pass
+        Pair(tmp_path, authority, "b.example")
+        async with raw(made, 443, trusting, "b.example") as client:
+            await client.send("GET / HTTP/1.1", "Host: b")
+            assert (await client.response())[2] == b"b"
+        assert made.problems == ()
+    assert sum("handshakes are refused" in record.message for record in caplog.records) == 1
+
+
+async def test_a_port_may_turn_from_plain_to_tls(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+    """The same port goes on; plain connections end with the request they have."""
+    pair = Pair(tmp_path, authority, "a.example")
+    chain = secured("https.a", pair.certificate, pair.key)
+    async with gateway(configured([listener()], [said("plain")], {})) as made, raw(made) as before:
+        at = address(made)
+        await reconfigure(made, configured([listener(PORT, chain)], [said("secure", "https.a")], {}, version="2"))
+        assert address(made) == at
+        assert await before.rest() == b""
+        async with raw(made, PORT, trusting, "a.example") as client:
+            await client.send("GET / HTTP/1.1", "Host: a")
+            assert (await client.response())[2] == b"secure"
+        await reconfigure(made, configured([listener()], [said("plain")], {}, version="3"))
+        async with httpx.AsyncClient() as plain:
+            assert (await plain.get(url(made))).text == "plain"
+
+
+async def test_a_filter_chain_that_goes_drains_its_connections_alone(tmp_path, authority, trusting) -> None:
+    a, b = Pair(tmp_path, authority, "a.example"), Pair(tmp_path, authority, "b.example")
+    chain_a = secured("https.a", a.certificate, a.key, "a.example")
+    chain_b = secured("https.b", b.certificate, b.key, "b.example")
+    routes = [said("a", "https.a"), said("b", "https.b")]
+    async with (
+        gateway(configured([listener(443, chain_a, chain_b)], routes, {})) as made,
+        raw(made, 443, trusting, "a.example") as stays,
+        raw(made, 443, trusting, "b.example") as goes,
+    ):
+        await reconfigure(made, configured([listener(443, chain_a)], routes, {}, version="2"))
+        assert await goes.rest() == b""
+        await stays.send("GET / HTTP/1.1", "Host: a")
+        assert (await stays.response())[2] == b"a"
+
+
+async def test_mutual_tls_asks_for_a_certificate(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+    """A port of MUTUAL servers with one CA lets only those in whom it signed; mixed with SIMPLE it is not served."""
+    pair = Pair(tmp_path, authority, "a.example")
+    root = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(root)
+    mutual = secured("https.a", pair.certificate, pair.key, "a.example", ca_file=root, mutual=True)
+    simple = secured("https.b", pair.certificate, pair.key, "b.example")
+    known = ssl.create_default_context()
+    authority.configure_trust(known)
+    authority.issue_cert("client@example.org").configure_cert(known)
+    routes = [said("a", "https.a"), said("b", "https.b")]
+    async with gateway(configured([listener(443, mutual)], routes, {})) as made:
+        async with raw(made, 443, known, "a.example") as client:
+            await client.send("GET / HTTP/1.1", "Host: a")
+            assert (await client.response())[2] == b"a"
+        with pytest.raises((*REFUSED, asyncio.IncompleteReadError)):
+            async with raw(made, 443, trusting, "a.example") as client:
+                await client.send("GET / HTTP/1.1", "Host: a")
+                await client.response()
+        await reconfigure(made, configured([listener(443, mutual, simple)], routes, {}, version="2"))
+        assert made.problems == ("https.a: MUTUAL beside other servers on one port is not supported",)
+        with pytest.raises(REFUSED):
+            async with raw(made, 443, known, "a.example"):
+                pass
