@@ -62,7 +62,7 @@ class XdsSource:
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._wanted: dict[str, None] = {}
         self._revision = -1
-        self._published = Snapshot()
+        self._newest = self._seen = self._published = Snapshot()
         self._version = ""
         self._held_until = 0.0
         self._changed_at: float | None = None
@@ -96,13 +96,16 @@ class XdsSource:
         """Bring subscriptions and Snapshot up to date; returns when that is due again."""
         self._take_wishes()
         due = self._assembly.next_deadline
-        is_held = self._is_held(now)
         if self._session.revision != self._revision or (due is not None and due <= now):
-            snapshot = self._assembly.update(self._wanted, self._session.last_version or self._version, now)
+            version = self._session.last_version or self._version
+            self._newest = self._assembly.update(self._wanted, version, now)
             self._revision = self._session.revision
-            if not is_held and not snapshot.same_content(self._published):
-                self._published = snapshot
-                publish(snapshot)
+        is_held = self._is_held(now)
+        if not is_held and self._newest is not self._seen:
+            self._seen = self._newest
+            if not self._newest.same_content(self._published):
+                self._published = self._newest
+                publish(self._newest)
                 self._changed(now)
         if self._save_at is not None and self._save_at <= now:
             self._save()
@@ -128,7 +131,6 @@ class XdsSource:
             now >= self._held_until or self._stream.has_failed or not self._session.has_unconfirmed
         ):
             self._held_until = 0.0
-            self._revision = -1
         return bool(self._held_until)
 
     # Memory

@@ -472,7 +472,9 @@ class Session:
             raise InvalidResource(type_url, resource.name, "type_url", f"is {resource.type_url!r}")
         try:
             value = self._decode(type_url, resource.data)
-        except InvalidResource:
+        except InvalidResource as problem:
+            if resource.name and not problem.name:
+                raise InvalidResource(type_url, resource.name, problem.field, problem.reason) from None
             raise
         except Exception as error:  # a decoder's fault must cost one resource, not the feed
             raise InvalidResource(type_url, resource.name, "", f"cannot be decoded: {error!r}") from error
