@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,7 @@ def gateway(
     announced = None if control_plane else running.find()
     try:
         settings = replace(
-            Settings.from_environment({"MESHLIB_LABELS": labels}),
+            Settings.from_environment({**os.environ, "MESHLIB_LABELS": labels}),
             control_plane=control_plane or (announced.xds if announced else f"{HOST}:{XDS_PORT}"),
             workload=name,
             namespace=namespace,

@@ -1,0 +1,334 @@
+"""Does `meshctl demo` do what the README and the tutorial say? Ten real processes, and nothing that knows of tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+NETWORKING = ROOT / "examples" / "bookinfo" / "networking"
+TUTORIAL = ROOT / "docs" / "tutorial" / "bookinfo.md"
+MESHCTL = (sys.executable, "-m", "meshlib.cli")
+NO_REVIEWS = "Sorry, product reviews are currently unavailable for this book."
+
+
+class Demo:
+    """`meshctl demo` as a process; every line it prints is kept."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        self.environment = {**os.environ, "XDG_STATE_HOME": str(home), "TMPDIR": str(home), "PYTHONUNBUFFERED": "1"}
+        self.environment.pop("MESHCTL_ADMIN", None)
+        self.process = subprocess.Popen(
+            [*MESHCTL, "demo", *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=self.environment, cwd=home, start_new_session=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._browsers: list[httpx.Client] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                with self._more:
+                    self.lines.append(line.rstrip("\n"))
+                    self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    def line(self, pattern: str, after: int = 0, timeout: float = 90) -> re.Match[str]:
+        """The first line from number `after` on that fits, as soon as it is printed."""
+
+        def find() -> re.Match[str] | None:
+            return next((found for line in self.lines[after:] if (found := re.search(pattern, line))), None)
+
+        with self._more:
+            self._more.wait_for(lambda: find() or not self._reader.is_alive(), timeout)
+            found = find()
+        assert found is not None, f"no line {pattern!r} in:\n" + "\n".join(self.lines)
+        return found
+
+    @property
+    def page(self) -> str:
+        return self.line(r"Bookinfo is up: (\S+)")[1]
+
+    def pids(self) -> dict[str, int]:
+        """The latest process of each part."""
+        found = (re.fullmatch(r"(.+) is starting: pid (\d+)", line) for line in self.lines)
+        return {match[1]: int(match[2]) for match in found if match}
+
+    def meshctl(self, *words: str, folder: Path = NETWORKING) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*MESHCTL, *words], env=self.environment, cwd=folder, capture_output=True, text=True, timeout=60
+        )
+
+    def browser(self, user: str = "") -> httpx.Client:
+        browser = httpx.Client(base_url=self.page.removesuffix("/productpage"), trust_env=False, timeout=20.0, follow_redirects=True)
+        self._browsers.append(browser)
+        if user:
+            assert "Signed in as" in browser.post("/login", data={"username": user, "passwd": "any"}).text
+        return browser
+
+    def stop(self) -> int:
+        """As Ctrl-C does. Its exit code."""
+        for browser in self._browsers:
+            browser.close()
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(30)
+        self._reader.join(10)
+        return code
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    demo = Demo(tmp_path_factory.mktemp("demo"), "--port", "0")
+    try:
+        assert demo.page
+        yield demo
+    finally:
+        demo.stop()
+
+
+def stars(page: httpx.Response) -> str:
+    """What the page shows beside each review: `none`, `black`, `red`; its error text if it has no reviews."""
+    assert page.status_code == 200
+    if NO_REVIEWS in page.text:
+        return "no reviews"
+    if "Ratings service is currently unavailable" in page.text:
+        return "no ratings"
+    return next((colour for colour in ("black", "red") if f"color: {colour}" in page.text), "none")
+
+
+class Checks:
+    """What the tutorial says one will see: the words of its comments, and what they mean."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.anybody, self.jason = demo.browser("somebody"), demo.browser("jason")
+
+    def many(self, count: int = 8) -> list[str]:
+        return [stars(self.anybody.get("/productpage")) for _ in range(count)]
+
+    def timed(self, browser: httpx.Client) -> tuple[str, float]:
+        began = time.monotonic()
+        return stars(browser.get("/productpage")), time.monotonic() - began
+
+    def settled(self, wanted: str, browser: httpx.Client) -> None:
+        """A change is live within a second; no page after that shows anything else."""
+        deadline = time.monotonic() + 1.0
+        while stars(browser.get("/productpage")) != wanted:
+            assert time.monotonic() < deadline, f"no page with {wanted} stars within a second"
+        assert {stars(browser.get("/productpage")) for _ in range(8)} == {wanted}
+
+    def all_versions_appear(self) -> None:
+        assert set(self.many(30)) == {"none", "black", "red"}
+
+    def no_stars(self) -> None:
+        self.settled("none", self.anybody)
+
+    def others_have_no_stars(self) -> None:
+        self.settled("none", self.anybody)
+
+    def jason_has_black_stars(self) -> None:
+        self.settled("black", self.jason)
+
+    def jason_gets_no_reviews_after_6_seconds(self) -> None:
+        self._slow(self.jason, 6.0)
+
+    def jason_gets_no_ratings(self) -> None:
+        self.settled("no ratings", self.jason)
+
+    def half_have_red_stars(self) -> None:
+        time.sleep(1.0)  # both answers were possible before too: no page can tell that the change is live
+        seen = self.many(60)
+        assert set(seen) == {"none", "red"}
+        # 60 pages, p = 1/2: outside 12..48 once in a million runs.
+        assert 12 <= seen.count("red") <= 48
+
+    def red_stars(self) -> None:
+        self.settled("red", self.anybody)
+
+    def no_reviews_after_1_second(self) -> None:
+        self._slow(self.anybody, 1.0)
+
+    def _slow(self, browser: httpx.Client, seconds: float) -> None:
+        deadline = time.monotonic() + 1.0
+        while (found := self.timed(browser))[0] != "no reviews":
+            assert time.monotonic() < deadline, found
+        assert seconds <= found[1] < seconds + 1.5
+
+    def page_works(self) -> None:
+        assert "no reviews" not in self.many()
+
+
+def steps(tutorial: str) -> list[tuple[str, str]]:
+    """`meshctl` commands with what they print, and checks, in the order of the text."""
+    found = []
+    for match in re.finditer(r"```console\n(.*?)```|<!-- check: (.*?) -->", tutorial, re.DOTALL):
+        if match[2]:
+            found.append(("check", match[2]))
+            continue
+        for command in re.split(r"^\$ ", match[1], flags=re.MULTILINE)[1:]:
+            if command.startswith("meshctl "):
+                found.append(("run", command))
+    return found
+
+
+def test_the_tutorial_works_line_by_line(demo: Demo) -> None:
+    """Every command of docs/tutorial/bookinfo.md prints what the text says, and the page shows what it says."""
+    checks = Checks(demo)
+    script = steps(TUTORIAL.read_text())
+    assert len(script) > 20
+    for kind, text in script:
+        if kind == "check":
+            getattr(checks, text.replace(" ", "_"))()
+            continue
+        command, _, printed = text.partition("\n")
+        result = demo.meshctl(*shlex.split(command)[1:])
+        assert result.returncode == 0, (command, result.stderr)
+        if printed:
+            assert result.stdout == printed, command
+
+
+def test_everybody_is_connected_and_in_sync(demo: Demo) -> None:
+    """Seven services and the gateway; nobody has refused anything."""
+    rows = [line.split() for line in demo.meshctl("proxy-status").stdout.splitlines()[1:]]
+    assert sorted(row[0].partition("-")[0] for row in rows) == [
+        "details", "istio", "productpage", "ratings", "ratings", "reviews", "reviews", "reviews",
+    ]  # fmt: skip
+    assert not any("NACKED" in row for row in rows)
+
+
+class Load:
+    """Pages, one after the other, on three threads, until stop()."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.statuses: list[int] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(demo.browser(),)) for _ in range(3)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, browser: httpx.Client) -> None:
+        while not self._over.is_set():
+            page = browser.get("/productpage")
+            self.statuses.append(page.status_code if NO_REVIEWS not in page.text else 0)
+
+    def more(self, count: int = 30) -> None:
+        """Returns when so many more pages have come."""
+        wanted, deadline = len(self.statuses) + count, time.monotonic() + 30
+        while len(self.statuses) < wanted:
+            assert time.monotonic() < deadline
+            self._over.wait(0.01)
+
+    def stop(self) -> set[int]:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        return set(self.statuses)
+
+
+def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_edits_fail_no_request_in_flight(demo: Demo) -> None:
+    """Ten of them, under load."""
+    load = Load(demo)
+    for name in ("all-v1", "reviews-v3", "reviews-test-v2", "reviews-90-10", "reviews-v2-v3") * 2:
+        assert demo.meshctl("apply", "-f", f"virtual-service-{name}.yaml").returncode == 0
+        load.more(5)
+    assert load.stop() == {200}
+
+
+def test_a_killed_process_costs_no_page_and_is_started_again(demo: Demo) -> None:
+    """ratings has two replicas; the calls to the one that was killed are made to the other."""
+    demo.meshctl("apply", "-f", "virtual-service-all-v1.yaml")
+    demo.meshctl("apply", "-f", "virtual-service-reviews-v3.yaml")
+    load = Load(demo)
+    load.more()
+    seen = len(demo.lines)
+    os.kill(demo.pids()["ratings-v1-a"], signal.SIGKILL)
+    demo.line(r"ratings-v1-a is down: was ended by SIGKILL; starting it again", seen)
+    demo.line(r"ratings-v1-a is up", seen)
+    load.more()
+    assert load.stop() == {200}
+
+
+def test_without_the_control_plane_every_page_comes_and_then_edits_work_again(demo: Demo) -> None:
+    """What was applied is still in force after its restart."""
+    assert demo.meshctl("apply", "-f", "virtual-service-reviews-v3.yaml").returncode == 0
+    checks = Checks(demo)
+    checks.red_stars()
+    load = Load(demo)
+    load.more()
+    seen = len(demo.lines)
+    os.kill(demo.pids()["control plane"], signal.SIGKILL)
+    load.more()
+    demo.line(r"control plane is up", seen)
+    until(lambda: len(demo.meshctl("proxy-status").stdout.splitlines()) == 9)
+    load.more()
+    assert load.stop() == {200}
+    checks.red_stars()
+    assert demo.meshctl("apply", "-f", "virtual-service-all-v1.yaml").returncode == 0
+    checks.no_stars()
+
+
+def test_a_refused_object_changes_nothing(demo: Demo, tmp_path: Path) -> None:
+    """File, object, field and reason; everything else stays in force."""
+    text = (NETWORKING / "virtual-service-reviews-v3.yaml").read_text()
+    (tmp_path / "bad.yaml").write_text(text.replace("subset:", "subst:"))
+    result = demo.meshctl("apply", "-f", "bad.yaml", folder=tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"Error: bad\.yaml:\d+: VirtualService default/reviews: spec\.http\[0\]\.route\[0\]\.destination\.subst: .*\n",
+        result.stderr,
+    )
+    Checks(demo).no_stars()
+
+
+def test_a_second_demo_takes_other_ports_and_says_so(demo: Demo, tmp_path: Path) -> None:
+    """And leaves the first one alone."""
+    second = Demo(tmp_path, "--port", demo.page.rpartition(":")[2].partition("/")[0], "--exit-when-ready")
+    assert second.page != demo.page
+    assert second.process.wait(60) == 0
+    second.line(r"port \d+ is taken: the gateway uses \d+")
+    second.line(r"port \d+ is taken: the control plane \(xDS\) uses \d+")
+    assert not any(is_alive(pid) for pid in second.pids().values())
+    Checks(demo).page_works()
+
+
+def test_ctrl_c_leaves_no_process(demo: Demo) -> None:
+    """Not in ten groups: the last test, since it ends the demo."""
+    pids = demo.pids()
+    assert len(pids) == 9
+    assert all(is_alive(pid) for pid in pids.values())
+    assert demo.stop() == 0
+    assert not any(is_alive(pid) for pid in pids.values())
+    assert "no control plane is running" in demo.meshctl("get").stderr
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
