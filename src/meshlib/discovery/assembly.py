@@ -86,7 +86,8 @@ class Assembly:
         pending = settle(CLUSTER, lambda entry: pending.isdisjoint(self._leads_to(entry)))
         pending = settle(ROUTE, lambda entry: pending.isdisjoint(self._leads_to(entry)))
         settle(LISTENER, lambda entry: pending.isdisjoint(self._leads_to(entry)))
-        self._follow()  # again: what only the old values led to is no longer needed
+        needed = self._follow()  # again: what only the old values led to is no longer needed
+        self._removals = {key: until for key, until in self._removals.items() if key[1] in needed[key[0]]}
         self.parts = self._reachable()
         return self._snapshot(wanted, version)
 
