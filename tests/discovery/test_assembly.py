@@ -16,7 +16,6 @@ from meshlib.xds.encode import resources_of
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.session import DOES_NOT_EXIST_TIMEOUT, Resource, Response, Session
 
-
 NOTHING = Snapshot()
 
 

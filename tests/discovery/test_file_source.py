@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 import meshlib
+from discovery.feed import Feed, node
 from meshlib.discovery.file import FolderSource
 from meshlib.model import Snapshot
 from peers import Answer, Peer

@@ -136,8 +136,7 @@ class Stream:
             self._pause(step)
 
     def _pause(self, step: Callable[[float], float | None]) -> None:
-        pause = min(FIRST_PAUSE * PAUSE_GROWTH ** min(self._failures - 1, 30), LONGEST_PAUSE)
-        until = self._clock() + pause * (1.0 - PAUSE_JITTER * self._rng.random())
+        until = self._clock() + pause_after(self._failures, self._rng)
         while not self._stopped.is_set() and self._clock() < until:
             try:
                 due = step(self._clock())
@@ -261,6 +260,12 @@ class Stream:
     def __repr__(self) -> str:
         state = "answering" if self._answered else f"attempt {self._attempt}"
         return f"<Stream {self._target} {state}: {self._session!r}>"
+
+
+def pause_after(failures: int, rng: random.Random) -> float:
+    """Seconds until the next attempt, after so many (at least one) that failed in a row."""
+    pause = min(FIRST_PAUSE * PAUSE_GROWTH ** min(failures - 1, 30), LONGEST_PAUSE)
+    return pause * (1.0 - PAUSE_JITTER * rng.random())
 
 
 def _read(call: Any, events: SimpleQueue[_Event], attempt: int) -> None:
