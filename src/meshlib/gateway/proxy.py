@@ -28,7 +28,7 @@ from meshlib.outbound.wire import (
     with_host,
 )
 from meshlib.policy.call import outbound_call
-from meshlib.policy.retry import CONNECT_FAILURE, TIMEOUT
+from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class _Exchange:
             response = await self._send(step)
             if not 101 <= response.status < 600 or (response.status == 101 and not self._asks_for_upgrade):
                 await response.close()
-                raise SendFailed("reset", "RemoteProtocolError", f"status {response.status}")
+                raise SendFailed(RESET, "RemoteProtocolError", f"status {response.status}")
         except SendFailed as error:
             self._error = error
             return Outcome(None, None, error.failure, self._is_replayable)
@@ -423,8 +423,10 @@ def _upstream_error(error: SendFailed, step: Deliver) -> Reply:
         reason = "remote connection failure"
         if _is_refused(error):
             detail = ", transport failure reason: delayed connect error: Connection refused"
-    elif error.error == "RemoteProtocolError" and "disconnected" not in str(error).lower():
+    elif error.error == "RemoteProtocolError":
         reason, status = "protocol error", 502
+    elif error.failure == LOCAL:
+        reason = "local reset"
     else:
         reason = "connection termination"
     again = "retried and the latest " if "URX" in step.flag else ""

@@ -19,8 +19,8 @@ from meshlib.errors import SettingsError
 from meshlib.gateway.doors import RETRY, Doors
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.proxy import Proxy
+from meshlib.gateway.upstream import UpstreamEngine
 from meshlib.mesh import Mesh
-from meshlib.outbound.wire import AsyncEngine
 from meshlib.policy.live import Live
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Gateway:
             raise SettingsError(f"trusted_hops={trusted_hops}: it is a number of proxies")
         self.mesh = mesh
         limits = limits or Limits()
-        self._proxy = Proxy(mesh, _engine(), limits, trusted_hops, server_name)
+        self._proxy = Proxy(mesh, UpstreamEngine(), limits, trusted_hops, server_name)
         config = uvicorn.Config(
             self._proxy,
             ws="none",
@@ -144,11 +144,3 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {self._doors!r}>"
-
-
-def _engine() -> AsyncEngine:
-    import httpcore
-
-    from meshlib.outbound.engine_httpcore import AsyncHttpcoreEngine
-
-    return AsyncHttpcoreEngine(httpcore)
