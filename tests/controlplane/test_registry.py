@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from meshlib.controlplane.registry import Registry
 from meshlib.model import Node, Workload
 
@@ -34,6 +36,16 @@ def test_a_process_that_serves_nothing_is_no_endpoint() -> None:
     registry.attach("stream", node(replace(REVIEWS, port=0)))
     assert registry.workloads == ()
     assert len(registry.nodes) == 1
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "reviews.internal"])
+def test_an_endpoint_needs_an_ip_address(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that has none, and an Envoy would refuse all endpoints of its cluster."""
+    registry = Registry()
+    registry.attach(1, node(replace(REVIEWS, address=address)))
+    registry.attach(2, node(RATINGS))
+    assert registry.workloads == (RATINGS,)
+    assert f"{address!r} is not an IP address" in caplog.text
 
 
 def test_a_second_stream_of_the_same_process_keeps_it_registered() -> None:
@@ -90,13 +102,61 @@ def test_who_leaves_after_coming_back_is_gone_at_once(tmp_path: Path) -> None:
     assert restarted.workloads == ()
 
 
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path) -> None:
-    """Everybody comes back by itself; it takes a moment longer."""
+def test_the_file_is_as_new_as_what_runs(tmp_path: Path) -> None:
+    """Who has ended is not remembered, and what has not changed is not written."""
     file = tmp_path / "workloads.json"
-    file.write_text("[{")
+    registry = Registry(file)
+    registry.attach(1, node(REVIEWS))
+    registry.attach(2, node(RATINGS))
+    registry.save()
+    registry.detach(1)
+    registry.save()
+    written = file.stat().st_mtime_ns
+    registry.save()
+    assert file.stat().st_mtime_ns == written
+    restarted = Registry(file)
+    restarted.load()
+    assert restarted.workloads == (RATINGS,)
+
+
+def test_a_restart_during_the_grace_forgets_nobody(tmp_path: Path) -> None:
+    """Who was only remembered is remembered again."""
+    file = tmp_path / "workloads.json"
+    registry = Registry(file)
+    registry.attach(1, node(REVIEWS))
+    registry.attach(2, node(RATINGS))
+    registry.save()
+    second = Registry(file)
+    second.load()
+    second.attach(1, node(REVIEWS))
+    second.freeze()
+    second.save()
+    third = Registry(file)
+    third.load()
+    assert third.workloads == (RATINGS, REVIEWS)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The mesh goes on."""
+    registry = Registry(tmp_path / "missing" / "workloads.json")
+    registry.load()
+    registry.attach(1, node(REVIEWS))
+    registry.save()
+    assert registry.workloads == (REVIEWS,)
+    assert "can't be written" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[{", "null", '[{"name": 1}]', '{"workloads": []}', "\xff"])
+def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Everybody comes back by itself; it takes a moment longer. The log names the file."""
+    file = tmp_path / "workloads.json"
+    file.write_bytes(text.encode("latin-1"))
     registry = Registry(file)
     registry.load()
     assert registry.workloads == ()
+    assert str(file) in caplog.text
     registry.attach(1, node(REVIEWS))
     registry.save()
     assert "reviews-v1" in file.read_text()

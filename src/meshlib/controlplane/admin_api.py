@@ -84,8 +84,9 @@ class Results(msgspec.Struct, frozen=True):
 
 class Client(msgspec.Struct, frozen=True):
     """One xDS client. name: `reviews-v1-4711.default`. types: `CDS`, `LDS`, `EDS`, `RDS` -> SYNCED (the last push was
-    accepted), STALE (it is not answered yet), NACKED (refused), NOT SENT (not subscribed).
+    accepted), STALE (it is not answered yet), NACKED (refused), NOT SENT (it asked for nothing that exists).
 
+    versions: of what was accepted last; equal versions are equal content, on whatever control plane.
     errors: the reasons of the refusals that stand. ready: it is registered as an endpoint.
     """
 
@@ -100,6 +101,7 @@ class Client(msgspec.Struct, frozen=True):
     ready: bool = False
     connected: float = 0.0
     types: dict[str, str] = {}
+    versions: dict[str, str] = {}
     errors: tuple[str, ...] = ()
 
 

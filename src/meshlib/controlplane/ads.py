@@ -1,7 +1,8 @@
 """How does configuration get to everybody? envoy.service.discovery.v3.AggregatedDiscoveryService, on grpc.aio.
 
 A stream is one coroutine that reads and writes, and one that waits for the next request; what to say is decided in
-subscriptions.py. A stream that is not read by its client waits in `write`, and what changes meanwhile is sent together.
+subscriptions.py. A stream that is not read by its client waits in `write`, and what changes meanwhile is sent together:
+nothing is queued for it, and nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.cache import Cache, View
@@ -63,6 +65,11 @@ class Connection:
                 SHORT_NAMES.get(type_url, type_url.rpartition(".")[2]): subscription.status
                 for type_url, subscription in self.state.subscriptions.items()
             },
+            versions={
+                SHORT_NAMES.get(type_url, type_url.rpartition(".")[2]): subscription.accepted
+                for type_url, subscription in self.state.subscriptions.items()
+                if subscription.accepted
+            },
             errors=tuple(
                 f"{SHORT_NAMES.get(type_url, type_url)}: {subscription.error}"
                 for type_url, subscription in self.state.subscriptions.items()
@@ -80,12 +87,13 @@ class AggregatedDiscoveryService:
         self._connections: dict[int, Connection] = {}
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            # Requests come as bytes: gRPC would answer those that it can't parse with UNKNOWN, and a log of ours.
             m.ADS_STREAM.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-                self._state_of_the_world, m.DiscoveryRequest.FromString, m.DiscoveryResponse.SerializeToString
+                self._state_of_the_world, None, m.DiscoveryResponse.SerializeToString
             ),
             m.ADS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-                self._delta, m.DeltaDiscoveryRequest.FromString, m.DeltaDiscoveryResponse.SerializeToString
+                self._delta, None, m.DeltaDiscoveryResponse.SerializeToString
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(m.ADS_SERVICE, handlers),))
@@ -95,39 +103,42 @@ class AggregatedDiscoveryService:
         return [each.client(each.node) for each in self._connections.values() if each.node is not None]
 
     async def _state_of_the_world(self, requests: Any, context: Any) -> None:
-        await self._serve(context, SotwStream, _sotw_request, _sotw_response)
+        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, _sotw_response)
 
     async def _delta(self, requests: Any, context: Any) -> None:
-        await self._serve(context, DeltaStream, _delta_request, _delta_response)
+        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, _delta_response)
 
     async def _serve(
         self,
         context: Any,
         make_state: Callable[..., DeltaStream | SotwStream],
+        message_class: Any,
         read: Callable[[Any], Request],
         write: Callable[[Answer], Any],
     ) -> None:
         # What the node may ask for is known with the first request, which says who it is.
-        first = await context.read()
-        if first is grpc.aio.EOF:
+        data = await context.read()
+        if data is grpc.aio.EOF:
             return
-        node = await self._node(first, context)
-        if node is None:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "the first request must say who asks: node is missing"
-            )
+        try:
+            first = _parse(message_class, data)
+            node = _node(first)
+            if node is None:
+                raise BadRequest("the first request must say who asks: node is missing")
+        except BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return
         state = make_state(has_catch_all=node.user_agent.startswith("meshlib"))
         connection = Connection(next(self._numbers), state, context.peer())
-        waiting: deque[Any] = deque([first])
+        waiting: deque[bytes] = deque([data])
         news, room = asyncio.Event(), asyncio.Event()
         news.set()
         is_over = False
 
         async def receive() -> None:
             nonlocal is_over
-            while (message := await context.read()) is not grpc.aio.EOF:
-                waiting.append(message)
+            while (data := await context.read()) is not grpc.aio.EOF:
+                waiting.append(data)
                 news.set()
                 while len(waiting) >= MAX_WAITING:
                     room.clear()
@@ -145,20 +156,29 @@ class AggregatedDiscoveryService:
             while True:
                 await news.wait()
                 news.clear()
+                was_asked = bool(waiting)
                 while waiting:
-                    message = waiting.popleft()
+                    message = _parse(message_class, waiting.popleft())
                     room.set()
-                    said = await self._node(message, context)
+                    said = _node(message)
                     if said is not None and said != connection.node:
-                        connection.node = said
+                        connection.node = node = said
                         self._registry.attach(connection.number, said)
-                    state.received(read(message))
+                    request = read(message)
+                    if request.error is not None:
+                        name = SHORT_NAMES.get(request.type_url, request.type_url)
+                        logger.warning("%s refuses %s %s: %s", node.id, name, request.nonce, request.error)
+                    state.received(request)
                 if is_over or receiving.done():
                     return
-                assert connection.node is not None
-                connection.view = await self._cache.view(connection.node)
-                for answer in state.due(connection.view):
+                view = await self._cache.view(node)
+                if view is connection.view and not was_asked:
+                    continue  # the change was for others
+                connection.view = view
+                for answer in state.due(view):
                     await context.write(write(answer))
+        except BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             forget()
             receiving.cancel()
@@ -168,17 +188,32 @@ class AggregatedDiscoveryService:
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, Exception):
                 await receiving
 
-    async def _node(self, message: Any, context: Any) -> Node | None:
-        if not message.HasField("node"):
-            return None
-        try:
-            return decode_node(message.node)
-        except InvalidResource as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"node: {error.field} {error.reason}")
-            raise AssertionError("abort() raises") from None
-
     def __repr__(self) -> str:
         return f"<AggregatedDiscoveryService {len(self._connections)} streams>"
+
+
+class BadRequest(Exception):
+    """What a client sent can't be understood. The message is for its author."""
+
+
+def _parse(message_class: Any, data: bytes) -> Any:
+    try:
+        message = message_class.FromString(data)
+    except DecodeError:
+        raise BadRequest(f"this is no {message_class.DESCRIPTOR.name}") from None
+    if not message.type_url:
+        raise BadRequest("type_url is missing; an aggregated stream needs it in each request")
+    return message
+
+
+def _node(message: Any) -> Node | None:
+    """Who asks, if the request says it. A client need not say it again, and does so when something has changed."""
+    if not message.HasField("node"):
+        return None
+    try:
+        return decode_node(message.node)
+    except InvalidResource as error:
+        raise BadRequest(f"node: {error.field} {error.reason}") from None
 
 
 def _error(message: Any) -> str | None:

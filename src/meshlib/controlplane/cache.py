@@ -12,7 +12,7 @@ from typing import NamedTuple
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import Object
-from meshlib.istio.translate import translate, view_key
+from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,
     Cluster,
@@ -91,26 +91,23 @@ class View:
 
 
 class Encoder:
-    """Encodes what is new, and knows what it has encoded: nodes that see different things have most of them in common.
-
-    Thread-safe, as far as two threads may encode the same thing once each.
+    """Encodes what is new, and knows what it has encoded: nodes that see different things have most of them in common,
+    and so have one version of the configuration and the next.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[Value, Resource]] = {}
+        self._known: dict[Value, Resource] = {}
 
     def __call__(self, type_url: str, name: str, value: Value) -> Resource:
-        known = self._known.get((type_url, name))
-        if known is not None and known[0] == value:
-            return known[1]
-        resource = _resource(type_url, name, value)
-        self._known[type_url, name] = (value, resource)
+        resource = self._known.get(value)
+        if resource is None:
+            resource = self._known[value] = _resource(type_url, name, value)
         return resource
 
     def keep_only(self, views: Iterable[View]) -> None:
         """Forget what no view has."""
-        names = {(type_url, name) for view in views for type_url, found in view.resources.items() for name in found}
-        self._known = {key: entry for key, entry in self._known.items() if key in names}
+        kept = {id(each) for view in views for found in view.resources.values() for each in found.values()}
+        self._known = {value: resource for value, resource in self._known.items() if id(resource) in kept}
 
 
 def _resource(type_url: str, name: str, value: Value) -> Resource:
@@ -138,13 +135,19 @@ class Inputs:
 NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...]]
 
 
+Translate = Callable[[tuple[Object, ...], tuple[Workload, ...], Node], Translation]
+
+
 class Cache:
     """The views of all nodes that are connected. Belongs to one event loop; translates on other threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, translate: Translate = translate) -> None:
+        self._translate = translate
         self._inputs = Inputs()
         self._views: dict[Hashable, View] = {}
         self._keys: dict[NodeLabels, Hashable] = {}
+        self._making: dict[Hashable, asyncio.Task[None]] = {}
+        """Views that somebody waits for. Those who come meanwhile wait too: after a restart all come at once."""
         self._encode = Encoder()
         self._encoding = threading.Lock()
         self._listeners: set[Callable[[], None]] = set()
@@ -158,14 +161,25 @@ class Cache:
     async def view(self, node: Node) -> View:
         """What this node sees now. The same object as before when nothing has changed for it."""
         while True:
-            inputs = self._inputs
-            key = self._key(inputs, node)
+            key = self._key(node)
             found = self._views.get(key)
             if found is not None:
                 return found
+            making = self._making.get(key)
+            if making is None:
+                making = self._making[key] = asyncio.create_task(self._add(key, node), name="a view for a new client")
+            await asyncio.wait((making,))  # it goes on if this client gives up
+            making.result()
+
+    async def _add(self, key: Hashable, node: Node) -> None:
+        """Make a view that update() did not know to be needed. If there is news meanwhile, it is made again."""
+        inputs = self._inputs
+        try:
             made = await asyncio.to_thread(self._make, inputs, node, None)
-            if inputs is self._inputs:
-                return self._views.setdefault(key, made)
+        finally:
+            del self._making[key]
+        if inputs is self._inputs:
+            self._views[key] = made
 
     async def update(
         self, objects: tuple[Object, ...], workloads: tuple[Workload, ...], nodes: Collection[Node]
@@ -182,10 +196,10 @@ class Cache:
         """What the translations found, once each."""
         return in_order(problem for view in self._views.values() for problem in view.problems)
 
-    def _key(self, inputs: Inputs, node: Node) -> Hashable:
+    def _key(self, node: Node) -> Hashable:
         labels = _labels_of(node)
         if labels not in self._keys:
-            self._keys[labels] = view_key(inputs.objects, node)
+            self._keys[labels] = view_key(self._inputs.objects, node)
         return self._keys[labels]
 
     def _make_all(
@@ -202,7 +216,7 @@ class Cache:
         return views, keys
 
     def _make(self, inputs: Inputs, node: Node, old: View | None) -> View:
-        translation = translate(inputs.objects, inputs.workloads, node)
+        translation = self._translate(inputs.objects, inputs.workloads, node)
         if old is not None and old.problems == translation.problems and old.snapshot.same_content(translation.snapshot):
             return old
         with self._encoding:

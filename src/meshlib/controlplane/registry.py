@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import tempfile
@@ -59,6 +60,8 @@ class Registry:
         self._nodes[stream] = node
         if node.ready:
             self._remembered.pop(_address(node.workload), None)  # from now on its stream says whether it runs
+        if _is_endpoint(node) and not _is_ip_address(node.workload.address):
+            logger.warning("%s is no endpoint: %r is not an IP address", node.id, node.workload.address)
         self._update()
 
     def detach(self, stream: Hashable) -> None:
@@ -89,26 +92,32 @@ class Registry:
             logger.warning("%s is not used: %s", self._file, error)
             return
         self._saved = found
-        self._remembered = {_address(workload): workload for workload in found}
+        self._remembered = {_address(each): each for each in found if _is_ip_address(each.address)}
         self._update()
 
     def save(self) -> None:
         """Keep who runs now. Raises nothing: without the file a restart is rougher, and that is all."""
-        if self._file is None or self._workloads == self._saved:
+        workloads = self._workloads  # on another thread than attach() and detach()
+        if self._file is None or workloads == self._saved:
             return
         try:
             handle, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=f".{self._file.name}")
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.encode(self._workloads))
-            Path(temporary).replace(self._file)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(msgspec.json.encode(workloads))
+                Path(temporary).replace(self._file)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
         except OSError as error:
             logger.warning("%s can't be written: %s", self._file, error)
-        self._saved = self._workloads
+        self._saved = workloads
 
     def _update(self) -> None:
         if self._is_frozen:
             return
-        ready = (node.workload for node in self._nodes.values() if node.ready and node.workload.port)
+        nodes = (node for node in self._nodes.values() if _is_endpoint(node))
+        ready = (node.workload for node in nodes if _is_ip_address(node.workload.address))
         found = in_order({**self._remembered, **{_address(workload): workload for workload in ready}}.values())
         if found != self._workloads:
             self._workloads = found
@@ -117,6 +126,19 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._workloads)} workloads, {len(self._nodes)} streams>"
+
+
+def _is_endpoint(node: Node) -> bool:
+    return node.ready and bool(node.workload.port)
+
+
+def _is_ip_address(address: str) -> bool:
+    """One endpoint with a host name, and an Envoy refuses all endpoints of its cluster ("malformed IP address")."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(workload: Workload) -> tuple[str, int]:
