@@ -219,6 +219,17 @@ async def test_ports_map_as_service_ports_to_target_ports() -> None:
         assert made.addresses == {"0.0.0.0_80": ("127.0.0.1", port)}
 
 
+async def test_small_answers_are_not_held_back() -> None:
+    """Nagle's algorithm is off on every connection that comes in."""
+    async with gateway(configured([listener()], [said("x")], {})) as made, raw(made) as client:
+        await client.send("GET / HTTP/1.1", "Host: a")
+        await client.response()
+        (door,) = made._doors._open.values()
+        (connection,) = door.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_run_serves_until_cancelled() -> None:
     with Peer() as peer:
         async with gateway(everything_to(peer.address)) as made:

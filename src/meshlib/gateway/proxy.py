@@ -28,7 +28,7 @@ from meshlib.outbound.wire import (
     with_host,
 )
 from meshlib.policy.call import outbound_call
-from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
+from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
@@ -283,9 +283,6 @@ class _Exchange:
         self._sent_at = time.monotonic()
         try:
             response = await self._send(step)
-            if not 101 <= response.status < 600 or (response.status == 101 and not self._asks_for_upgrade):
-                await response.close()
-                raise SendFailed(RESET, "RemoteProtocolError", f"status {response.status}")
         except SendFailed as error:
             self._error = error
             return Outcome(None, None, error.failure, self._is_replayable)
@@ -298,10 +295,6 @@ class _Exchange:
     @property
     def _is_replayable(self) -> bool:
         return self._body is None or not self._body.begun
-
-    @property
-    def _asks_for_upgrade(self) -> bool:
-        return h.first(self._headers, b"upgrade") is not None
 
     async def _send(self, step: Send) -> AsyncWireResponse:
         wire = self._wire_request(step)

@@ -167,6 +167,7 @@ class _Connection(asyncio.Protocol):
         self._head_size = 0
         self._is_paused = False
         self._is_head = False
+        self._asks_for_upgrade = False
         self._has_head = False
         self._ends_with_connection = False
         self._is_complete = True
@@ -185,6 +186,7 @@ class _Connection(asyncio.Protocol):
         self.has_spoken = self._has_head = self._is_complete = self._ends_with_connection = False
         self._head_size = 0
         self._is_head = request.method == b"HEAD"
+        self._asks_for_upgrade = any(name == b"upgrade" for name, _ in request.headers)
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(head)
         if request.content is not None:
@@ -379,6 +381,10 @@ class _Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self.headers = []
+            return
+        if status >= 600 or (status == 101 and not self._asks_for_upgrade):
+            self._keeps_alive = False
+            self._fail(_broken(f"status {status}"))
             return
         self.status = status
         self._has_head = True
