@@ -116,6 +116,7 @@ def test_objects_come_from_folders_and_from_stdin_too(meshctl: Meshctl, tmp_path
     assert meshctl("apply", "-f", str(tmp_path)).stdout == "service/a created\nservice/b created\n"
     assert "service/c created" in meshctl("apply", "-R", "-f", str(tmp_path)).stdout
     assert meshctl("apply", "-f", "-", stdin=service("d")).stdout == "service/d created\n"
+    assert meshctl("apply", "-f", "-", stdin="# nothing").stderr == "error: no objects passed to apply\n"
 
 
 def test_delete_takes_kind_and_name_as_kubectl_does(meshctl: Meshctl, store: ObjectStore) -> None:

@@ -21,10 +21,14 @@ def apply(
     Objects are taken one by one: the good ones are applied, the bad ones are refused with all their problems, and then
     the exit code is 1.
     """
-    refused = False
+    refused, count = False, 0
     with AdminClient(control_plane) as client:
         for source, text in yaml_files.read(files, recursive=recursive):
-            refused |= _report(client.apply(text, source, namespace))
+            results = client.apply(text, source, namespace)
+            count += len(results.results) + len(results.problems)
+            refused |= _report(results)
+    if not count:
+        raise CommandFailed("no objects passed to apply")
     if refused:
         raise typer.Exit(1)
 

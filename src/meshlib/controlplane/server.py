@@ -144,11 +144,19 @@ class ControlPlane:
 
     def _watch(self, store: ObjectStore, loop: asyncio.AbstractEventLoop, has_read: asyncio.Event) -> None:
         """On a thread of its own."""
-        for contents in Folder(self.settings.folders).watch(self._stop_watching):
-            store.set_folder(contents.objects, contents.problems, contents.warnings)
-            for problem in contents.problems:
-                logger.warning("%s", problem)
-            with contextlib.suppress(RuntimeError):  # the loop ended while we were reading
+        told: frozenset[str] = frozenset()
+        try:
+            for contents in Folder(self.settings.folders).watch(self._stop_watching):
+                store.set_folder(contents.objects, contents.problems, contents.warnings)
+                found = frozenset(map(str, contents.problems))
+                for problem in sorted(found - told):
+                    logger.warning("%s", problem)
+                told = found
+                with contextlib.suppress(RuntimeError):  # the loop ended while we were reading
+                    loop.call_soon_threadsafe(has_read.set)
+        except Exception:
+            logger.exception("the folders are no longer watched")
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(has_read.set)
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
