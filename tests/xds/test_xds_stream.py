@@ -267,6 +267,30 @@ def test_pauses_grow_to_a_limit_and_are_never_in_step() -> None:
     assert len({pause_after(50, random.Random(seed)) for seed in range(100)}) == 100
 
 
+def test_a_server_that_falls_over_after_each_answer_is_given_time(peer: AdsPeer) -> None:
+    """Only a stream that lasted lets the pauses begin anew; else a crashing server would be stormed."""
+    now = [0.0]
+    with Client(peer.target, "b:80", clock=lambda: now[0]) as client:
+
+        def fall_over(after: float) -> None:
+            stream = peer.accept()
+            stream.next()
+            stream.send(LISTENER, Listener("b:80", "routes"))
+            stream.next()
+            attempt, now[0] = client.stream._attempt, now[0] + after
+            stream.close()
+            client.wait_for(lambda: client.stream._failures > 0 and not client.session._is_open)
+            failures.append(client.stream._failures)
+            now[0] += LONGEST_PAUSE
+            client.stream.wake()
+            client.wait_for(lambda: client.stream._attempt > attempt)
+
+        failures: list[int] = []
+        for lasted in (0.0, 0.0, 0.0, LONGEST_PAUSE, 0.0):
+            fall_over(lasted)
+    assert failures == [1, 2, 3, 1, 2]
+
+
 def test_repr_reads_like_a_status_line(peer: AdsPeer) -> None:
     """For logs."""
     with Client(peer.target, "b:80") as client:

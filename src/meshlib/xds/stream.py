@@ -119,6 +119,7 @@ class Stream:
         while not self._stopped.is_set():
             self._attempt += 1
             self._answered = False
+            opened = self._clock()
             try:
                 reason = self._converse(step)
             except Exception:
@@ -128,9 +129,11 @@ class Stream:
             self._session.stream_closed()
             if self._stopped.is_set():
                 break
-            self._failures = 1 if self._answered else self._failures + 1
+            # A server that answers and falls over at once is given more and more time, like one that is down.
+            was_up = self._answered and self._clock() - opened >= LONGEST_PAUSE
+            self._failures = 1 if was_up else self._failures + 1
             # An outage is told once, however many attempts it takes.
-            level = logging.WARNING if self._failures == 1 else logging.DEBUG
+            level = logging.WARNING if self._answered or not self.has_failed else logging.DEBUG
             _log.log(level, "control plane %s: %s; configuration stays, trying again", self._target, reason)
             self.has_failed = True
             self._pause(step)
@@ -248,7 +251,6 @@ class Stream:
         response = _decode(data, self._session.delta)
         if not self._answered:
             self._answered = True
-            self._failures = 0
             _log.info("control plane %s answers", self._target)
         problems = self._session.received(response, self._clock())
         # A server that sends the same again after each NACK must not fill the log.
