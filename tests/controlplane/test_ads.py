@@ -88,6 +88,7 @@ class Serving:
 
     async def close(self) -> None:
         await self._opened.aclose()
+        await self.ads.close()
         await self.server.stop(None)
 
 
@@ -197,12 +198,14 @@ async def test_a_refusal_is_shown_and_not_sent_again(
     client = await serving.connect(delta=delta)
     await client.ask("CDS", "a")
     await client.take("CDS")
+    await client.ask("RDS", "r")
+    await client.take("RDS")  # so what was said before it has been read
     await serving.publish(replace(mesh("a"), clusters=(Cluster("a", connect_timeout=1.0),)))
     accepted = serving.ads.clients()[0].versions["CDS"]
     await client.next()
     await client.nack("CDS", "connect_timeout: too short")
     await client.ask("EDS", "a")
-    await client.take("EDS")  # so the refusal was read
+    await client.take("EDS")
     (shown,) = serving.ads.clients()
     assert (shown.types["CDS"], shown.errors) == ("NACKED", ("CDS: connect_timeout: too short",))
     assert shown.versions["CDS"] == accepted
@@ -360,13 +363,17 @@ async def test_the_server_stops_with_streams_open_and_leaves_nothing(caplog: pyt
     """Clients see that it is gone; no task is left, and nothing is logged."""
     serving = Serving()
     await serving.server.start()
-    async with Stream(serving.address, who=workload("web", 80)) as busy, Stream(serving.address) as idle:
+    async with (
+        Stream(serving.address, who=workload("web", 80)) as busy,
+        Stream(serving.address, who=workload("api", 81)) as idle,
+    ):
         await busy.ask("CDS")
         await busy.take("CDS")
-        await serving.server.stop(None)
-        code, _ = await busy.status()
-        assert code is grpc.StatusCode.UNAVAILABLE
-        assert (await idle.status())[0] is grpc.StatusCode.UNAVAILABLE
+        await idle.ask("EDS")
+        await serving.until(lambda: len(serving.registry.workloads) == 2)
+        await serving.close()
+        for client in (busy, idle):
+            assert await client.status() == (grpc.StatusCode.UNAVAILABLE, "the control plane stops")
     assert serving.ads.clients() == []
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("ads-")]
     assert not caplog.records

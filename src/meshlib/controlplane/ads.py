@@ -33,21 +33,29 @@ from meshlib.xds.resource_types import SHORT_NAMES
 
 logger = logging.getLogger("meshlib.controlplane")
 
+CLOSE_TIMEOUT = 1.0
+"""Seconds."""
 MAX_WAITING = 1000
 """Requests of one stream that are read but not looked at yet; a client that sends more waits."""
 
 
 class Connection:
-    """One open stream, as the admin API shows it."""
+    """One open stream of a client that has said who it is."""
 
-    def __init__(self, number: int, state: DeltaStream | SotwStream, peer: str) -> None:
-        self.number, self.state, self.peer = number, state, peer
+    def __init__(self, node: Node, state: DeltaStream | SotwStream, peer: str) -> None:
+        self.node, self.state, self.peer = node, state, peer
         self.opened = time.time()
-        self.node: Node | None = None
         self.view: View | None = None
 
-    def client(self, node: Node) -> api.Client:
-        workload = node.workload
+    def received(self, request: Request) -> None:
+        if request.error is not None:
+            name = SHORT_NAMES.get(request.type_url, request.type_url)
+            logger.warning("%s refuses %s %s: %s", self.node.id, name, request.nonce, request.error)
+        self.state.received(request)
+
+    def client(self) -> api.Client:
+        """As the admin API shows it."""
+        node, workload = self.node, self.node.workload
         parts = node.id.split("~")
         address = f"[{workload.address}]" if ":" in workload.address else workload.address
         return api.Client(
@@ -85,6 +93,9 @@ class AggregatedDiscoveryService:
         self._cache, self._registry = cache, registry
         self._numbers = itertools.count(1)
         self._connections: dict[int, Connection] = {}
+        self._tasks: dict[asyncio.Event, asyncio.Task[Any] | None] = {}
+        """One for each open stream, by what wakes it."""
+        self._is_closing = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -100,7 +111,19 @@ class AggregatedDiscoveryService:
 
     def clients(self) -> Collection[api.Client]:
         """All open streams whose clients have said who they are."""
-        return [each.client(each.node) for each in self._connections.values() if each.node is not None]
+        return [each.client() for each in self._connections.values()]
+
+    async def close(self) -> None:
+        """End all streams, before the server is stopped: that does not wait for what it cancels, nor tell clients why.
+
+        A stream whose client does not read is left to the server.
+        """
+        self._is_closing = True
+        for news in self._tasks:
+            news.set()
+        tasks = [task for task in self._tasks.values() if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
     async def _state_of_the_world(self, requests: Any, context: Any) -> None:
         await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, _sotw_response)
@@ -116,23 +139,10 @@ class AggregatedDiscoveryService:
         read: Callable[[Any], Request],
         write: Callable[[Answer], Any],
     ) -> None:
-        # What the node may ask for is known with the first request, which says who it is.
-        data = await context.read()
-        if data is grpc.aio.EOF:
-            return
-        try:
-            first = _parse(message_class, data)
-            node = _node(first)
-            if node is None:
-                raise BadRequest("the first request must say who asks: node is missing")
-        except BadRequest as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            return
-        state = make_state(has_catch_all=node.user_agent.startswith("meshlib"))
-        connection = Connection(next(self._numbers), state, context.peer())
-        waiting: deque[bytes] = deque([data])
+        number = next(self._numbers)
+        connection: Connection | None = None
+        waiting: deque[bytes] = deque()
         news, room = asyncio.Event(), asyncio.Event()
-        news.set()
         is_over = False
 
         async def receive() -> None:
@@ -146,45 +156,52 @@ class AggregatedDiscoveryService:
             is_over = True
             news.set()
 
-        receiving = asyncio.create_task(receive(), name=f"ads-{connection.number}")
+        receiving = asyncio.create_task(receive(), name=f"ads-{number}")
         # A read that fails (the connection is lost) ends the stream like its end does.
         receiving.add_done_callback(lambda _: news.set())
+        self._tasks[news] = asyncio.current_task()
         forget = self._cache.on_change(news.set)
-        self._connections[connection.number] = connection
-        logger.debug("%s connected from %s", node.id, connection.peer)
         try:
             while True:
-                await news.wait()
-                news.clear()
+                if self._is_closing:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane stops")
                 was_asked = bool(waiting)
                 while waiting:
                     message = _parse(message_class, waiting.popleft())
                     room.set()
                     said = _node(message)
-                    if said is not None and said != connection.node:
-                        connection.node = node = said
-                        self._registry.attach(connection.number, said)
-                    request = read(message)
-                    if request.error is not None:
-                        name = SHORT_NAMES.get(request.type_url, request.type_url)
-                        logger.warning("%s refuses %s %s: %s", node.id, name, request.nonce, request.error)
-                    state.received(request)
+                    if connection is None:
+                        # What a client may ask for depends on who it is.
+                        if said is None:
+                            raise BadRequest("the first request must say who asks: node is missing")
+                        state = make_state(has_catch_all=said.user_agent.startswith("meshlib"))
+                        connection = self._connections[number] = Connection(said, state, context.peer())
+                        self._registry.attach(number, said)
+                        logger.debug("%s connected from %s", said.id, connection.peer)
+                    elif said is not None and said != connection.node:
+                        connection.node = said
+                        self._registry.attach(number, said)
+                    connection.received(read(message))
                 if is_over or receiving.done():
                     return
-                view = await self._cache.view(node)
-                if view is connection.view and not was_asked:
-                    continue  # the change was for others
-                connection.view = view
-                for answer in state.due(view):
-                    await context.write(write(answer))
+                if connection is not None:
+                    view = await self._cache.view(connection.node)
+                    if was_asked or view is not connection.view:  # else the change was for others
+                        connection.view = view
+                        for answer in connection.state.due(view):
+                            await context.write(write(answer))
+                await news.wait()
+                news.clear()
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             forget()
+            del self._tasks[news]
+            if connection is not None:
+                del self._connections[number]
+                self._registry.detach(number)
+                logger.debug("%s disconnected", connection.node.id)
             receiving.cancel()
-            del self._connections[connection.number]
-            self._registry.detach(connection.number)
-            logger.debug("%s disconnected", node.id)
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, Exception):
                 await receiving
 

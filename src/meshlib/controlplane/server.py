@@ -116,6 +116,7 @@ class ControlPlane:
             await self._admin.stop()
             self._admin = None
         if self._server is not None:
+            await self._ads.close()
             await self._server.stop(None)
             self._server = None
         if self._updates is not None:
