@@ -277,6 +277,25 @@ async def test_sni_chooses_certificate_and_routes(tmp_path, authority: trustme.C
                 await plain.get(url(made, port=443))
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_versions(tmp_path, authority: trustme.CA, version: ssl.TLSVersion) -> None:
+    """TLS 1.2 and 1.3 find their certificate by SNI alike; a client without SNI gets that of a server for all hosts."""
+    pair, other = Pair(tmp_path, authority, "a.example"), Pair(tmp_path, authority, "127.0.0.1")
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    client_context.minimum_version = client_context.maximum_version = version
+    chains = [
+        secured("https.a", pair.certificate, pair.key, "a.example"),
+        secured("https.all", other.certificate, other.key),
+    ]
+    routes = [said("a", "https.a"), said("all", "https.all")]
+    async with gateway(configured([listener(443, *chains)], routes, {})) as made:
+        for name, text in (("a.example", b"a"), ("127.0.0.1", b"all")):
+            async with raw(made, 443, client_context, name) as client:
+                await client.send("GET / HTTP/1.1", "Host: a")
+                assert (await client.response())[2] == text
+
+
 async def test_tls_requests_say_so_upstream(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """X-Forwarded-Proto is https, the upstream is spoken to in plain, bodies stream as ever."""
     pair = Pair(tmp_path, authority, "a.example")

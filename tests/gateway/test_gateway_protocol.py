@@ -144,6 +144,27 @@ async def test_heads_are_bounded() -> None:
     assert len(peer.received) == 2
 
 
+async def test_a_head_behind_a_long_body_is_not_too_large() -> None:
+    """What came with the body before it does not count."""
+    with Peer() as peer:
+        async with gateway(everything_to(peer.address)) as made, raw(made) as client:
+            body = b"x" * 200_000
+            head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            client.writer.write(head + body + b"GET /2 HTTP/1.1\r\nHo")
+            assert (await client.response())[0] == 200
+            client.writer.write(b"st: a\r\n\r\n")
+            assert (await client.response())[0] == 200
+
+
+async def test_a_double_slash_is_a_path() -> None:
+    """`//b/x` names no host."""
+    with Peer() as peer:
+        async with gateway(everything_to(peer.address)) as made, raw(made) as client:
+            await client.send("GET //b/x HTTP/1.1", "Host: a")
+            assert (await client.response())[0] == 200
+    assert (peer.received[0].target, peer.received[0].header("host")) == ("//b/x", "a")
+
+
 async def test_heads_have_a_time_limit() -> None:
     """A head that is begun and not ended is 408; a connection on which nothing is said just closes."""
     async with gateway(everything_to(), limits=Limits(head_timeout=0.2)) as made:

@@ -91,6 +91,7 @@ async def test_proper_answers_cross_and_keep_the_connection(answer: bytes, statu
         b"HTTP/1.1 600 Odd\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000,
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"220 smtp.example ESMTP\r\n",
     ],
 )

@@ -40,6 +40,7 @@ class Door:
         self.limits = limits
         self.server_name = server.encode("ascii")
         self.state = ServerState()
+        self.is_closed = False
         self._config = config
         self._credentials: Credentials | None = None
         self._server: asyncio.Server | None = None
@@ -102,6 +103,7 @@ class Door:
 
     def close(self) -> None:
         """Let no one in any more, and those who are inside finish what they do."""
+        self.is_closed = True
         if self._server is not None:
             self._server.close()
         self._socket.close()

@@ -38,6 +38,8 @@ FILTER_CHAIN = "meshlib.filter_chain"
 
 LINGER = 1.0
 """Seconds that a client which still sends is given to read why it was cut off (Envoy delayed_close_timeout)."""
+FLUSH = 30.0
+"""Seconds that a client is given to take what was written to it before its connection ended."""
 BUFFERED = 65536
 """Bytes that may wait in a tunnel before its sender is held up."""
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.%A-Za-z]+\])(?::[0-9]{0,5})?")
@@ -60,6 +62,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._tunnel: Tunnel | None = None
         self._is_hung_up = False
         self._refusal = 0
+        self._heads = 0
         self._head_size = 0
         self._is_in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
@@ -69,6 +72,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._door.is_closed:  # meanwhile, during the handshake
+            transport.abort()
         self.filter_chain = self._door.filter_chain(transport.get_extra_info("ssl_object"))
         self.app_state = {FILTER_CHAIN: self.filter_chain}
         self._await_head()
@@ -100,6 +105,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self._tunnel.feed(data)
             return
         self._unset_keepalive_if_required()
+        heads = self._heads
+        was_between = not self._is_in_head and (not heads or not self.cycle.more_body)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -108,7 +115,8 @@ class GatewayProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or 400, str(error))
             return
-        if self._is_in_head:
+        if self._is_in_head and self._heads == heads + was_between:
+            # All of `data` is of one head. (What came with the end of a body before it, one read, goes uncounted.)
             self._head_size += len(data)
             if self._head_size > self._limits.head:
                 self._refuse(431, "head too large")
@@ -140,6 +148,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
+        self._heads += 1
         self._head_size = 0
         self._await_head()
 
@@ -228,12 +237,12 @@ class GatewayProtocol(HttpToolsProtocol):
         except Exception:
             _log.exception("%s %s failed in the gateway", cycle.scope["method"], self._door)
             if cycle.response_started:
-                self.transport.close()
+                self._cut_off()
             else:
                 await cycle.send_500_response()
         else:
             if not cycle.response_complete:
-                self.transport.close()
+                self._cut_off()
         finally:
             cycle.on_response = lambda: None
 
@@ -285,15 +294,22 @@ class GatewayProtocol(HttpToolsProtocol):
         if still_sends and self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
             self.flow.resume_reading()
-            self._linger_timer = self.loop.call_later(LINGER, self._linger)
+            self._linger_timer = self.loop.call_later(LINGER, self._linger, self.loop.time() + FLUSH)
         else:
-            self.transport.close()
+            self._cut_off()
 
-    def _linger(self) -> None:
-        if self.transport.get_write_buffer_size() and not self.transport.is_closing():
-            self._linger_timer = self.loop.call_later(LINGER, self._linger)
+    def _linger(self, until: float) -> None:
+        if self.transport.get_write_buffer_size() and self.loop.time() < until:
+            self._linger_timer = self.loop.call_later(LINGER, self._linger, until)
         else:
             self.transport.abort()
+
+    def _cut_off(self) -> None:
+        """Close once what was written has gone; a client that takes none of it gets FLUSH seconds."""
+        self._is_hung_up = True
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._linger_timer = self.loop.call_later(FLUSH, self.transport.abort)
 
     def __repr__(self) -> str:
         return f"<GatewayProtocol {self.client} at {self._door!r}>"

@@ -360,14 +360,16 @@ class _Exchange:
         """Nothing to ask: a gateway's listeners say all there is."""
 
     def mirror(self, flow: Flow) -> None:
-        if self._body is None:  # a body that can be sent once goes to the server that matters
+        # A body that can be sent once goes to the server that matters, and a tunnel can't be doubled.
+        if self._body is None and h.first(self._headers, b"upgrade") is None:
             self._proxy.start_mirror(flow, self._request, self._headers)
 
     # Answers
 
     def reply(self, step: Reply) -> _Answer:
         if step.reason:
-            _log.info(
+            _log.log(
+                logging.INFO if step.status >= 500 else logging.DEBUG,  # anyone can ask for what is not there
                 "%s %s%s: %d %s: %s",
                 self._request.method,
                 self._request.authority,

@@ -31,6 +31,7 @@ class ChainContext(ssl.SSLContext):
 def _new_context() -> ChainContext:
     context = ChainContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # Istio's default
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 

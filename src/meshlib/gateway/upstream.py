@@ -389,8 +389,13 @@ class _Connection(asyncio.Protocol):
         self.status = status
         self._has_head = True
         self._keeps_alive = self._parser.should_keep_alive()
-        names = {name.lower() for name, _ in self.headers}
-        self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
+        lengths = [value for name, value in self.headers if name.lower() == b"content-length"]
+        codings = [value.strip().lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if codings and codings != [b"chunked"]:  # we take chunks apart and nothing else
+            self._fail(_broken(f"transfer coding {codings!r}"))
+            self._has_head, self._keeps_alive = False, False
+            return
+        self._ends_with_connection = not lengths and not codings
         if self._is_head:
             self._is_complete = True  # llhttp does not know that this answers a HEAD and would wait for a body
         self._changed.set()
