@@ -38,7 +38,7 @@ def create_app() -> Flask:
             return jsonify(one_book(int(product_id)))
         try:
             return jsonify(book_from(external, int(product_id)))
-        except (httpx.HTTPError, LookupError, ValueError) as error:
+        except (httpx.HTTPError, AttributeError, LookupError, TypeError, ValueError) as error:  # or any other JSON
             app.logger.warning("external book service: %r", error)
             return jsonify(error="the external book service gave no answer that can be used"), 502
 

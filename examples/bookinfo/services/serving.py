@@ -66,6 +66,9 @@ def serve_asgi(service: str, create_app: Callable[[], ASGIApp]) -> None:
     )
     host, port = address()
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        # asyncio turns Nagle's algorithm off only where it opens the socket itself; with it each answer, sent as head
+        # and body, would wait 40 ms for the client's acknowledgement. Accepted connections inherit this.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         announce(service, listener)
         uvicorn.Server(config).run(sockets=[listener])
 
