@@ -165,6 +165,26 @@ async def test_a_double_slash_is_a_path() -> None:
     assert (peer.received[0].target, peer.received[0].header("host")) == ("//b/x", "a")
 
 
+async def test_trailers_do_not_become_headers() -> None:
+    """What comes behind the body passed no check: it is neither a second Host nor a word to the upstream."""
+    with Peer() as peer:
+        async with gateway(everything_to(peer.address)) as made, raw(made) as client:
+            await client.send(
+                "POST / HTTP/1.1",
+                "Host: a",
+                "Transfer-Encoding: chunked",
+                "Trailer: host, x-evil",
+                body=b"1\r\nx\r\n0\r\nHost: evil\r\nX-Evil: 1\r\n\r\n",
+            )
+            assert (await client.response())[0] == 200
+            await client.send("GET / HTTP/1.1", "Host: a")
+            assert (await client.response())[0] == 200
+    for received in peer.received:
+        assert [value for name, value in received.headers if name == "host"] == ["a"]
+        assert received.header("x-evil") is None
+    assert peer.received[0].body == b"x"
+
+
 async def test_heads_have_a_time_limit() -> None:
     """A head that is begun and not ended is 408; a connection on which nothing is said just closes."""
     async with gateway(everything_to(), limits=Limits(head_timeout=0.2)) as made:
@@ -181,6 +201,16 @@ async def test_idle_connections_close() -> None:
     async with gateway(everything_to(), limits=Limits(keep_alive=0.2)) as made, raw(made) as client:
         await client.send("GET / HTTP/1.1", "Host: a")
         assert (await client.response())[0] == 503
+        assert await client.rest() == b""
+
+
+async def test_empty_lines_keep_no_connection_open() -> None:
+    """RFC 9112, 2.2 allows an empty line between requests; it does not count as one."""
+    limits = Limits(keep_alive=30.0, head_timeout=0.2)
+    async with gateway(everything_to(), limits=limits) as made, raw(made) as client:
+        await client.send("GET / HTTP/1.1", "Host: a")
+        assert (await client.response())[0] == 503
+        client.writer.write(b"\r\n")
         assert await client.rest() == b""
 
 

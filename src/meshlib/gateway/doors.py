@@ -176,8 +176,15 @@ class Doors:
             door = self._opened(place, listener) if known is None else known
             if door is None or (door is known and door.listener == listener):
                 continue
+            try:
+                await door.serve(listener)
+            except OSError as error:  # no more file descriptors
+                self._open.pop(place, None)
+                door.close()
+                self._drain(door)
+                self._report(place, f"{door} can't be served: {error}")
+                continue
             self._open[place] = door
-            await door.serve(listener)
             _log.info("%s %s", door, "opens" if known is None else "has a new configuration")
 
     def _opened(self, place: tuple[str, int], listener: Listener) -> Door | None:
@@ -191,12 +198,15 @@ class Doors:
             if error.errno in (errno.EACCES, errno.EPERM):
                 hint = f"; ports below 1024 need a privilege, so have port {wanted} served by another one"
             why = f"{listener.name}: {_authority((host, port))} can't be bound: {error.strerror or error}{hint}"
-            if self._unopened.get(place) != why:
-                _log.warning("%s; trying again every %g s", why, RETRY)
-            self._unopened[place] = why
+            self._report(place, why)
             return None
         self._unopened.pop(place, None)
         return door
+
+    def _report(self, place: tuple[str, int], why: str) -> None:
+        if self._unopened.get(place) != why:
+            _log.warning("%s; trying again every %g s", why, RETRY)
+        self._unopened[place] = why
 
     def _drain(self, door: Door) -> None:
         self._closed.add(door)

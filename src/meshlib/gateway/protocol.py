@@ -120,6 +120,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_size += len(data)
             if self._head_size > self._limits.head:
                 self._refuse(431, "head too large")
+        elif self._head_timer is None and (self._running is None or self._running.response_complete):
+            self._await_head()  # an empty line between requests is no reason to wait for ever
 
     def _enter_tunnel(self, data: bytes) -> None:
         if self._tunnel is not None:
@@ -151,6 +153,11 @@ class GatewayProtocol(HttpToolsProtocol):
         self._heads += 1
         self._head_size = 0
         self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # llhttp reports trailers in the same way. One that was merged could be a second Host, after all checks.
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False

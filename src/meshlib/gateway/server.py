@@ -121,8 +121,9 @@ class Gateway:
                     await self._follow(live)
                 except Exception:
                     _log.exception("%r can't follow %r", self, live)
+            is_done = self._followed is live and self._doors.is_complete
             try:
-                async with asyncio.timeout(None if self._doors.is_complete else RETRY):
+                async with asyncio.timeout(None if is_done else RETRY):
                     await self.mesh.next_live(live)
             except TimeoutError:
                 pass
