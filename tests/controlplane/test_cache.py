@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from meshlib.controlplane.ads import delta_response, sotw_response
 from meshlib.controlplane.cache import RENAMED_LIMIT, Cache, Encoder, View
+from meshlib.controlplane.subscriptions import Answer
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
 from meshlib.istio.translate import Translation
 from meshlib.model import CATCH_ALL, Cluster, Listener, Node, NodeKind, Snapshot, Workload
+from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER
 
@@ -96,6 +99,22 @@ async def test_views_share_the_bytes_of_what_they_have_in_common() -> None:
     assert later.resources[ENDPOINT][name] is not plain.resources[ENDPOINT][name]
     assert later.versions[CLUSTER] == plain.versions[CLUSTER]
     assert later.versions[ENDPOINT] != plain.versions[ENDPOINT]
+
+
+def test_a_response_is_joined_from_bytes_that_are_made_once() -> None:
+    """And is what protobuf would have made of it."""
+    view = View(Snapshot(clusters=(Cluster("a"), Cluster("b"))), (), Encoder())
+    resources = tuple(view.resources[CLUSTER].values())
+    assert resources[0].in_delta_response is resources[0].in_delta_response
+    answer = Answer(CLUSTER, "7", "n", resources, ("gone",))
+    sotw = m.DiscoveryResponse.FromString(sotw_response(answer))
+    assert [each.value for each in sotw.resources] == [each.data for each in resources]
+    assert (sotw.version_info, sotw.nonce, sotw.type_url) == ("7", "n", CLUSTER)
+    delta = m.DeltaDiscoveryResponse.FromString(delta_response(answer))
+    assert [(each.name, each.version, each.resource.value) for each in delta.resources] == [
+        (each.name, each.version, each.data) for each in resources
+    ]
+    assert (delta.nonce, delta.type_url, list(delta.removed_resources)) == ("n", CLUSTER, ["gone"])
 
 
 async def test_two_views_that_differ_in_a_resource_are_both_remembered() -> None:

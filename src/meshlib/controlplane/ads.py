@@ -99,13 +99,12 @@ class AggregatedDiscoveryService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            # Requests come as bytes: gRPC would answer those that it can't parse with UNKNOWN, and a log of ours.
+            # Bytes both ways. gRPC would answer requests that it can't parse with UNKNOWN, and a traceback of ours;
+            # responses are joined from what is shared.
             m.ADS_STREAM.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-                self._state_of_the_world, None, m.DiscoveryResponse.SerializeToString
+                self._state_of_the_world, None, None
             ),
-            m.ADS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-                self._delta, None, m.DeltaDiscoveryResponse.SerializeToString
-            ),
+            m.ADS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._delta, None, None),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(m.ADS_SERVICE, handlers),))
 
@@ -126,10 +125,10 @@ class AggregatedDiscoveryService:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
     async def _state_of_the_world(self, requests: Any, context: Any) -> None:
-        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, _sotw_response)
+        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, sotw_response)
 
     async def _delta(self, requests: Any, context: Any) -> None:
-        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, _delta_response)
+        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response)
 
     async def _serve(
         self,
@@ -137,7 +136,7 @@ class AggregatedDiscoveryService:
         make_state: Callable[..., DeltaStream | SotwStream],
         message_class: Any,
         read: Callable[[Any], Request],
-        write: Callable[[Answer], Any],
+        write: Callable[[Answer], bytes],
     ) -> None:
         number = next(self._numbers)
         connection: Connection | None = None
@@ -254,23 +253,17 @@ def _delta_request(message: Any) -> Request:
     )
 
 
-def _sotw_response(answer: Answer) -> Any:
-    message = m.DiscoveryResponse(version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
-    message.control_plane.identifier = IDENTIFIER
-    for resource in answer.resources:
-        message.resources.add(type_url=answer.type_url, value=resource.data)
-    return message
+def sotw_response(answer: Answer) -> bytes:
+    head = m.DiscoveryResponse(version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
+    head.control_plane.identifier = IDENTIFIER
+    return b"".join((m.serialize(head), *(each.in_sotw_response for each in answer.resources)))
 
 
-def _delta_response(answer: Answer) -> Any:
-    message = m.DeltaDiscoveryResponse(system_version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
-    message.control_plane.identifier = IDENTIFIER
-    for resource in answer.resources:
-        entry = message.resources.add(name=resource.name, version=resource.version)
-        entry.resource.type_url = answer.type_url
-        entry.resource.value = resource.data
-    message.removed_resources.extend(answer.removed)
-    return message
+def delta_response(answer: Answer) -> bytes:
+    head = m.DeltaDiscoveryResponse(system_version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
+    head.control_plane.identifier = IDENTIFIER
+    head.removed_resources.extend(answer.removed)
+    return b"".join((m.serialize(head), *(each.in_delta_response for each in answer.resources)))
 
 
 IDENTIFIER = f"meshlib {__version__}"

@@ -7,7 +7,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
@@ -25,6 +26,7 @@ from meshlib.model import (
     Workload,
 )
 from meshlib.model.domains import DomainTable
+from meshlib.xds import messages as m
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
@@ -33,12 +35,33 @@ RENAMED_LIMIT = 10_000
 """Names that no service has and that clients asked for all the same; beyond that they are made anew each time."""
 
 
-class Resource(NamedTuple):
-    """version: of the content, so it is the same after a restart, and from another control plane."""
+@dataclass(frozen=True)
+class Resource:
+    """A resource as it goes over the wire, the same object for all who get it.
 
+    version: of the content, so it is the same after a restart, and from another control plane.
+    """
+
+    type_url: str
     name: str
     version: str
     data: bytes
+
+    # Serialised messages that are joined are the serialised merged message (protobuf, "last one wins" and repeated
+    # fields are concatenated). So a response is a head and its resources' own bytes, made once for all streams.
+
+    @cached_property
+    def in_sotw_response(self) -> bytes:
+        return m.serialize(m.DiscoveryResponse(resources=[self._any]))
+
+    @cached_property
+    def in_delta_response(self) -> bytes:
+        resource = m.Resource(name=self.name, version=self.version, resource=self._any)
+        return m.serialize(m.DeltaDiscoveryResponse(resources=[resource]))
+
+    @property
+    def _any(self) -> Any:
+        return m.Any_(type_url=self.type_url, value=self.data)
 
 
 class View:
@@ -112,7 +135,7 @@ class Encoder:
 
 def _resource(type_url: str, name: str, value: Value) -> Resource:
     data = encode_resource(type_url, value)
-    return Resource(name, _hash(data), data)
+    return Resource(type_url, name, _hash(data), data)
 
 
 def _hash(data: bytes) -> str:
