@@ -230,7 +230,7 @@ async def test_small_answers_are_not_held_back() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_run_serves_until_cancelled() -> None:
+async def test_run_serves_until_cancelled_or_stopped() -> None:
     with Peer() as peer:
         async with gateway(everything_to(peer.address)) as made:
             running = asyncio.create_task(made.run())
@@ -240,6 +240,12 @@ async def test_run_serves_until_cancelled() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await running
             assert made.addresses == {}
+            running = asyncio.create_task(made.run())
+            async with asyncio.timeout(10):
+                while not made.addresses:  # noqa: ASYNC110 -- until it runs again
+                    await asyncio.sleep(0.01)
+                await made.stop()
+                await running
 
 
 # TLS

@@ -187,7 +187,7 @@ async def test_trailers_do_not_become_headers() -> None:
 
 async def test_heads_have_a_time_limit() -> None:
     """A head that is begun and not ended is 408; a connection on which nothing is said just closes."""
-    async with gateway(everything_to(), limits=Limits(head_timeout=0.2)) as made:
+    async with gateway(everything_to(), limits=Limits(head_timeout=0.5)) as made:
         async with raw(made) as client:
             client.writer.write(b"GET / HTTP/1.1\r\nHo")
             status, _, body = await client.response()
@@ -206,7 +206,7 @@ async def test_idle_connections_close() -> None:
 
 async def test_empty_lines_keep_no_connection_open() -> None:
     """RFC 9112, 2.2 allows an empty line between requests; it does not count as one."""
-    limits = Limits(keep_alive=30.0, head_timeout=0.2)
+    limits = Limits(keep_alive=30.0, head_timeout=0.5)
     async with gateway(everything_to(), limits=limits) as made, raw(made) as client:
         await client.send("GET / HTTP/1.1", "Host: a")
         assert (await client.response())[0] == 503

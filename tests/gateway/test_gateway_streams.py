@@ -186,12 +186,12 @@ async def test_route_timeout_counts_from_the_end_of_the_request() -> None:
         return Answer(body=received.body)
 
     with Peer(answer) as peer:
-        async with gateway(everything_to(peer.address, timeout=0.4)) as made:
+        async with gateway(everything_to(peer.address, timeout=0.8)) as made:
             for path, wanted in (("/quick", (200, b"ab")), ("/slow", (504, b"upstream request timeout"))):
                 async with raw(made) as client:
                     await client.send(f"POST {path} HTTP/1.1", "Host: a", "Content-Length: 2")
                     client.writer.write(b"a")
-                    await asyncio.sleep(0.6)
+                    await asyncio.sleep(1.0)
                     client.writer.write(b"b")
                     status, _, body = await client.response()
                     assert (status, body) == wanted

@@ -39,10 +39,18 @@ def gateway(
         list[str] | None,
         typer.Option(metavar="PORT=LOCAL", help="Listen on LOCAL where a Gateway says PORT. Repeatable."),
     ] = None,
+    trusted_hops: Annotated[
+        int,
+        typer.Option(min=0, help="How many proxies of yours stand in front; what they say of the client is believed."),
+    ] = 0,
+    max_body: Annotated[
+        int, typer.Option(min=0, metavar="BYTES", help="Refuse larger request bodies with 413; 0 for no limit.")
+    ] = 0,
     log_level: LogLevel = "info",
 ) -> None:
     """Let traffic in: serve what Gateway and VirtualService objects say. Until Ctrl-C."""
     # Here, since the other commands need none of it and should answer at once.
+    from meshlib.gateway.limits import Limits
     from meshlib.gateway.server import Gateway
     from meshlib.mesh import Mesh, Settings
     from meshlib.model import NodeKind
@@ -60,7 +68,8 @@ def gateway(
         raise CommandFailed(str(error)) from None
     ports = dict(_two_ports(pair) for pair in port or ())
     with Mesh(settings, kind=NodeKind.ROUTER) as mesh:
-        asyncio.run(_serve(Gateway(mesh, bind=bind, ports=ports)))
+        limits = Limits(body=max_body or None)
+        asyncio.run(_serve(Gateway(mesh, bind=bind, ports=ports, limits=limits, trusted_hops=trusted_hops)))
 
 
 def _two_ports(pair: str) -> tuple[int, int]:

@@ -77,15 +77,19 @@ class Gateway:
         """Start the mesh's feed and follow it. Returns at once; the first configuration may take a moment."""
         if self._task is None:
             self.mesh.start()
-            await self._follow(self.mesh.live)
+            try:
+                await self._follow(self.mesh.live)
+            except BaseException:
+                await self._doors.close()
+                raise
             self._task = asyncio.create_task(self._run(), name="meshlib-gateway")
 
     async def run(self) -> None:
-        """`start`, and serve until cancelled; then `stop`."""
+        """`start`, and serve until cancelled or stopped; then `stop`."""
         await self.start()
         try:
             assert self._task is not None
-            await asyncio.shield(self._task)
+            await asyncio.wait({self._task})
         finally:
             await self.stop()
 
