@@ -6,6 +6,7 @@ The composition root of the data plane: everything below is handed what it needs
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import random
@@ -509,5 +510,13 @@ def _after_fork_in_child() -> None:
         mesh._restart_after_fork()
 
 
+def _at_exit() -> None:
+    """A program that just ends leaves the mesh as one that closes does: its endpoint goes at once, and no socket is
+    left for the interpreter to complain about."""
+    for mesh in list(_instances):
+        mesh.close()
+
+
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
