@@ -21,6 +21,7 @@ from meshlib.cli.ports import NoFreePort, free_port, is_free
 from meshlib.cli.serving import Address, address
 from meshlib.cli.tables import age, table
 from meshlib.cli.traffic import Traffic
+from peers import Answer, Peer, Received
 
 
 def test_a_taken_port_leads_to_the_next_free_one() -> None:
@@ -172,19 +173,15 @@ def test_without_the_examples_the_demo_says_where_to_get_them(tmp_path: Path) ->
 async def test_traffic_keeps_its_rate_while_answers_are_slow() -> None:
     """Open loop: else a page that hangs would look as if nobody asked."""
 
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+    async def slowly(received: Received) -> Answer:
         await asyncio.sleep(0.5)
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        writer.close()
+        return Answer()
 
-    server = await asyncio.start_server(slow, "127.0.0.1", 0)
-    traffic = Traffic(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", 40)
-    assert "no answer yet" in traffic.line()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1.2):
-            await traffic.run()
-    server.close()
-    await server.wait_closed()
+    with Peer(slowly) as peer:
+        traffic = Traffic(f"http://127.0.0.1:{peer.port}/", 40)
+        assert "no answer yet" in traffic.line()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.2):
+                await traffic.run()
     assert 30 <= traffic.sent <= 50
     assert "100.0 % ok" in traffic.line()
