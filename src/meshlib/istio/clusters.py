@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from meshlib.istio import resources as r
 from meshlib.istio.routes import cluster_name
-from meshlib.istio.services import Instance, Port, Registry, Service, fqdn, is_exported
+from meshlib.istio.services import Directory, Instance, Port, Service, fqdn, is_exported
 from meshlib.model import (
     Cluster,
     ClusterType,
@@ -47,7 +47,7 @@ class DestinationRules:
     """Looks up the rules for a service as seen by one client."""
 
     def __init__(
-        self, objects: Iterable[r.Object], registry: Registry, namespace: str, labels: Mapping[str, str], root: str
+        self, objects: Iterable[r.Object], directory: Directory, namespace: str, labels: Mapping[str, str], root: str
     ) -> None:
         self._namespace, self._root = namespace, root
         self._by_namespace: dict[str, list[tuple[str, r.DestinationRule, bool]]] = {}
@@ -62,13 +62,15 @@ class DestinationRules:
                     continue
             if not is_exported(spec.export_to, each.namespace, namespace):
                 continue
-            service = registry.find(spec.host, each.namespace)
+            service = directory.find(spec.host, each.namespace)
             host = service.host if service is not None else fqdn(spec.host, each.namespace)
             self._by_namespace.setdefault(each.namespace, []).append((host, spec, selects))
 
     def find(self, service: Service) -> Rules:
-        """The client's namespace, the service's, the root's: the first that has any rule for the host is it."""
-        for namespace in dict.fromkeys((self._namespace, service.namespace, self._root)):
+        """The client's namespace, the service's, the root's: the first that has any rule for the host is it. For a
+        client in the root namespace, where gateways are at home, the service's comes first all the same."""
+        own = () if self._namespace == self._root else (self._namespace,)
+        for namespace in dict.fromkeys((*own, service.namespace, self._root)):
             found = self._matching(namespace, service.host)
             if found:
                 policy = next((rule.traffic_policy for rule in found if rule.traffic_policy is not None), None)
@@ -81,19 +83,15 @@ class DestinationRules:
 
     def _matching(self, namespace: str, host: str) -> list[r.DestinationRule]:
         rules = self._by_namespace.get(namespace, ())
-        exact = [(spec, selects) for name, spec, selects in rules if name == host]
-        if exact:
-            # A rule for this very workload beats one for all.
-            return [spec for spec, selects in sorted(exact, key=lambda each: not each[1])]
-        wild = [
-            (name, spec)
-            for name, spec, _ in rules
-            if name == "*" or (name.startswith("*.") and host.endswith(name[1:]))
-        ]
-        if not wild:
-            return []
-        longest = max(len(name) for name, _ in wild)
-        return [spec for name, spec in wild if len(name) == longest]
+        fitting = [(spec, selects) for name, spec, selects in rules if name == host]
+        if not fitting:
+            wild = [
+                each for each in rules if each[0] == "*" or (each[0].startswith("*.") and host.endswith(each[0][1:]))
+            ]
+            longest = max((len(name) for name, _, _ in wild), default=0)
+            fitting = [(spec, selects) for name, spec, selects in wild if len(name) == longest]
+        # A rule for this very workload stands alone; it is not merged with those for all.
+        return [spec for spec, selects in fitting if selects] or [spec for spec, _ in fitting]
 
 
 def clusters_of(service: Service, port: Port, rules: Rules) -> Iterator[tuple[Cluster, LoadAssignment | None]]:
@@ -155,7 +153,9 @@ def _merged(policy: r.TrafficPolicy, subset: r.TrafficPolicy | None, port: Port)
     if subset is None:
         return policy
     if any(each.port.number == port.number for each in subset.port_level_settings):
-        return _for_port(subset, port)
+        level = _for_port(subset, port)
+        budget = level.retry_budget or policy.retry_budget  # it has no form for one port
+        return r.TrafficPolicy(level.load_balancer, level.connection_pool, level.outlier_detection, level.tls, budget)
     return r.TrafficPolicy(
         subset.load_balancer or policy.load_balancer,
         subset.connection_pool or policy.connection_pool,

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.istio.routes import MESH, Report, RouteMaker, qualified
-from meshlib.model import FilterChain, Listener, ListenerTls, Route, RouteConfiguration, RouteMatch, VirtualHost
+from meshlib.istio.routes import MESH, Report, RouteMaker, is_catch_all, qualified
+from meshlib.model import FilterChain, Listener, ListenerTls, Route, RouteConfiguration, VirtualHost
 
 ANY_ADDRESS = "0.0.0.0"
 
@@ -117,17 +117,17 @@ def _virtual_hosts(
     redirected: dict[str, bool] = {}
     for gateway, server in servers:
         redirects = server.tls is not None and server.tls.https_redirect
-        name = frozenset({f"{gateway.namespace}/{gateway.name}"})
+        name = f"{gateway.namespace}/{gateway.name}"
         own: list[str] = []
         for rule in rules:
             spec = rule.spec
             assert isinstance(spec, r.VirtualService)
-            if not attached(rule, name):
+            if not attached(rule, frozenset({name})):
                 continue
             hosts = [host for wanted in spec.hosts for host in _common(server.hosts, wanted, rule, gateway)]
             if not hosts:
                 continue
-            made = make.routes(rule, port)
+            made = make.routes(rule, port, name)
             for host in dict.fromkeys(hosts):
                 known = routes.setdefault(host, [])
                 known.extend(route for route in made if route not in known)
@@ -141,12 +141,19 @@ def _virtual_hosts(
     return tuple(
         VirtualHost(
             f"{host}:{port}",
-            ("*",) if host == "*" else ((host,) if "*" in host else (host, f"{host}:*")),
-            tuple(sorted(routes[host], key=lambda route: route.match == RouteMatch())),
+            _domains(host, port),
+            tuple(sorted(routes[host], key=lambda route: is_catch_all(route.match))),
             redirected.get(host, False),
         )
         for host in sorted(routes)
     )
+
+
+def _domains(host: str, port: int) -> tuple[str, ...]:
+    """A wildcard can't stand at both ends (Envoy), so a wildcard host has its own port alone."""
+    if host == "*":
+        return ("*",)
+    return (host, f"{host}:{port}" if "*" in host else f"{host}:*")
 
 
 def _host(host: str) -> str:

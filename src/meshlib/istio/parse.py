@@ -171,6 +171,8 @@ def _object(
         except _Refused as error:
             raise refuse(f"spec.{error.field}" if error.field else "spec", error.reason) from None
     created = metadata.get("creationTimestamp")
+    if isinstance(created, datetime.datetime):  # unquoted: YAML has read it
+        created = created.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return r.Object(version, kind, namespace, name, where, spec, value, labels, str(created) if created else "")
 
 
@@ -393,6 +395,8 @@ def _check_string_match(match: r.StringMatch, at: str, *, presence: bool = False
     if match.regex is not None:
         if match.regex == "":
             raise _Refused(f"{at}.regex", "must not be empty")
+        if presence and match.regex == "*":
+            return  # Istio's form for presence
         _check_regex(match.regex, f"{at}.regex")
 
 

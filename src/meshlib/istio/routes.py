@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.parse import GRPC_STATUSES
-from meshlib.istio.services import Registry, Service, fqdn
+from meshlib.istio.services import Directory, Service, fqdn
 from meshlib.model import (
     DirectResponse,
     Fault,
@@ -49,70 +50,69 @@ def default_route(service: Service, port: int) -> Route:
 class RouteMaker:
     """Makes the routes that a caller in `namespace` with `labels` sees, or a gateway's.
 
-    subsets: of each host, to say which are missing. gateway: its name as VirtualServices name it (`ns/name`), or MESH.
+    directory: what the caller sees. subsets: of each host, to say which are missing.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        directory: Directory,
         subsets: Mapping[str, frozenset[str]],
         namespace: str,
         labels: Mapping[str, str],
-        gateways: frozenset[str],
         report: Report,
     ) -> None:
-        self._registry, self._subsets = registry, subsets
-        self._namespace, self._labels, self._gateways = namespace, labels, gateways
+        self._directory, self._subsets = directory, subsets
+        self._namespace, self._labels = namespace, labels
         self._report = report
 
-    def routes(self, rule_object: r.Object, port: int, *, reports: bool = True) -> list[Route]:
-        """The routes of one VirtualService for calls to `port`. One that matches everything ends the list."""
+    def routes(self, rule_object: r.Object, port: int, gateway: str = MESH) -> list[Route]:
+        """The routes of one VirtualService for calls to `port`. One that matches everything ends the list.
+
+        gateway: whose they are, as VirtualServices name it (`ns/name`, or MESH).
+        """
         spec = rule_object.spec
         assert isinstance(spec, r.VirtualService)
         found: list[Route] = []
         for index, rule in enumerate(spec.http):
-            for route in self._of_rule(rule_object, spec, rule, index, port, reports):
+            for route in self._of_rule(rule_object, rule, index, port, gateway):
                 found.append(route)
-                if route.match == RouteMatch():
+                if is_catch_all(route.match):
                     return found
         return found
 
-    def _of_rule(
-        self, owner: r.Object, spec: r.VirtualService, rule: r.HTTPRoute, index: int, port: int, reports: bool
-    ) -> Iterator[Route]:
-        matches: list[r.HTTPMatchRequest | None] = [each for each in rule.match if self._concerns(each, owner, port)]
+    def _of_rule(self, owner: r.Object, rule: r.HTTPRoute, index: int, port: int, gateway: str) -> Iterator[Route]:
+        matches: list[r.HTTPMatchRequest | None] = [
+            each for each in rule.match if self._concerns(each, owner, port, gateway)
+        ]
         if not rule.match:
             matches = [None]
         if not matches:
             return
-        action = self._action(owner, rule, f"spec.http[{index}]", port, reports)
+        action = self._action(owner, rule, f"spec.http[{index}]", port)
         fault = _fault(rule.fault)
         request, response = _operations(rule.headers)
         for match in matches:
             name = ".".join(part for part in (rule.name, match.name if match else "") if part) or "default"
             yield Route(_match(match), action, name, fault, request, response, owner.title)
 
-    def _concerns(self, match: r.HTTPMatchRequest, owner: r.Object, port: int) -> bool:
+    def _concerns(self, match: r.HTTPMatchRequest, owner: r.Object, port: int, gateway: str) -> bool:
+        """Gateways that are named decide alone; the source is looked at only where none is (sourceMatchHTTP)."""
         if match.port is not None and match.port != port:
             return False
-        if match.gateways and not self._gateways & qualified(match.gateways, owner.namespace):
-            return False
-        if MESH not in self._gateways:
-            return True  # source conditions are a sidecar's to judge; Istio's gateways ignore them
+        if match.gateways:
+            return gateway in qualified(match.gateways, owner.namespace)
         if match.source_namespace and match.source_namespace != self._namespace:
             return False
         return all(self._labels.get(key) == value for key, value in match.source_labels.items())
 
-    def _action(
-        self, owner: r.Object, rule: r.HTTPRoute, at: str, port: int, reports: bool
-    ) -> Forward | Redirect | DirectResponse:
+    def _action(self, owner: r.Object, rule: r.HTTPRoute, at: str, port: int) -> Forward | Redirect | DirectResponse:
         if rule.redirect is not None:
             return _redirect(rule.redirect)
         if rule.direct_response is not None:
             return DirectResponse(rule.direct_response.status, _body(rule.direct_response.body))
 
         def name(destination: r.Destination, field: str) -> str:
-            return self._cluster(owner, destination, field, port, reports)
+            return self._cluster(owner, destination, field, port)
 
         clusters = []
         host = _set_host(rule.headers)
@@ -143,16 +143,15 @@ class RouteMaker:
             tuple(mirror for mirror in mirrors if mirror.per_million),
         )
 
-    def _cluster(self, owner: r.Object, destination: r.Destination, field: str, port: int, reports: bool) -> str:
+    def _cluster(self, owner: r.Object, destination: r.Destination, field: str, port: int) -> str:
         """The cluster that a destination means; one that is missing keeps its name, and calls on it get 503 NC."""
-        service = self._registry.find(destination.host, owner.namespace)
+        service = self._directory.find(destination.host, owner.namespace)
 
         def complain(part: str, reason: str) -> None:
-            if reports:
-                self._report(ConfigurationError(owner.source, owner.title, f"{field}.{part}", reason))
+            self._report(ConfigurationError(owner.source, owner.title, f"{field}.{part}", reason))
 
-        if service is None or not service.is_visible(owner.namespace):
-            complain("host", f"no service {destination.host!r} is known in namespace {owner.namespace}")
+        if service is None:
+            complain("host", f"no service {fqdn(destination.host, owner.namespace)} is known here")
             number = destination.port.number if destination.port else port
             return cluster_name(fqdn(destination.host, owner.namespace), number, destination.subset)
         if destination.port is not None:
@@ -169,6 +168,11 @@ class RouteMaker:
         if destination.subset and destination.subset not in self._subsets.get(service.host, frozenset()):
             complain("subset", f"no DestinationRule defines subset {destination.subset!r} of {service.host}")
         return cluster_name(service.host, number, destination.subset)
+
+
+def is_catch_all(match: RouteMatch) -> bool:
+    """Whether no request escapes it, so that what stands behind it is dead."""
+    return replace(match, path=None) == RouteMatch() and match.path in (None, StringMatch("regex", ".*"))
 
 
 def qualified(gateways: Iterable[str], namespace: str) -> frozenset[str]:
@@ -214,7 +218,7 @@ def _string(match: r.StringMatch, *, presence: bool = False, ignore_case: bool =
     if match.prefix is not None:
         return StringMatch("prefix", match.prefix, ignore_case)
     if match.regex is not None:
-        # `.*` on a header asks for its presence (route.go, isCatchAllMatch's cousin for headers).
+        # Istio's own form for presence; "*" alone is no regular expression.
         return StringMatch("present") if presence and match.regex == "*" else StringMatch("regex", match.regex)
     return StringMatch("present")
 
@@ -308,8 +312,8 @@ def _fault(given: r.HTTPFaultInjection | None) -> Fault | None:
         if share:
             delay = FaultDelay(given.delay.fixed_delay.seconds, share)
     if given.abort is not None:
-        # unset aborts all (virtual_service.proto)
-        share = _MILLION if given.abort.percentage is None else _per_million(given.abort.percentage.value)
+        # unset aborts nobody (virtual_service.proto); for a mirror it is everybody
+        share = 0 if given.abort.percentage is None else _per_million(given.abort.percentage.value)
         grpc = given.abort.grpc_status
         if share:
             abort = FaultAbort(share, given.abort.http_status or 0, GRPC_STATUSES[grpc.upper()] if grpc else None)

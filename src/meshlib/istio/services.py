@@ -7,13 +7,16 @@ The registry is the same for every node; what a node may see of it is decided wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from meshlib.istio import resources as r
 from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload
 
 DOMAIN = "cluster.local"
+_SUFFIX = f".svc.{DOMAIN}"
 Labels = Mapping[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Port:
     @property
     def is_http(self) -> bool:
         """Istio's protocol selection; what does not say is sniffed there and taken for HTTP here, since nothing but
-        HTTP clients ask."""
-        return self.protocol not in ("UDP", "MONGO", "MYSQL", "REDIS", "TLS")
+        HTTP clients ask. That holds for TLS too: the caller is inside it."""
+        return self.protocol not in ("UDP", "MONGO", "MYSQL", "REDIS")
 
     @property
     def is_http2(self) -> bool:
@@ -64,11 +67,7 @@ class Service:
 
     def aliases(self, namespace: str) -> tuple[str, ...]:
         """The names that a caller in `namespace` may use, longest last."""
-        if not self.short:
-            return (self.host,)
-        qualified = f"{self.short}.{self.namespace}"
-        names = (qualified, f"{qualified}.svc", self.host)
-        return (self.short, *names) if namespace == self.namespace else names
+        return names(self.host, namespace) if self.short else (self.host,)
 
     def is_visible(self, namespace: str) -> bool:
         return is_exported(self.export_to, self.namespace, namespace)
@@ -88,57 +87,99 @@ def fqdn(host: str, namespace: str) -> str:
     """A short name in a rule means a service of the rule's namespace; whatever holds a dot is taken as it is
     (pilot/pkg/model/config.go, ResolveShortnameToFQDN)."""
     host = host.lower().rstrip(".")
-    if "." in host or host == "*" or ":" in host:
+    if ":" in host:
+        return host.strip("[]")  # an IPv6 address
+    if "." in host or host == "*":
         return host
     return f"{host}.{namespace}.svc.{DOMAIN}"
 
 
+def names(host: str, namespace: str) -> tuple[str, ...]:
+    """The names by which a caller in `namespace` may call `host`, longest last: Kubernetes' search path."""
+    short, dot, rest = host.partition(".")
+    home = rest.removesuffix(_SUFFIX)
+    if not dot or home == rest or "." in home or "*" in short:
+        return (host,)
+    qualified = (f"{short}.{home}", f"{short}.{home}.svc", host)
+    return (short, *qualified) if namespace == home else qualified
+
+
 class Registry:
-    """Every service, by host. Two that claim one host: the first of the order below has it."""
+    """Every service there is. services: by host; of several that claim one host, the first of the order below."""
 
     def __init__(self, objects: Iterable[r.Object], workloads: Iterable[Workload]) -> None:
         by_kind: dict[str, list[r.Object]] = {}
         for each in objects:
             by_kind.setdefault(each.kind, []).append(each)
         running = sorted(workloads, key=lambda w: (w.namespace, w.service, w.name, w.address, w.port))
-        self._pods = {(pod.namespace, pod.name): pod for pod in by_kind.get("Pod", ())}
-        self.services: dict[str, Service] = {}
+        pods = by_kind.get("Pod", ())
+        self._pods = {(pod.namespace, pod.name): pod for pod in pods}
+        self._pods_by_label = _ByLabel((pod.namespace, pod.labels, pod) for pod in pods)
+        self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
+        self._workloads_by_host: dict[str, list[Workload]] = {}
+        for workload in running:
+            if workload.service:
+                host = fqdn(workload.service, workload.namespace)
+                self._workloads_by_host.setdefault(host, []).append(workload)
+        self._slices: dict[tuple[str, str], list[r.EndpointSlice]] = {}
+        for each in by_kind.get("EndpointSlice", ()):
+            assert isinstance(each.spec, r.EndpointSlice)
+            owner = each.labels.get("kubernetes.io/service-name", "")
+            self._slices.setdefault((each.namespace, owner), []).append(each.spec)
+        self._endpoints = {(each.namespace, each.name): each.spec for each in by_kind.get("Endpoints", ())}
+
+        self._all: dict[str, list[Service]] = {}
         for each in by_kind.get("Service", ()):
-            self._add(self._kubernetes(each, by_kind, running))
+            self._add(self._kubernetes(each))
         for each in by_kind.get("ServiceEntry", ()):
-            for service in self._entry(each, running):
+            for service in self._entry(each):
                 self._add(service)
-        for service in self._implied(running):
+        for service in self._implied():
             self._add(service)
+        self.services: Mapping[str, Service] = {host: found[0] for host, found in self._all.items()}
 
     def _add(self, service: Service) -> None:
-        self.services.setdefault(service.host, service)
+        """ServiceEntries of one namespace that share a host are one service (sidecar.go, canMergeServices)."""
+        known = self._all.setdefault(service.host, [])
+        for index, other in enumerate(known):
+            if other.namespace == service.namespace:
+                if not other.short and not service.short and other.type is service.type:
+                    known[index] = _merged(other, service)
+                return
+        known.append(service)
 
-    def find(self, host: str, namespace: str) -> Service | None:
-        """The service that a rule of `namespace` means by `host`."""
-        return self.services.get(fqdn(host, namespace)) or self.services.get(host.lower().rstrip("."))
+    def seen_from(self, namespace: str) -> Directory:
+        """What nodes of `namespace` may call: what is exported to it. Of several that claim one host, its own."""
+        seen: dict[str, Service] = {}
+        for host, claimants in self._all.items():
+            visible = [each for each in claimants if each.is_visible(namespace)]
+            if visible:
+                seen[host] = next((each for each in visible if each.namespace == namespace), visible[0])
+        return Directory(seen)
 
     # Kubernetes
 
-    def _kubernetes(
-        self, given: r.Object, by_kind: Mapping[str, list[r.Object]], running: Iterable[Workload]
-    ) -> Service:
+    def _kubernetes(self, given: r.Object) -> Service:
         spec = given.spec
         assert isinstance(spec, r.Service)
-        ports = tuple(Port(port.port, port.name, _protocol(port), port.target_port) for port in spec.ports)
+        ports = tuple(
+            Port(port.port, port.name, _protocol(port), port.target_port)
+            for port in spec.ports
+            if port.protocol != "UDP"
+        )
         external = spec.type == "ExternalName" and spec.external_name
+        host = fqdn(given.name, given.namespace)
         instances: dict[int, tuple[Instance, ...]] = {}
         joined = [
-            workload
-            for workload in running
-            if workload.namespace == given.namespace and _joins(workload, given.name, spec.selector)
+            *self._workloads_by_host.get(host, ()),
+            *(w for w in self._workloads_by_label.chosen(given.namespace, spec.selector) if not w.service),
         ]
         for port in ports:
             if external:
                 found = [Instance(Endpoint(spec.external_name.rstrip("."), port.number), {})]
             else:
                 found = [
-                    *self._from_kubernetes(given, spec, port, by_kind),
+                    *self._from_kubernetes(given, spec, port, only=len(ports) == 1),
                     *(instance for w in joined if (instance := _instance(w, port)) is not None),
                 ]
             instances[port.number] = _unique(found)
@@ -146,7 +187,7 @@ class Registry:
         annotations = (given.raw.get("metadata") or {}).get("annotations") or {}
         exported = str(annotations.get("networking.istio.io/exportTo", ""))
         return Service(
-            fqdn(given.name, given.namespace),
+            host,
             given.namespace,
             ports,
             given.name,
@@ -157,48 +198,35 @@ class Registry:
             instances,
         )
 
-    def _from_kubernetes(
-        self, given: r.Object, spec: r.Service, port: Port, by_kind: Mapping[str, list[r.Object]]
-    ) -> Iterator[Instance]:
-        """EndpointSlices say it; else Endpoints; else the pods that the selector chooses."""
-        slices = [
-            each
-            for each in by_kind.get("EndpointSlice", ())
-            if each.namespace == given.namespace and each.labels.get("kubernetes.io/service-name") == given.name
-        ]
-        if slices:
-            for each in slices:
-                assert isinstance(each.spec, r.EndpointSlice)
-                yield from self._of_slice(each.spec, each.namespace, port)
+    def _from_kubernetes(self, given: r.Object, spec: r.Service, port: Port, *, only: bool) -> Iterator[Instance]:
+        """EndpointSlices say it; else Endpoints; else the pods that the selector chooses. only: the service has no
+        other port, so that theirs need not bear its name."""
+        place = (given.namespace, given.name)
+        if place in self._slices:
+            for each in self._slices[place]:
+                yield from self._of_slice(each, given.namespace, port, only=only)
             return
-        endpoints = [
-            each
-            for each in by_kind.get("Endpoints", ())
-            if each.namespace == given.namespace and each.name == given.name
-        ]
-        if endpoints:
-            for each in endpoints:
-                assert isinstance(each.spec, r.Endpoints)
-                for subset in each.spec.subsets:
-                    for exposed in subset.ports:
-                        if exposed.name == port.name or len(subset.ports) == 1:
-                            for address in subset.addresses:
-                                target = address.target_ref.name if address.target_ref else ""
-                                yield self._of_pod(address.ip, exposed.port, given.namespace, target)
+        if place in self._endpoints:
+            endpoints = self._endpoints[place]
+            assert isinstance(endpoints, r.Endpoints)
+            for subset in endpoints.subsets:
+                for exposed in subset.ports:
+                    if exposed.name == port.name or (only and len(subset.ports) == 1):
+                        for address in subset.addresses:
+                            target = address.target_ref.name if address.target_ref else ""
+                            yield self._of_pod(address.ip, exposed.port, given.namespace, target)
             return
-        if not spec.selector:
-            return
-        for pod in by_kind.get("Pod", ()):
+        for pod in self._pods_by_label.chosen(given.namespace, spec.selector):
             assert isinstance(pod.spec, r.Pod)
-            if pod.namespace != given.namespace or not _selects(spec.selector, pod.labels):
-                continue
             number = _container_port(pod.spec, port)
-            if pod.spec.status.pod_ip and _is_ready(pod.spec) and number is not None:
+            if pod.spec.status.pod_ip and _is_ready(pod) and number is not None:
                 yield self._of_pod(pod.spec.status.pod_ip, number, pod.namespace, pod.name)
 
-    def _of_slice(self, spec: r.EndpointSlice, namespace: str, port: Port) -> Iterator[Instance]:
+    def _of_slice(self, spec: r.EndpointSlice, namespace: str, port: Port, *, only: bool) -> Iterator[Instance]:
+        if spec.address_type == "FQDN":
+            return  # deprecated, and an endpoint is an address
         for exposed in spec.ports:
-            if exposed.port is None or (exposed.name != port.name and len(spec.ports) != 1):
+            if exposed.port is None or (exposed.name != port.name and not (only and len(spec.ports) == 1)):
                 continue
             for endpoint in spec.endpoints:
                 conditions = endpoint.conditions
@@ -226,11 +254,13 @@ class Registry:
 
     # ServiceEntry
 
-    def _entry(self, given: r.Object, running: Iterable[Workload]) -> Iterator[Service]:
+    def _entry(self, given: r.Object) -> Iterator[Service]:
         spec = given.spec
         assert isinstance(spec, r.ServiceEntry)
         ports = tuple(
-            Port(port.number, port.name, port.protocol.upper(), port.target_port or port.number) for port in spec.ports
+            Port(port.number, port.name, port.protocol.upper(), port.target_port or port.number)
+            for port in spec.ports
+            if port.protocol.upper() != "UDP"
         )
         kind = {
             "NONE": ClusterType.ORIGINAL_DST,
@@ -254,13 +284,13 @@ class Registry:
                     )
                 if kind in (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS) and not spec.endpoints:
                     found.append(Instance(Endpoint(host, int(port.target or port.number)), {}))
-                if selector:
-                    for workload in running:
-                        if workload.namespace == given.namespace and _selects(selector, dict(workload.labels)):
-                            instance = _instance(workload, port)
-                            found += [instance] if instance else []
-                elif kind is ClusterType.EDS:
-                    found += [i for w in running if w.service == host and (i := _instance(w, port)) is not None]
+                if kind is ClusterType.EDS:
+                    members = (
+                        self._workloads_by_label.chosen(given.namespace, selector)
+                        if selector
+                        else self._workloads_by_host.get(fqdn(host, given.namespace), ())
+                    )
+                    found += [instance for w in members if (instance := _instance(w, port)) is not None]
                 instances[port.number] = _unique(found)
             yield Service(
                 host,
@@ -276,49 +306,92 @@ class Registry:
 
     # What runs and has no object: outside Kubernetes nobody writes Services.
 
-    def _implied(self, running: Iterable[Workload]) -> Iterator[Service]:
-        grouped: dict[tuple[str, str], list[Workload]] = {}
-        for workload in running:
-            host = fqdn(workload.service, workload.namespace) if workload.service else ""
-            if host and workload.port and host not in self.services and workload.service not in self.services:
-                grouped.setdefault((workload.namespace, workload.service), []).append(workload)
-        for (namespace, name), members in grouped.items():
+    def _implied(self) -> Iterator[Service]:
+        for host, joined in self._workloads_by_host.items():
+            members = [workload for workload in joined if workload.port and workload.address]
+            if host in self._all or not members or members[0].service in self._all:
+                continue
             numbers: dict[int, Port] = {}
             for workload in members:
-                for port_name, number in workload.port_names or (("http", workload.port),):
-                    numbers.setdefault(number, Port(number, port_name))
+                for name, number in _served(workload):
+                    numbers.setdefault(number, Port(number, name, _protocol_named(name)))
             ports = tuple(numbers[number] for number in sorted(numbers))
             instances = {
                 port.number: _unique(
                     Instance(_endpoint(workload, port.number), dict(workload.labels))
                     for workload in members
-                    if port.number in {workload.port, *(number for _, number in workload.port_names)}
+                    if any(number == port.number for _, number in _served(workload))
                 )
                 for port in ports
             }
-            yield Service(fqdn(name, namespace), namespace, ports, name, instances=instances)
+            namespace = members[0].namespace
+            short = host.partition(".")[0] if len(names(host, namespace)) > 1 else ""
+            yield Service(host, namespace, ports, short, instances=instances)
+
+
+class Directory:
+    """The services that one namespace sees, by host."""
+
+    __slots__ = ("services",)
+
+    def __init__(self, services: Mapping[str, Service]) -> None:
+        self.services = services
+
+    def find(self, host: str, namespace: str) -> Service | None:
+        """The service that a rule of `namespace` means by `host`."""
+        return self.services.get(fqdn(host, namespace)) or self.services.get(host.lower().rstrip("."))
+
+    def __repr__(self) -> str:
+        return f"<Directory {len(self.services)} services>"
+
+
+class _ByLabel(Generic[T]):
+    """Finds what a selector chooses without looking at everything: by the rarest of the pairs it asks for."""
+
+    def __init__(self, entries: Iterable[tuple[str, Labels, T]]) -> None:
+        self._entries: dict[tuple[str, str, str], list[tuple[Labels, T]]] = {}
+        for namespace, labels, entry in entries:
+            for key, value in labels.items():
+                self._entries.setdefault((namespace, key, value), []).append((labels, entry))
+
+    def chosen(self, namespace: str, selector: Labels) -> list[T]:
+        """In order. An empty selector chooses nothing (a Service's, a ServiceEntry's)."""
+        if not selector:
+            return []
+        rarest = min((self._entries.get((namespace, *pair), []) for pair in selector.items()), key=len)
+        return [entry for labels, entry in rarest if all(labels.get(k) == v for k, v in selector.items())]
+
+
+def _merged(one: Service, two: Service) -> Service:
+    """The ports of both; a port that both have has the endpoints of both."""
+    added = tuple(port for port in two.ports if one.port(port.number) is None)
+    instances = dict(one.instances)
+    for number, found in two.instances.items():
+        instances[number] = _unique((*instances.get(number, ()), *found))
+    return replace(one, ports=one.ports + added, instances=instances)
 
 
 def _protocol(port: r.ServicePort) -> str:
     """Istio: appProtocol, else the port name's prefix, else the transport's."""
-    if port.protocol == "UDP":
-        return "UDP"
-    said = (port.app_protocol or port.name).lower()
-    if said in ("kubernetes.io/h2c", "grpc-web"):
-        return "HTTP2" if said.endswith("h2c") else "GRPC-WEB"
-    prefix = said.split("-")[0]
+    if port.app_protocol == "kubernetes.io/h2c":
+        return "HTTP2"
+    return _protocol_named(port.app_protocol or port.name)
+
+
+def _protocol_named(name: str) -> str:
+    """`grpc-web`, `http-api`, `http`: all before the first dash, but for the protocol that holds one itself."""
+    name = name.lower()
+    if name == "grpc-web" or name.startswith("grpc-web-"):
+        return "GRPC-WEB"
+    prefix = name.partition("-")[0]
     return prefix.upper() if prefix in ("http", "http2", "https", "grpc", "mongo", "mysql", "redis", "tls") else "TCP"
 
 
-def _joins(workload: Workload, service: str, selector: Labels) -> bool:
-    if workload.service:
-        return workload.service == service
-    return _selects(selector, dict(workload.labels))
-
-
-def _selects(selector: Labels, labels: Labels) -> bool:
-    """An empty selector selects nothing (a Service's, a ServiceEntry's)."""
-    return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
+def _served(workload: Workload) -> tuple[tuple[str, int], ...]:
+    """The ports of a workload, by name; the one it did not name is called http."""
+    if any(number == workload.port for _, number in workload.port_names):
+        return workload.port_names
+    return (*workload.port_names, ("http", workload.port))
 
 
 def _instance(workload: Workload, port: Port) -> Instance | None:
@@ -344,8 +417,11 @@ def _container_port(pod: r.Pod, port: Port) -> int | None:
     return found.container_port if found else None
 
 
-def _is_ready(pod: r.Pod) -> bool:
-    if pod.status.phase in ("Failed", "Succeeded"):
+def _is_ready(given: r.Object) -> bool:
+    pod = given.spec
+    assert isinstance(pod, r.Pod)
+    is_leaving = (given.raw.get("metadata") or {}).get("deletionTimestamp") is not None
+    if is_leaving or pod.status.phase in ("Failed", "Succeeded"):
         return False
     ready = next((each for each in pod.status.conditions if each.type == "Ready"), None)
     return ready is None or ready.status == "True"

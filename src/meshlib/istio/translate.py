@@ -14,7 +14,7 @@ from meshlib.istio import resources as r
 from meshlib.istio.clusters import DestinationRules, clusters_of
 from meshlib.istio.problems import in_order
 from meshlib.istio.routes import MESH, RouteMaker, cluster_name, default_route, destinations, qualified
-from meshlib.istio.services import Registry, Service, fqdn, is_exported
+from meshlib.istio.services import Registry, Service, fqdn, is_exported, names
 from meshlib.model import (
     CATCH_ALL,
     PASSTHROUGH,
@@ -92,23 +92,25 @@ def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
 
 
 def _in_order(objects: Iterable[r.Object]) -> list[r.Object]:
-    """Oldest first, then by name: whoever comes first has the host (Istio). What gives no age counts as the oldest, so
-    that files alone are ordered by name."""
-    return sorted(objects, key=lambda each: (each.created, each.namespace, each.name, each.kind, each.api_version))
+    """Oldest first, then by name and namespace: whoever comes first has the host (sortConfigByCreationTime). What gives
+    no age counts as the oldest, so that files alone are ordered by name."""
+    return sorted(objects, key=lambda each: (each.created, each.name, each.namespace, each.kind, each.api_version))
 
 
 class _View:
     """One translation, while it is made."""
 
     def __init__(self, objects: list[r.Object], registry: Registry, node: Node, settings: MeshSettings) -> None:
-        self._objects, self._registry, self._node, self._settings = objects, registry, node, settings
+        self._objects, self._node, self._settings = objects, node, settings
         self._namespace = node.workload.namespace
         self._labels = dict(node.workload.labels)
         self._problems: list[ConfigurationError] = []
-        self._rules = DestinationRules(objects, registry, self._namespace, self._labels, settings.root_namespace)
+        self._directory = registry.seen_from(self._namespace)
+        self._rules = DestinationRules(objects, self._directory, self._namespace, self._labels, settings.root_namespace)
         self._clusters: dict[str, Cluster] = {}
         self._assignments: dict[str, LoadAssignment] = {}
         self._subsets: dict[str, frozenset[str]] = {}
+        self._make = RouteMaker(self._directory, self._subsets, self._namespace, self._labels, self._problems.append)
         self._virtual_services = [
             each
             for each in objects
@@ -117,9 +119,10 @@ class _View:
         ]
 
     def translation(self) -> Translation:
-        visible = [s for s in self._registry.services.values() if s.is_visible(self._namespace)]
+        visible = list(self._directory.services.values())
         for service in visible:
             self._subsets[service.host] = frozenset(subset.name for subset in self._rules.find(service).subsets)
+        self._report_missing_gateways()
         if self._node.kind is NodeKind.ROUTER:
             listeners, configurations = self._gateway()
         else:
@@ -141,8 +144,6 @@ class _View:
     def _add_clusters(self, service: Service) -> None:
         rules = self._rules.find(service)
         for port in service.ports:
-            if port.protocol == "UDP":
-                continue
             for cluster, assignment in clusters_of(service, port, rules):
                 self._clusters[cluster.name] = cluster
                 if assignment is not None:
@@ -151,36 +152,39 @@ class _View:
     # A service's outbound side
 
     def _outbound(self, visible: list[Service]) -> tuple[list[Listener], list[RouteConfiguration]]:
-        make = RouteMaker(
-            self._registry, self._subsets, self._namespace, self._labels, frozenset({MESH}), self._problems.append
-        )
         listeners: dict[str, Listener] = {}
         configurations: dict[str, RouteConfiguration] = {}
+
+        def add(host: str, hosts: Iterable[str], port: int, routes: Iterable[Route]) -> None:
+            name = cluster_name(host, port)
+            if name not in configurations:
+                configurations[name] = _configuration(name, hosts, port, routes)
+                for each in hosts:
+                    listeners.setdefault(_authority(each, port), Listener(_authority(each, port), name))
+
         claims = self._claims()
+        ports_of_owner: dict[tuple[str, str, str], list[int]] = {}
         for service in visible:
             owner = self._owner(claims, service.host)
-            aliases = service.aliases(self._namespace)
+            hosts = (*service.aliases(self._namespace), *(each for each in service.addresses if "/" not in each))
             for port in service.ports:
                 if not port.is_http:
                     continue
-                name = cluster_name(service.host, port.number)
-                routes = make.routes(owner, port.number) if owner is not None else [default_route(service, port.number)]
-                if name in configurations:
-                    continue
-                hosts = [*aliases, *(a for a in service.addresses if "/" not in a)]
-                configurations[name] = _configuration(name, hosts, port.number, routes)
-                for alias in aliases:
-                    listeners.setdefault(f"{alias}:{port.number}", Listener(f"{alias}:{port.number}", name))
-        # A VirtualService may give a host that no service has: it exists then, on port 80 (Istio).
-        served = {service.host for service in visible}
+                if owner is None:
+                    routes = [default_route(service, port.number)]
+                else:
+                    routes = self._make.routes(owner, port.number)
+                    ports_of_owner.setdefault(owner.key, []).append(port.number)
+                add(service.host, hosts, port.number, routes)
+        # A VirtualService may give a host that no service has: it exists then, on the ports of the services that the
+        # same VirtualService is for, on port 80 if there are none (route.go, buildSidecarVirtualHosts...).
         for host, owner in claims.items():
-            if host == "*" or host in served or self._registry.find(host, owner.namespace) is not None:
+            if host == "*" or host in self._directory.services:
                 continue
-            if host.startswith("*.") and any(each.endswith(host[1:]) for each in served):
+            if host.startswith("*.") and any(each.endswith(host[1:]) for each in self._directory.services):
                 continue
-            name = cluster_name(host, 80)
-            configurations[name] = _configuration(name, [host], 80, make.routes(owner, 80))
-            listeners.setdefault(f"{host}:80", Listener(f"{host}:80", name))
+            for number in sorted(set(ports_of_owner.get(owner.key, (80,)))):
+                add(host, names(host, self._namespace), number, self._make.routes(owner, number))
         listeners[CATCH_ALL], catch_all = self._catch_all()
         configurations[catch_all.name] = catch_all
         return list(listeners.values()), list(configurations.values())
@@ -188,14 +192,13 @@ class _View:
     def _claims(self) -> dict[str, r.Object]:
         """host -> the VirtualService that has it for this node. The first wins; the others are told so."""
         claims: dict[str, r.Object] = {}
-        # The node's own namespace first (push_context.go: private, exported, public).
-        for each in sorted(self._virtual_services, key=lambda vs: vs.namespace != self._namespace):
+        for each in sorted(self._virtual_services, key=self._reach):
             spec = each.spec
             assert isinstance(spec, r.VirtualService)
             if MESH not in qualified(spec.gateways or [MESH], each.namespace):
                 continue
             for index, host in enumerate(spec.hosts):
-                service = self._registry.find(host, each.namespace)
+                service = self._directory.find(host, each.namespace)
                 found = service.host if service is not None else fqdn(host, each.namespace)
                 winner = claims.setdefault(found, each)
                 if winner is not each:
@@ -205,6 +208,27 @@ class _View:
                         )
                     )
         return claims
+
+    def _reach(self, virtual_service: r.Object) -> int:
+        """Rules private to the node's namespace come before those exported to it, and those before the public ones
+        (push_context.go, virtualServicesForGateway)."""
+        spec = virtual_service.spec
+        assert isinstance(spec, r.VirtualService)
+        if not spec.export_to or "*" in spec.export_to:
+            return 2
+        return int(virtual_service.namespace != self._namespace)
+
+    def _report_missing_gateways(self) -> None:
+        known = {f"{each.namespace}/{each.name}" for each in self._objects if isinstance(each.spec, r.Gateway)}
+        for each in self._virtual_services:
+            spec = each.spec
+            assert isinstance(spec, r.VirtualService)
+            for index, name in enumerate(spec.gateways):
+                (wanted,) = qualified([name], each.namespace)
+                if wanted != MESH and wanted not in known:
+                    self._problems.append(
+                        ConfigurationError(each.source, each.title, f"spec.gateways[{index}]", f"no Gateway {wanted}")
+                    )
 
     def _owner(self, claims: Mapping[str, r.Object], host: str) -> r.Object | None:
         """The most specific rule: the host itself, else the longest wildcard that covers it."""
@@ -226,24 +250,27 @@ class _View:
 
     def _gateway(self) -> tuple[list[Listener], list[RouteConfiguration]]:
         chosen = gateway_rules.selected(self._objects, self._labels)
-        names = frozenset(f"{each.namespace}/{each.name}" for each in chosen)
-        make = RouteMaker(self._registry, self._subsets, self._namespace, self._labels, names, self._problems.append)
-        attached = [each for each in self._virtual_services if gateway_rules.attached(each, names)]
+        chosen_names = frozenset(f"{each.namespace}/{each.name}" for each in chosen)
+        attached = [each for each in self._virtual_services if gateway_rules.attached(each, chosen_names)]
         for each in attached:
             spec = each.spec
             assert isinstance(spec, r.VirtualService)
             for destination in destinations(spec):
-                service = self._registry.find(destination.host, each.namespace)
+                service = self._directory.find(destination.host, each.namespace)
                 if service is not None:
                     self._add_clusters(service)
-        return gateway_rules.listeners(chosen, attached, make, self._problems.append)
+        return gateway_rules.listeners(chosen, attached, self._make, self._problems.append)
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _configuration(name: str, hosts: Iterable[str], port: int, routes: Iterable[Route]) -> RouteConfiguration:
     domains: dict[str, None] = {}
     for host in hosts:
-        authority = f"[{host}]" if ":" in host else host
-        domains[authority] = None
-        domains[f"{authority}:{port}"] = None
+        whole = _authority(host, port)
+        domains[whole.rpartition(":")[0]] = None
+        domains[whole] = None
     host = name.rpartition("|")[2]
     return RouteConfiguration(name, (VirtualHost(f"{host}:{port}", tuple(domains), tuple(routes)),))
