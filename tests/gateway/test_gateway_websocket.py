@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 
 import pytest
-from gateways import configured, everything_to, gateway, hosts, listener, raw, url
+import trustme
+from gateways import configured, everything_to, gateway, hosts, listener, raw, secured, url
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -193,3 +196,27 @@ async def test_open_sockets_end_with_the_gateway() -> None:
             assert await socket.recv() == "hello"
         with pytest.raises(ConnectionClosed):
             await socket.recv()
+
+
+async def test_a_secure_websocket_is_a_websocket(tmp_path: Path) -> None:
+    """wss ends at the gateway; messages and close codes cross as ever."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("a.example")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate"))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    chain = secured("https.a", str(tmp_path / "certificate"), str(tmp_path / "key"))
+    async with serve(echo, "127.0.0.1", 0) as server:
+        snapshot = configured(
+            [listener(443, chain)], [hosts("https.a", {"*": [route(forward("app"))]})], {"app": [at(server)]}
+        )
+        async with gateway(snapshot) as made:
+            host, port = made.addresses["0.0.0.0_443"]
+            async with connect("wss://a.example/", host=host, port=port, ssl=trusting) as socket:
+                await socket.send("x" * 300_000)
+                assert await socket.recv() == "x" * 300_000
+                await socket.send("bye")
+                with pytest.raises(ConnectionClosed):
+                    await socket.recv()
+                assert (socket.close_code, socket.close_reason) == (4001, "as you wish")

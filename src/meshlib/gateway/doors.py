@@ -185,6 +185,7 @@ class Doors:
                 self._report(place, f"{door} can't be served: {error}")
                 continue
             self._open[place] = door
+            self._unopened.pop(place, None)
             _log.info("%s %s", door, "opens" if known is None else "has a new configuration")
 
     def _opened(self, place: tuple[str, int], listener: Listener) -> Door | None:
@@ -200,7 +201,6 @@ class Doors:
             why = f"{listener.name}: {_authority((host, port))} can't be bound: {error.strerror or error}{hint}"
             self._report(place, why)
             return None
-        self._unopened.pop(place, None)
         return door
 
     def _report(self, place: tuple[str, int], why: str) -> None:
