@@ -6,33 +6,12 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from views import WORKLOADS, decide, node, objects, view, weights
+from views import PREFIX, WORKLOADS, decide, destination_rule, node, objects, service, view, virtual_service, weights
 
 from meshlib.istio.translate import MeshSettings, translate, view_key
 from meshlib.model import Forward, NodeKind, RouteMatch, Workload
 
-PREFIX = "apiVersion: networking.istio.io/v1\n"
 A = "http://a:80/x"
-
-
-def service(name: str = "a", namespace: str = "default", ports: str = "[{name: http, port: 80}]") -> str:
-    return (
-        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
-        f"spec: {{selector: {{app: {name}}}, ports: {ports}}}\n"
-    )
-
-
-def virtual_service(
-    http: str, *, name: str = "vs", namespace: str = "default", hosts: str = "[a]", more: str = ""
-) -> str:
-    return (
-        f"{PREFIX}kind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
-        f"spec:\n  hosts: {hosts}\n  http: {http}\n  {more}\n"
-    )
-
-
-def destination_rule(spec: str, *, name: str = "dr", namespace: str = "default") -> str:
-    return f"{PREFIX}kind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
 
 
 TO_A = "[{route: [{destination: {host: a}}]}]"

@@ -13,6 +13,7 @@ from meshlib.model import Forward, Headers, Node, NodeKind, Request, Snapshot, W
 from meshlib.policy.live import compile_live
 from meshlib.policy.router import Decision
 
+PREFIX = "apiVersion: networking.istio.io/v1\n"
 BOOKINFO = Path(__file__).parents[2] / "examples" / "bookinfo"
 
 WORKLOADS = tuple(
@@ -81,3 +82,23 @@ def weights(decision: Decision) -> dict[str, int]:
         _, _, subset, host = cluster.cluster.split("|")
         found[subset or host] = cluster.weight
     return found
+
+
+def service(name: str = "a", namespace: str = "default", ports: str = "[{name: http, port: 80}]") -> str:
+    return (
+        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+        f"spec: {{selector: {{app: {name}}}, ports: {ports}}}\n"
+    )
+
+
+def virtual_service(
+    http: str, *, name: str = "vs", namespace: str = "default", hosts: str = "[a]", more: str = ""
+) -> str:
+    return (
+        f"{PREFIX}kind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+        f"spec:\n  hosts: {hosts}\n  http: {http}\n  {more}\n"
+    )
+
+
+def destination_rule(spec: str, *, name: str = "dr", namespace: str = "default") -> str:
+    return f"{PREFIX}kind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"

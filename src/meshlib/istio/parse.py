@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ def _object(
             field, reason = _explained(str(error), "" if shape.whole else "spec")
             raise refuse(field, reason) from None
         except _Refused as error:
-            raise refuse(f"spec.{error.field}" if error.field else "spec", error.reason) from None
+            prefix = "" if shape.whole else "spec"
+            raise refuse(".".join(part for part in (prefix, error.field) if part), error.reason) from None
     created = metadata.get("creationTimestamp")
     if isinstance(created, datetime.datetime):  # unquoted: YAML has read it
         created = created.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -259,6 +261,30 @@ def _check(kind: str, namespace: str, spec: Any) -> None:
         _check_service_entry(spec)
     elif kind == "Gateway":
         _check_gateway(spec)
+    elif kind in ("Pod", "Endpoints", "EndpointSlice"):
+        _check_addresses(spec)
+
+
+def _check_addresses(spec: r.Pod | r.Endpoints | r.EndpointSlice) -> None:
+    """One endpoint that is no IP address, and an Envoy refuses all endpoints of its cluster."""
+    found: Iterator[tuple[str, str]]
+    if isinstance(spec, r.Pod):
+        found = iter([("status.podIP", spec.status.pod_ip)] if spec.status.pod_ip else [])
+    elif isinstance(spec, r.Endpoints):
+        found = (
+            (f"subsets[{index}].addresses[{number}].ip", address.ip)
+            for index, subset in enumerate(spec.subsets)
+            for number, address in enumerate(subset.addresses)
+        )
+    else:
+        found = (
+            (f"endpoints[{index}].addresses[{number}]", address)
+            for index, endpoint in enumerate(spec.endpoints if spec.address_type != "FQDN" else ())
+            for number, address in enumerate(endpoint.addresses)
+        )
+    for field, address in found:
+        if not _is_address(address) or address.startswith("["):
+            raise _Refused(field, f"must be an IP address: {address!r}")
 
 
 def _check_host(host: str, field: str, *, wildcard: bool = True) -> None:
@@ -290,7 +316,11 @@ def _check_virtual_service(spec: r.VirtualService) -> None:
 
 
 def _is_address(host: str) -> bool:
-    return re.fullmatch(r"[0-9.]+|\[?[0-9a-fA-F:]*:[0-9a-fA-F:]*\]?", host) is not None
+    try:
+        ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_route(route: r.HTTPRoute, at: str) -> None:
@@ -610,6 +640,14 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
         return
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
+    if isinstance(given.spec, r.VirtualService):
+        for index, rule in enumerate(given.spec.http):
+            for kind, fault in (("delay", rule.fault and rule.fault.delay), ("abort", rule.fault and rule.fault.abort)):
+                if fault and fault.percentage is None and not getattr(fault, "percent", None):
+                    field = f"spec.http[{index}].fault.{kind}.percentage"
+                    yield ConfigurationWarning(
+                        given.source, given.title, field, "is missing, so no request is affected"
+                    )
 
 
 _HARMLESS = frozenset({"stat_prefix"})

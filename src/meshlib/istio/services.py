@@ -110,7 +110,8 @@ class Registry:
     def __init__(self, objects: Iterable[r.Object], workloads: Iterable[Workload]) -> None:
         by_kind: dict[str, list[r.Object]] = {}
         for each in objects:
-            by_kind.setdefault(each.kind, []).append(each)
+            if each.spec is not None:  # a kind of the same name in another API group has none
+                by_kind.setdefault(each.kind, []).append(each)
         running = sorted(workloads, key=lambda w: (w.namespace, w.service, w.name, w.address, w.port))
         pods = by_kind.get("Pod", ())
         self._pods = {(pod.namespace, pod.name): pod for pod in pods}
@@ -171,7 +172,7 @@ class Registry:
         host = fqdn(given.name, given.namespace)
         instances: dict[int, tuple[Instance, ...]] = {}
         joined = [
-            *self._workloads_by_host.get(host, ()),
+            *(w for w in self._workloads_by_host.get(host, ()) if w.namespace == given.namespace),
             *(w for w in self._workloads_by_label.chosen(given.namespace, spec.selector) if not w.service),
         ]
         for port in ports:
