@@ -91,7 +91,7 @@ def find_examples(folder: Path | None = None) -> Path:
         if all((place / file).is_file() for file in (*CONFIGURATION, "services/productpage.py")):
             return place.resolve()
     raise CommandFailed(
-        f"Bookinfo is not in {places[0]}: the demo needs a clone of the repository. "
+        f"Bookinfo is not in {places[-1]}: the demo needs a clone of the repository. "
         "Run it inside one, or name its folder: meshctl demo --bookinfo CLONE/examples/bookinfo"
     )
 
