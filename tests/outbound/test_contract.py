@@ -83,6 +83,14 @@ def test_services_behind_one_address_share_no_connection(call: Caller, here: Mes
         assert {received.connection for received in peer.received} == {1, 2}
 
 
+def test_a_header_beyond_ascii_arrives_byte_for_byte(call: Caller, here: Mesh) -> None:
+    """UTF-8, as people write names."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        call.get(URL, headers=[(b"x-name", "Zoë".encode())])
+        assert peer.received[0].header("x-name") == "Zoë".encode().decode("latin-1")
+
+
 def test_many_calls_at_once_all_come_back(call: Caller, here: Mesh) -> None:
     """Each answer belongs to its request."""
 

@@ -17,6 +17,7 @@ from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import FILTER_CHAIN, TUNNEL, Tunnel
 from meshlib.model import FilterChain, Headers, Outcome, Request
 from meshlib.outbound.drive import drive_async
+from meshlib.outbound.mirrors import AsyncMirrors
 from meshlib.outbound.tls import client_context
 from meshlib.outbound.wire import (
     AsyncEngine,
@@ -40,8 +41,6 @@ SendMessage = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _log = logging.getLogger("meshlib.gateway")
 
-MAX_MIRRORS = 64
-"""Mirrored calls in flight at once; a further one is dropped: a mirror never slows the call."""
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110, 9.2.2
 _TEXT = ("content-type", "text/plain")
 
@@ -63,7 +62,7 @@ class Proxy:
         self._trusted_hops = trusted_hops
         self._server = (b"server", server_name.encode("ascii"))
         self._date = (0, (b"date", b""))
-        self._mirrors: set[asyncio.Task[None]] = set()
+        self._mirrors = AsyncMirrors()
 
     async def __call__(self, scope: Scope, receive: Receive, send: SendMessage) -> None:
         chain: FilterChain | None = scope["state"][FILTER_CHAIN]
@@ -136,25 +135,14 @@ class Proxy:
         return headers
 
     def start_mirror(self, flow: Flow, request: Request, headers: RawHeaders) -> None:
-        if len(self._mirrors) >= MAX_MIRRORS:
-            return
-
         async def run() -> None:
-            try:
-                await (await drive_async(flow, _Exchange(self, request, headers, None))).close()
-            except Exception as error:
-                _log.debug("mirrored %s %s: %s", request.method, request.authority, error)
+            await (await drive_async(flow, _Exchange(self, request, headers, None))).close()
 
-        task = asyncio.create_task(run(), name="meshlib-gateway-mirror")
-        self._mirrors.add(task)
-        task.add_done_callback(self._mirrors.discard)
+        self._mirrors.start(f"{request.method} {request.authority}", run)
 
     async def aclose(self) -> None:
         """Give up the mirrors and close idle connections. Requests are the doors' to end."""
-        mirrors = list(self._mirrors)
-        for task in mirrors:
-            task.cancel()
-        await asyncio.gather(*mirrors, return_exceptions=True)
+        await self._mirrors.aclose()
         await self.engine.aclose()
 
     def __repr__(self) -> str:

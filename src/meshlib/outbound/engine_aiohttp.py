@@ -59,9 +59,7 @@ class AiohttpEngine:
         # aiohttp frames the body itself; two framings in one request would be an attack.
         framing = (b"content-length", b"transfer-encoding")
         headers = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in request.headers
-            if name.lower() not in framing
+            (name.decode("latin-1"), _text(value)) for name, value in request.headers if name.lower() not in framing
         ]
         length = next((value for name, value in request.headers if name.lower() == framing[0]), None)
         if length is not None:
@@ -107,6 +105,14 @@ class AiohttpEngine:
 
     def __repr__(self) -> str:
         return f"<AiohttpEngine {sum(map(len, self._sessions.values()))} clusters>"
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes UTF-8; bytes that are UTF-8 arrive as they were, and others no worse than they must."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 class _Body:

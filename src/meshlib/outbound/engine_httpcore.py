@@ -43,6 +43,21 @@ def _key(request: WireRequest) -> _Key:
     return (request.cluster.name, request.endpoint.address, request.endpoint.port, request.scheme)
 
 
+def _native(core: Any, request: WireRequest) -> Any:
+    return core.Request(
+        method=request.method,
+        url=core.URL(
+            scheme=request.scheme,
+            host=request.endpoint.address.encode("ascii"),
+            port=request.endpoint.port,
+            target=request.target,
+        ),
+        headers=request.headers,
+        content=request.content,
+        extensions={"timeout": request.timeouts, "sni_hostname": request.host},
+    )
+
+
 def _failed(error: Exception, request: WireRequest, started: float) -> SendFailed:
     name = type(error).__name__
     failure = _FAILURES.get(name, LOCAL)
@@ -110,18 +125,7 @@ class HttpcoreEngine:
         started = time.monotonic()
         key = _key(request)
         stack = self._idle.stack(key)
-        native = self._core.Request(
-            method=request.method,
-            url=self._core.URL(
-                scheme=request.scheme,
-                host=request.endpoint.address.encode("ascii"),
-                port=request.endpoint.port,
-                target=request.target,
-            ),
-            headers=request.headers,
-            content=request.content,
-            extensions={"timeout": request.timeouts, "sni_hostname": request.host},
-        )
+        native = _native(self._core, request)
         while True:
             connection = _reusable(stack)
             reused = connection is not None
@@ -198,18 +202,7 @@ class AsyncHttpcoreEngine:
         started = time.monotonic()
         idle = self._of_this_loop()
         stack = idle.stack(_key(request))
-        native = self._core.Request(
-            method=request.method,
-            url=self._core.URL(
-                scheme=request.scheme,
-                host=request.endpoint.address.encode("ascii"),
-                port=request.endpoint.port,
-                target=request.target,
-            ),
-            headers=request.headers,
-            content=request.content,
-            extensions={"timeout": request.timeouts, "sni_hostname": request.host},
-        )
+        native = _native(self._core, request)
         while True:
             connection = await _reusable_async(stack)
             reused = connection is not None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from meshlib.model import Headers, Outcome, Request
 from meshlib.outbound.drive import drive, drive_async
+from meshlib.outbound.mirrors import MAX_MIRRORS, AsyncMirrors
 from meshlib.outbound.tls import client_context, default_context
 from meshlib.outbound.wire import (
     AsyncEngine,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-MAX_MIRRORS = 64
-"""Mirrored calls in flight at once for one transport; a further one is dropped: a mirror never slows the call."""
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110, 9.2.2
 W = TypeVar("W", WireResponse, AsyncWireResponse)
@@ -304,31 +303,20 @@ class _AsyncTransport(_Transport):
     def __init__(self, home: Home, engine: AsyncEngine, ssl_context: ssl.SSLContext | None = None) -> None:
         super().__init__(home, ssl_context)
         self.engine = engine
-        self._mirrors: set[asyncio.Task[None]] = set()
+        self._mirrors = AsyncMirrors()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         exchange = _AsyncExchange(self, request)
         return await drive_async(exchange.flow(), exchange)
 
     def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
-        if len(self._mirrors) >= MAX_MIRRORS:
-            return
-
         async def run() -> None:
-            try:
-                await (await drive_async(flow, _AsyncExchange(self, request))).aclose()
-            except Exception:
-                pass
+            await (await drive_async(flow, _AsyncExchange(self, request))).aclose()
 
-        task = asyncio.create_task(run(), name="meshlib-mirror")
-        self._mirrors.add(task)
-        task.add_done_callback(self._mirrors.discard)
+        self._mirrors.start(f"{request.method} {request.url}", run)
 
     async def aclose(self) -> None:
-        mirrors = list(self._mirrors)
-        for task in mirrors:
-            task.cancel()
-        await asyncio.gather(*mirrors, return_exceptions=True)
+        await self._mirrors.aclose()
         await self.engine.aclose()
 
     def __repr__(self) -> str:
