@@ -1,0 +1,36 @@
+"""The reference pages name what there is, all of it and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from meshlib.cli.app import app
+from meshlib.mesh import Settings
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+
+def test_every_command_and_option_of_meshctl_is_named() -> None:
+    """And no option that is gone."""
+    rows = re.findall(r"^\| `meshctl ([a-z-]+)[^|]*\|[^|]*\|([^|]*)\|$", (REFERENCE / "meshctl.md").read_text(), re.M)
+    written = {name: set(re.findall(r"--[a-z-]+", options)) for name, options in rows}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    there = {
+        name: {
+            max(parameter.opts, key=len)
+            for parameter in command.params
+            if parameter.param_type_name == "option" and "--help" not in parameter.opts
+        }
+        for name, command in commands.items()
+        if not command.hidden
+    }
+    assert written == there
+
+
+def test_every_setting_is_named() -> None:
+    """MESHLIB_<FIELD> for each field of Settings."""
+    written = set(re.findall(r"^\| `(MESHLIB_[A-Z_]+)`", (REFERENCE / "settings.md").read_text(), re.M))
+    assert written == {f"MESHLIB_{field.upper()}" for field in Settings.__dataclass_fields__}
