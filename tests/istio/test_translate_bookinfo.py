@@ -103,6 +103,64 @@ def test_egress_is_a_service_of_its_own() -> None:
     assert (cluster.tls.mode, cluster.endpoints[0].port) == ("SIMPLE", 443)
 
 
+def test_google_is_called_by_tls_whatever_the_caller_wrote() -> None:
+    """The VirtualService speaks of port 80 alone, so port 443 is as if there were none."""
+    made = view("networking/egress-rule-google-apis.yaml", workloads=())
+    assert made.problems == ()
+    for url in ("http://www.googleapis.com/books", "https://www.googleapis.com/books"):
+        action = decide(made.snapshot, url).action
+        assert isinstance(action, Forward)
+        assert [each.cluster for each in action.clusters] == ["outbound|443||www.googleapis.com"]
+    tls = {c.name: c.tls and c.tls.mode for c in made.snapshot.clusters if c.service}
+    assert tls == {"outbound|80||www.googleapis.com": None, "outbound|443||www.googleapis.com": "SIMPLE"}
+
+
+@pytest.mark.parametrize(
+    ("file", "url", "expected"),
+    [
+        ("virtual-service-all-v1", "http://productpage:9080/", {"v1": 1}),
+        ("virtual-service-all-v1", RATINGS, {"v1": 1}),
+        ("virtual-service-all-v1", "http://details:9080/details/0", {"v1": 1}),
+        ("virtual-service-details-v2", "http://details:9080/details/0", {"v2": 1}),
+        ("virtual-service-ratings-db", RATINGS, {"v2": 1}),
+        ("virtual-service-ratings-mysql", RATINGS, {"v2-mysql": 1}),
+        ("virtual-service-ratings-mysql", REVIEWS, {"v3": 1}),
+        ("virtual-service-ratings-mysql-vm", RATINGS, {"v2-mysql-vm": 1}),
+        ("virtual-service-ratings-mysql-vm", REVIEWS, {"v3": 1}),
+        ("virtual-service-ratings-test-delay", RATINGS, {"v1": 1}),
+        ("virtual-service-reviews-mirror-v3", REVIEWS, {"v1": 100}),
+    ],
+)
+def test_the_other_services_are_routed(file: str, url: str, expected: dict[str, int]) -> None:
+    """Every version that a rule names is one that a DestinationRule defines."""
+    made = view(*BASE, f"networking/{file}.yaml")
+    assert made.problems == ()
+    assert weights(decide(made.snapshot, url)) == expected
+
+
+def test_details_fail_for_everybody() -> None:
+    """555 for all; the second rule of the file is never reached, as in Istio's own."""
+    made = view(*BASE, "networking/fault-injection-details-v1.yaml").snapshot
+    fault = decide(made, "http://details:9080/details/0").fault
+    assert fault is not None
+    assert fault.abort is not None
+    assert (fault.abort.status, fault.abort.per_million) == (555, 1_000_000)
+    (host,) = next(c for c in made.route_configurations if c.name.startswith("outbound|9080||details")).virtual_hosts
+    assert len(host.routes) == 1
+
+
+def test_ratings_are_slow_for_everybody_or_tried_again() -> None:
+    """Two seconds, which reviews v3 bears; three retries of two seconds each."""
+    slow = decide(view(*BASE, "networking/virtual-service-ratings-delay-2s.yaml").snapshot, RATINGS).fault
+    assert slow is not None
+    assert slow.delay is not None
+    assert (slow.delay.seconds, slow.delay.per_million) == (2.0, 1_000_000)
+    retried = decide(view(*BASE, "networking/virtual-service-ratings-retries.yaml").snapshot, RATINGS).retrying
+    assert retried is not None
+    assert (retried.policy.attempts, retried.policy.per_try_timeout) == (3, 2.0)
+    assert retried.policy.on == {"5xx", "reset", "connect-failure"}
+
+
 def test_the_gateway_serves_the_page_and_nothing_else() -> None:
     """Bound listener, one virtual host for everybody, five matches, 404 for the rest."""
     ingress = node("istio-system", NodeKind.ROUTER, istio="ingressgateway")

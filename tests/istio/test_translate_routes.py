@@ -301,3 +301,14 @@ def test_a_rule_for_one_workload_stands_alone() -> None:
     assert found("default", app="x") == {"": "ROUND_ROBIN"}
     assert found("default", app="y") == {"": "RANDOM", "v1": "RANDOM"}
     assert found("other", app="x") == {"": "RANDOM", "v1": "RANDOM"}
+
+
+def test_a_rule_that_says_nothing_about_a_port_or_a_caller_is_none() -> None:
+    """Calls go where they would go without it, not to a 404 ("no routes matched", route.go)."""
+    two = service(ports="[{name: http, port: 80}, {name: admin, port: 81}]")
+    for match in ("port: 81", "sourceLabels: {app: x}", "sourceNamespace: other", "gateways: [g]"):
+        rule = virtual_service(f"[{{match: [{{{match}}}], route: [{{destination: {{host: a}}}}], timeout: 1s}}]")
+        decision = decide(view(two, rule).snapshot, "http://a/")
+        assert (weights(decision), decision.timeout) == ({A_HOST: 1}, None)
+    tcp = virtual_service("[]", more="tcp: [{route: [{destination: {host: a}}]}]")
+    assert weights(decide(view(two, tcp).snapshot, "http://a/")) == {A_HOST: 1}

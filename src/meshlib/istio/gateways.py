@@ -128,6 +128,8 @@ def _virtual_hosts(
             if not hosts:
                 continue
             made = make.routes(rule, port, name)
+            if not made:
+                continue
             for host in dict.fromkeys(hosts):
                 known = routes.setdefault(host, [])
                 known.extend(route for route in made if route not in known)

@@ -170,12 +170,12 @@ class _View:
             for port in service.ports:
                 if not port.is_http:
                     continue
-                if owner is None:
-                    routes = [default_route(service, port.number)]
-                else:
+                routes: list[Route] = []
+                if owner is not None:
                     routes = self._make.routes(owner, port.number)
                     ports_of_owner.setdefault(owner.key, []).append(port.number)
-                add(service.host, hosts, port.number, routes)
+                # A rule that says nothing about this port, or to this caller, is none (route.go, "no routes matched").
+                add(service.host, hosts, port.number, routes or [default_route(service, port.number)])
         # A VirtualService may give a host that no service has: it exists then, on the ports of the services that the
         # same VirtualService is for, on port 80 if there are none (route.go, buildSidecarVirtualHosts...).
         for host, owner in claims.items():
@@ -184,7 +184,8 @@ class _View:
             if host.startswith("*.") and any(each.endswith(host[1:]) for each in self._directory.services):
                 continue
             for number in sorted(set(ports_of_owner.get(owner.key, (80,)))):
-                add(host, names(host, self._namespace), number, self._make.routes(owner, number))
+                if routes := self._make.routes(owner, number):
+                    add(host, names(host, self._namespace), number, routes)
         listeners[CATCH_ALL], catch_all = self._catch_all()
         configurations[catch_all.name] = catch_all
         return list(listeners.values()), list(configurations.values())
