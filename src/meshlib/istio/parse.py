@@ -173,8 +173,6 @@ def _object(
             prefix = "" if shape.whole else "spec"
             raise refuse(".".join(part for part in (prefix, error.field) if part), error.reason) from None
     created = metadata.get("creationTimestamp")
-    if isinstance(created, datetime.datetime):  # unquoted: YAML has read it
-        created = created.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return r.Object(version, kind, namespace, name, where, spec, value, labels, str(created) if created else "")
 
 
