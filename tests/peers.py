@@ -86,6 +86,8 @@ class Peer:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        for _ in range(5):  # a connection that was being accepted has its task after so many turns at the most
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import ipaddress
 import logging
 import os
 import random
@@ -89,7 +90,7 @@ class Settings:
 
     def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
         """The xDS node that this process is."""
-        host, port = _host_and_port(self.address) if self.address else ("", 0)
+        host, port = _resolved(*_host_and_port(self.address)) if self.address else ("", 0)
         labels = tuple(sorted(self.labels))
         version = dict(labels).get("version", "")
         name = self.workload or "-".join(part for part in (self.service, version) if part) or socket.gethostname()
@@ -138,6 +139,23 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not mark or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"an address is host:port; found {text!r}")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _resolved(host: str, port: int) -> tuple[str, int]:
+    """Others are told an IP address, whatever name this process has for it. Raises SettingsError."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise SettingsError(f"address {host}:{port}: {error}") from None
+        # IPv4 first: a server that listens on "localhost" mostly means that one.
+        families = sorted(found, key=lambda each: each[0] != socket.AF_INET)
+        return str(families[0][4][0]), port
+    if address.is_unspecified:
+        raise SettingsError(f"address {host}:{port}: others can't call {host}; give the address they can reach")
+    return host, port
 
 
 def _address(text: str) -> str:

@@ -79,3 +79,12 @@ def test_node_ids_are_istios_and_name_one_process() -> None:
     assert instance.startswith("reviews-")
     assert instance.endswith(".shop")
     assert settings.node().id != settings.node().id
+
+
+def test_others_are_told_an_ip_address() -> None:
+    """`localhost` is looked up here; 0.0.0.0 is nobody's address."""
+    node = Settings(address="localhost:9080").node()
+    assert (node.workload.address, node.workload.port) == ("127.0.0.1", 9080)
+    for address in ("0.0.0.0:9080", "[::]:9080", "no-such-host.invalid:9080"):
+        with pytest.raises(SettingsError, match=address.rpartition(":")[0].strip("[]")):
+            Settings(address=address).node()

@@ -236,6 +236,8 @@ def test_a_redirect_keeps_what_it_does_not_replace(redirect: Redirect, location:
         (StringMatch("path-prefix", "/old"), Rewrite(prefix="/"), "/x?q=1"),
         (StringMatch("exact", "/old/x"), Rewrite(prefix="/new"), "/new?q=1"),
         (None, Rewrite(path="/fixed"), "/fixed?q=1"),
+        (None, Rewrite(prefix="/new/"), "/new/old/x?q=1"),
+        (None, Rewrite(prefix="/new"), "/newold/x?q=1"),
         (None, Rewrite(regex="^/old/(.*)$", substitution=r"/very/\1"), "/very/x?q=1"),
     ],
 )

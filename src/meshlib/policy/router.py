@@ -205,7 +205,7 @@ def rewritten_path(rewrite: Rewrite, match: RouteMatch, path: str) -> str:
 
 def _replaced_prefix(replacement: str, match: RouteMatch, path: str) -> str:
     if match.path is None:
-        return replacement + path.removeprefix("/") if replacement.endswith("/") else replacement + path
+        return replacement + path.removeprefix("/")  # no match is the prefix "/" (Envoy): "/foo" turns /bar into /foobar
     if match.path.kind == "prefix":
         return replacement + path[len(match.path.value) :]
     if match.path.kind == "path-prefix":
