@@ -7,9 +7,10 @@ overflows the stack on deep input), and scalars mean what they mean to Kubernete
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -43,12 +44,13 @@ class InvalidYaml(ValueError):
         self.line, self.reason = line, reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Document:
     """One document's text and the number (from 0) of its first line in the file."""
 
     text: str
     first_line: int
+    _lines: dict[Path, int] | None = field(default=None, repr=False, compare=False)
 
     def value(self) -> Any:
         """Mappings, sequences, strings, numbers, booleans, None. Raises InvalidYaml, and no other exception."""
@@ -56,10 +58,15 @@ class Document:
 
     def line(self, path: Path = ()) -> int:
         """The line of what `path` names, or of its nearest parent that is there."""
-        try:
-            return _line(self, path)
-        except (yaml.YAMLError, UnicodeError, InvalidYaml):
-            return self.first_line + 1
+        if self._lines is None:
+            if not path:
+                return self.first_line + next(_places(self.text), ((), 0))[1] + 1
+            self._lines = {}
+            for place, line in _places(self.text):
+                self._lines.setdefault(place, line)
+        while path and path not in self._lines:
+            path = path[:-1]
+        return self.first_line + self._lines.get(path, 0) + 1
 
 
 def split(text: str) -> Iterator[Document]:
@@ -78,23 +85,22 @@ def split(text: str) -> Iterator[Document]:
 class _Frame:
     """A sequence or mapping that is being read."""
 
-    __slots__ = ("anchor", "key", "merges", "size", "value")
+    __slots__ = ("anchor", "depth", "is_merge", "key", "merges", "size", "value")
 
     def __init__(self, value: dict[str, Any] | list[Any], anchor: str | None) -> None:
         self.value, self.anchor = value, anchor
         self.key: str | None = None
         self.merges: list[Any] = []
+        self.is_merge = False
         self.size = 1
-
-
-_MERGE = "<<"
+        self.depth = 1
 
 
 class _Builder:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._stack: list[_Frame] = []
-        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._anchors: dict[str, tuple[Any, int, int]] = {}
         self._documents: list[Any] = []
 
     def build(self) -> Any:
@@ -112,10 +118,9 @@ class _Builder:
 
     def _take(self, event: Any) -> None:
         if isinstance(event, yaml.ScalarEvent):
-            self._add(_scalar(event, self._wrong), event, event.anchor, 1)
+            self._add(_scalar(event, self._wrong), event, event.anchor, 1, 0)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            if len(self._stack) == MAX_DEPTH:
-                raise self._wrong(event, f"nested deeper than {MAX_DEPTH} levels")
+            self._bound_depth(event, 1)
             if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
                 raise self._wrong(event, f"the tag {event.tag} has no meaning here")
             self._stack.append(_Frame({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor))
@@ -123,16 +128,22 @@ class _Builder:
             frame = self._stack.pop()
             if isinstance(frame.value, dict):
                 self._merge(frame, event)
-            self._add(frame.value, event, frame.anchor, frame.size)
+            self._add(frame.value, event, frame.anchor, frame.size, frame.depth)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise self._wrong(event, f"the alias *{event.anchor} stands before, or inside, what it names")
-            value, size = self._anchors[event.anchor]
-            self._add(value, event, None, size)
+            value, size, depth = self._anchors[event.anchor]
+            self._bound_depth(event, depth)
+            self._add(value, event, None, size, depth)
 
-    def _add(self, value: Any, event: Any, anchor: str | None, size: int) -> None:
+    def _bound_depth(self, event: Any, more: int) -> None:
+        """Aliases count with what they stand for: whoever walks a value by recursion walks MAX_DEPTH levels at most."""
+        if len(self._stack) + more > MAX_DEPTH:
+            raise self._wrong(event, f"nested deeper than {MAX_DEPTH} levels")
+
+    def _add(self, value: Any, event: Any, anchor: str | None, size: int, depth: int) -> None:
         if anchor is not None:
-            self._anchors[anchor] = (value, size)
+            self._anchors[anchor] = (value, size, depth)
         if not self._stack:
             if self._documents:
                 raise self._wrong(event, "a second document must begin with ---")
@@ -140,6 +151,7 @@ class _Builder:
             return
         frame = self._stack[-1]
         frame.size += size
+        frame.depth = max(frame.depth, depth + 1)
         if frame.size > MAX_VALUES:
             raise self._wrong(event, f"more than {MAX_VALUES} values")
         if isinstance(frame.value, list):
@@ -147,7 +159,7 @@ class _Builder:
         elif frame.key is None:
             frame.key = self._key(frame, value, event)
         else:
-            if frame.key == _MERGE:
+            if frame.is_merge:
                 frame.merges.extend(value if isinstance(value, list) else [value])
             else:
                 frame.value[frame.key] = value
@@ -157,6 +169,7 @@ class _Builder:
         if not isinstance(event, yaml.ScalarEvent):
             raise self._wrong(event, "a key must be a word")
         key = str(event.value)
+        frame.is_merge = key == "<<" and event.implicit[0]
         if key in frame.value:
             raise self._wrong(event, f"the key {key!r} stands here twice")
         return key
@@ -170,7 +183,7 @@ class _Builder:
                 frame.value.setdefault(key, value)
 
     def _wrong(self, event: Any, reason: str) -> InvalidYaml:
-        return InvalidYaml(self._document.first_line + event.start_mark.line + 1, reason)
+        return InvalidYaml(self._document.first_line + _mark_line(event) + 1, reason)
 
 
 def _scalar(event: Any, wrong: Any) -> Any:
@@ -207,10 +220,16 @@ def _plain(text: str) -> Any:
             return text
     if _FLOAT.match(text):
         try:
-            return float(text.replace("_", ""))
+            number = float(text.replace("_", ""))
         except ValueError:
             return text
+        return number if math.isfinite(number) else text
     return text
+
+
+def is_text(text: str) -> bool:
+    """Whether YAML takes it for text without quotes."""
+    return isinstance(_plain(text), str)
 
 
 def _sentence(error: yaml.MarkedYAMLError) -> str:
@@ -220,46 +239,33 @@ def _sentence(error: yaml.MarkedYAMLError) -> str:
     return f"not YAML: {problem}"
 
 
-def _line(document: Document, path: Path) -> int:
-    """Follows `path` through the events again: lines are wanted for problems only, which are few."""
-    best = -1
-    matched = 0
-    # One entry for each open collection: its kind, and the index or key that comes next.
-    stack: list[list[Any]] = []
-    on_path: list[bool] = []
-    for event in yaml.parse(document.text, Loader=yaml.CSafeLoader):
-        if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            stack.pop()
-            on_path.pop()
-            _advance(stack)
-            continue
-        if not isinstance(event, yaml.NodeEvent):
-            continue
-        is_key = bool(stack) and stack[-1][0] == "map" and stack[-1][1] is None
-        if is_key:
-            name = event.value if isinstance(event, yaml.ScalarEvent) else None
-            stack[-1][1] = name if name is not None else ""
-            depth = len(stack)
-            if all(on_path) and depth <= len(path) and path[depth - 1] == name and depth > matched:
-                matched, best = depth, _mark_line(event)
-        else:
-            step = stack[-1][1] if stack else None
-            here = all(on_path) and (not stack or (len(stack) <= len(path) and path[len(stack) - 1] == step))
-            if here and (not stack or (stack[-1][0] == "seq" and len(stack) > matched)):
-                matched, best = len(stack), _mark_line(event)
-            if isinstance(event, yaml.CollectionStartEvent):
-                stack.append(["map", None] if isinstance(event, yaml.MappingStartEvent) else ["seq", 0])
-                on_path.append(here)
+def _places(text: str) -> Iterator[tuple[Path, int]]:
+    """Where each value stands: an entry of a mapping at its key. Ends where the text is no YAML any more."""
+    here: Path = ()
+    # What comes next in each open collection: the index, the key, or None where a key comes.
+    nexts: list[Any] = []
+    try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+                nexts.pop()
+                here = here[: len(nexts) - 1] if nexts else ()
+            elif not isinstance(event, yaml.NodeEvent):
                 continue
-            _advance(stack)
-    return document.first_line + max(best, 0) + 1
+            elif nexts and nexts[-1] is None:
+                nexts[-1] = key = str(getattr(event, "value", ""))
+                yield (*here, key), _mark_line(event)
+                if not isinstance(event, yaml.CollectionStartEvent):
+                    continue
+            elif not nexts or isinstance(nexts[-1], int):
+                yield (*here, *nexts[-1:]), _mark_line(event)
+            if isinstance(event, yaml.CollectionStartEvent):
+                here = (*here, *nexts[-1:])
+                nexts.append(None if isinstance(event, yaml.MappingStartEvent) else 0)
+            elif nexts:
+                nexts[-1] = nexts[-1] + 1 if isinstance(nexts[-1], int) else None
+    except (yaml.YAMLError, UnicodeError):
+        return
 
 
 def _mark_line(event: Any) -> int:
     return int(event.start_mark.line)
-
-
-def _advance(stack: list[list[Any]]) -> None:
-    """A value is complete: the next index, or the next key, comes."""
-    if stack:
-        stack[-1][1] = stack[-1][1] + 1 if stack[-1][0] == "seq" else None

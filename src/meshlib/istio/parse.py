@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
@@ -59,6 +58,27 @@ FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA
 GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
 _NOT_ENFORCED = {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"}
 _NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
+_OTHER_GROUPS = {"Gateway": ("gateway.networking.k8s.io",)}
+_OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+_METADATA_FIELDS = frozenset(
+    {
+        "annotations",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
 _PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "MYSQL", "REDIS"})
 
 
@@ -119,9 +139,10 @@ def _items(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, 
         return
     if isinstance(value, dict) and str(value.get("kind", "")).endswith("List") and "items" in value:
         items = value["items"]
-        for index, item in enumerate(items if isinstance(items, list) else []):
-            yield from _items(item, (*path, "items", index))
-        return
+        if items is None or isinstance(items, list):
+            for index, item in enumerate(items or ()):
+                yield from _items(item, (*path, "items", index))
+            return
     yield value, path
 
 
@@ -136,8 +157,8 @@ def _object(
         if not isinstance(found, str) or not found:
             raise ConfigurationError(where, "", required, "is missing" if found is None else f"must be text: {found!r}")
     kind, version = str(kind), str(version)
-    metadata = value.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    given = value.get("metadata")
+    metadata: dict[str, Any] = given if isinstance(given, dict) else {}
     name: Any = metadata.get("name")
     namespace: Any = metadata.get("namespace") or default_namespace
     title = f"{kind} {namespace}/{name or metadata.get('generateName', '')}"
@@ -146,6 +167,10 @@ def _object(
         at = document.line((*path, *_steps(field))) if field else document.line(path)
         return ConfigurationError(f"{source}:{at}", title, field, reason)
 
+    if given is not None and not isinstance(given, dict):
+        raise refuse("metadata", f"must be a mapping, not {_told(given)}")
+    if kind.endswith("List") and "items" in value:
+        raise refuse("items", f"must be a list, not {_told(value['items'])}")
     if not isinstance(name, str) or not _NAME.match(name):
         raise refuse("metadata.name", "is missing" if name is None else f"is no name of Kubernetes: {name!r}")
     if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
@@ -155,19 +180,29 @@ def _object(
         raise refuse("metadata.labels", "must be text, each")
     group, _, short = version.rpartition("/")
     shape = r.SHAPES.get(kind)
+    if group == r.NETWORKING and kind not in r.NETWORKING_KINDS:
+        raise refuse("kind", f"{group} has no kind {kind!r}")
+    if shape is not None and shape.group == r.NETWORKING and group not in (r.NETWORKING, *_OTHER_GROUPS.get(kind, ())):
+        raise refuse("apiVersion", f"{version!r} has no kind {kind}; {r.NETWORKING}/v1 has")
     spec: Any = None
     if shape is not None and shape.group == group:
         if short not in shape.versions:
             wanted = ", ".join(f"{group}/{known}" if group else known for known in shape.versions)
             raise refuse("apiVersion", f"{version!r} is not known; there are {wanted}")
+        if group == r.NETWORKING:
+            for at, table, known in (("", value, _OBJECT_FIELDS), ("metadata.", metadata, _METADATA_FIELDS)):
+                for field in table:
+                    if field not in known:
+                        raise refuse(f"{at}{field}", "there is no such field")
         content = value if shape.whole else value.get("spec")
         if content is None and not shape.whole:
             content = {}
         try:
-            spec = msgspec.convert(_without_nulls(content), shape.spec, dec_hook=_decode)
+            content = _without_nulls(content)
+            spec = msgspec.convert(content, shape.spec, dec_hook=_decode)
             _check(kind, namespace, spec)
         except msgspec.ValidationError as error:
-            field, reason = _explained(str(error), "" if shape.whole else "spec")
+            field, reason = _explained(_with_key(str(error), content, shape.spec), "" if shape.whole else "spec")
             raise refuse(field, reason) from None
         except _Refused as error:
             prefix = "" if shape.whole else "spec"
@@ -199,7 +234,7 @@ def _decode(wanted: type, value: Any) -> Any:
 
 def parse_duration(value: Any) -> r.Duration:
     """`1.5s` -> Duration(1.5). Raises ValueError."""
-    if isinstance(value, (datetime.timedelta, bool)) or not isinstance(value, str):
+    if not isinstance(value, str):
         raise ValueError(f"a duration has a unit, as in 5s or 250ms; found {value!r}")
     position, seconds = 0, 0.0
     while position < len(value):
@@ -211,6 +246,33 @@ def parse_duration(value: Any) -> r.Duration:
     if not value or seconds > 315_576_000_000:
         raise ValueError(f"no duration: {value!r}")
     return r.Duration(seconds)
+
+
+def _with_key(message: str, content: Any, wanted: type) -> str:
+    """msgspec says `[...]` for any key of a mapping. Which one it is shows by trying each alone."""
+    before, found, _ = message.partition(" - at `")[2].partition("[...]")
+    if not found:
+        return message
+    path = _steps(before.removeprefix("$"))
+    table = content
+    for step in path:
+        table = table[step]
+    for key, value in table.items():
+        try:
+            msgspec.convert(_replaced(content, path, {key: value}), wanted, dec_hook=_decode)
+        except msgspec.ValidationError as error:
+            if str(error) == message:
+                return message.replace("[...]", f".{key}", 1)
+    return message
+
+
+def _replaced(content: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    """`content` with `value` at `path`."""
+    if not path:
+        return value
+    copy: Any = content.copy()
+    copy[path[0]] = _replaced(content[path[0]], path[1:], value)
+    return copy
 
 
 def _explained(message: str, prefix: str) -> tuple[str, str]:
@@ -234,6 +296,7 @@ def _explained(message: str, prefix: str) -> tuple[str, str]:
             "object": "a mapping",
             "array": "a list",
             "int": "a whole number",
+            "float": "a number",
             "bool": "true or false",
         }
         wanted = " or ".join(names.get(part, part) for part in expected[1].split(" | ") if part != "null")
@@ -316,6 +379,14 @@ def _check_virtual_service(spec: r.VirtualService) -> None:
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_network(address: str) -> bool:
+    try:
+        ipaddress.ip_network(address, strict=False)
     except ValueError:
         return False
     return True
@@ -526,6 +597,8 @@ def _check_blocks(policy: r.TrafficPolicy | r.PortTrafficPolicy, at: str) -> Non
             raise _Refused(f"{at}.tls.subjectAltNames", "is not checked yet, so this is refused; sni is checked")
         if tls.credential_name is not None:
             raise _Refused(f"{at}.tls.credentialName", "secrets are not read yet; name files")
+        if tls.ca_crl is not None:
+            raise _Refused(f"{at}.tls.caCrl", "is not checked yet, so this is refused")
     if policy.outlier_detection is not None:
         for name in ("interval", "base_ejection_time"):
             given: r.Duration | None = getattr(policy.outlier_detection, name)
@@ -553,6 +626,9 @@ def _check_service_entry(spec: r.ServiceEntry) -> None:
         if host == "*":
             raise _Refused(f"hosts[{index}]", "* would take every host; name a domain")
         _check_host(host, f"hosts[{index}]")
+    for index, address in enumerate(spec.addresses):
+        if not _is_address(address.partition("/")[0]) or not _is_network(address):
+            raise _Refused(f"addresses[{index}]", f"must be an IP address or a CIDR: {address!r}")
     if not spec.ports:
         raise _Refused("ports", "is missing")
     for kind in ("number", "name"):
@@ -621,6 +697,10 @@ def _check_gateway(spec: r.Gateway) -> None:
                 raise _Refused(f"{at}.tls", "needs serverCertificate and privateKey (files)")
             if tls.mode == "MUTUAL" and not tls.ca_certificates:
                 raise _Refused(f"{at}.tls.caCertificates", "is missing: MUTUAL checks the client's certificate")
+            for name in ("subject_alt_names", "verify_certificate_spki", "verify_certificate_hash", "ca_crl"):
+                if getattr(tls, name):
+                    # Whoever asks for a check must not be let in without it.
+                    raise _Refused(f"{at}.tls.{msgspec_name(name)}", "is not checked yet, so this is refused")
         elif tls is not None and tls.mode is not None:
             raise _Refused(f"{at}.tls.mode", f"has no meaning on a port of protocol {server.port.protocol}")
 

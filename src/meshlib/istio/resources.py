@@ -16,7 +16,22 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from meshlib.istio.documents import is_text
+
 NETWORKING = "networking.istio.io"
+NETWORKING_KINDS = frozenset(
+    {
+        "VirtualService",
+        "DestinationRule",
+        "ServiceEntry",
+        "Gateway",
+        "Sidecar",
+        "EnvoyFilter",
+        "WorkloadEntry",
+        "WorkloadGroup",
+        "ProxyConfig",
+    }
+)
 ISTIO_VERSIONS = ("v1alpha3", "v1beta1", "v1")
 
 
@@ -236,6 +251,7 @@ class OutlierDetection(_Istio, frozen=True):
     base_ejection_time: Duration | None = None
     max_ejection_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
     min_health_percent: Annotated[int, Meta(ge=0, le=100)] = 0
+    outlier_detection_http_error_codes: Unsupported = None
 
 
 class LoadBalancer(_Istio, frozen=True):
@@ -261,6 +277,7 @@ class ClientTLSSettings(_Istio, frozen=True):
 class RetryBudget(_Istio, frozen=True):
     percent: Percent100 = 20.0
     min_retry_concurrency: Count = 3
+    budget_interval: Unsupported = None
 
 
 class PortTrafficPolicy(_Istio, frozen=True):
@@ -357,6 +374,7 @@ class ServerTLSSettings(_Istio, frozen=True):
     min_protocol_version: Unsupported = None
     max_protocol_version: Unsupported = None
     cipher_suites: Unsupported = None
+    ca_cert_credential_name: Unsupported = None
     ca_crl: Unsupported = None
 
 
@@ -568,4 +586,19 @@ class Object:
 
 def dump_yaml(given: Object) -> str:
     """The object as YAML text that parse_text reads to an equal object."""
-    return str(yaml.safe_dump(given.whole, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(given.whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's reader and Kubernetes' do not agree on what is text without quotes: a label `12e4567` is a number to
+    the latter. Quoted is what either of them takes for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        odd = not is_text(text) or any(character in text for character in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else "|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
