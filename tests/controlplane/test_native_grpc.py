@@ -47,10 +47,10 @@ async def test_a_native_grpc_client_follows_endpoints_and_routes() -> None:
 
     async def publish(cluster: str, port: int) -> None:
         made = mesh(cluster)
-        # gRPC C-core knows no LEAST_REQUEST.
-        clusters = tuple(replace(each, load_balancing=LoadBalancing.ROUND_ROBIN) for each in made.clusters)
+        # Our default, LEAST_REQUEST, which C-core does not know: it takes the second choice.
+        assert {each.load_balancing for each in made.clusters} == {LoadBalancing.LEAST_REQUEST}
         assignments = (LoadAssignment(cluster, (Endpoint("127.0.0.1", port),)),)
-        await serving.publish(replace(made, clusters=clusters, assignments=assignments))
+        await serving.publish(replace(made, assignments=assignments))
 
     bootstrap = {
         "xds_servers": [{"server_uri": serving.address, "channel_creds": [{"type": "insecure"}]}],

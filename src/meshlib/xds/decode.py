@@ -2,14 +2,19 @@
 InvalidResource, whose text becomes the NACK; nothing else is ever raised.
 
 Reads what encode.py writes, and what Istio's and gRPC's control planes write as far as the model can hold it.
+A field that is not known is passed over where it refines, and refused where it restricts: a condition of a match, a
+check of a certificate, a filter that may turn a call away. Without it more would be let through than was meant.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshlib.errors import InvalidResource
 from meshlib.model import (
@@ -52,7 +57,16 @@ from meshlib.model import (
     Workload,
 )
 from meshlib.xds import messages as m
-from meshlib.xds.encode import FAULT_FILTER, HTTP_OPTIONS, ISTIO, OWN, REDIRECT_CODES, UNLIMITED, WHOLE_PATH
+from meshlib.xds.encode import (
+    DEFAULT_PORT,
+    FAULT_FILTER,
+    HTTP_OPTIONS,
+    ISTIO,
+    OWN,
+    REDIRECT_CODES,
+    UNLIMITED,
+    WHOLE_PATH,
+)
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 Decoded = Listener | RouteConfiguration | Cluster | LoadAssignment
@@ -68,7 +82,17 @@ _TYPES = {
 }
 # Hashing policies are balanced by least request: calls work, though they do not stick.
 _LB = {0: LoadBalancing.ROUND_ROBIN, 3: LoadBalancing.RANDOM}
+_EXTENSIONS = {
+    m.type_url(m.LeastRequest): LoadBalancing.LEAST_REQUEST,
+    m.type_url(m.RoundRobin): LoadBalancing.ROUND_ROBIN,
+    m.type_url(m.Random): LoadBalancing.RANDOM,
+}
+_DEEPEST = 4
 _HEALTH = {2: Health.UNHEALTHY, 3: Health.DRAINING, 4: Health.UNHEALTHY}
+_RAW_BUFFER = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
+_LONGEST = 315_576_000_000
+"""Seconds: ten thousand years, the most that a Duration holds (duration.proto)."""
+_TLS_PARAMETERS, _KEY_LOG = 1, 15
 
 
 class _Wrong(Exception):
@@ -163,9 +187,28 @@ def _port(value: Any) -> int:
     return int(value) if isinstance(value, float) and 0 < value < 65536 else 0
 
 
-def _seconds(duration: Any) -> float:
+def _seconds(duration: Any, field: str, *, positive: bool = False) -> float:
+    total = int(duration.seconds) * 1_000_000_000 + int(duration.nanos)
+    if total < 0 or duration.seconds > _LONGEST or not -1_000_000_000 < duration.nanos < 1_000_000_000:
+        raise _Wrong(field, f"is no time to wait: {duration.seconds} s and {duration.nanos} ns")
+    if positive and not total:
+        raise _Wrong(field, "must be more than 0")
     # One division, so that what was rounded to nanoseconds comes back as the very float it was.
-    return float((int(duration.seconds) * 1_000_000_000 + duration.nanos) / 1_000_000_000)
+    return total / 1_000_000_000
+
+
+def _percent(message: Any, field: str) -> float:
+    if not 0 <= message.value <= 100:  # not a number is neither
+        raise _Wrong(field, f"must be from 0 to 100, not {message.value}")
+    return float(message.value)
+
+
+def _closed(message: Any, field: str, *passed_over: int) -> None:
+    """Refuse what is not known in a message that restricts."""
+    for unknown in UnknownFieldSet(message):
+        if unknown.field_number not in passed_over:
+            name = message.DESCRIPTOR.full_name
+            raise _Wrong(field, f"has field {unknown.field_number} of {name}, which is not understood here")
 
 
 def _locality(message: Any) -> Locality:
@@ -201,9 +244,10 @@ def _regex(pattern: str, field: str) -> str:
 def _string(message: Any, field: str) -> StringMatch:
     kind = message.WhichOneof("match_pattern")
     if kind is None:
-        raise _Wrong(field, "says nothing about the string")
+        raise _Wrong(field, "has no match_pattern that is known")
     if kind == "safe_regex":
-        return StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"), message.ignore_case)
+        # "The ignore_case has no effect for the safe_regex match" (string.proto)
+        return StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"))
     return StringMatch(kind, getattr(message, kind), message.ignore_case)
 
 
@@ -218,6 +262,8 @@ def _listener(message: Any) -> Listener:
         raise _Wrong("api_listener", "is missing, and there are no filter_chains")
     chains = tuple(_chain(chain, f"filter_chains[{i}]") for i, chain in enumerate(message.filter_chains))
     address = message.address.socket_address
+    if not address.address or address.WhichOneof("port_specifier") != "port_value" or address.port_value > 65535:
+        raise _Wrong("address", f"is no address: {address.address!r} port {address.port_value}")
     return Listener(message.name, "", address.address, address.port_value, chains)
 
 
@@ -230,6 +276,13 @@ def _rds_name(manager: Any, field: str) -> str:
         raise _Wrong(f"{field}.rds.config_source", "must be ads or self")
     if not manager.rds.route_config_name:
         raise _Wrong(f"{field}.rds.route_config_name", "is empty")
+    for index, each in enumerate(manager.http_filters):
+        # A filter may turn calls away (RBAC, JWT): one that is not known and not optional is refused (gRFC A39).
+        url = each.typed_config.type_url
+        if url not in _FILTERS and not each.is_optional and not each.disabled:
+            raise _Wrong(
+                f"{field}.http_filters[{index}]", f"{each.name!r} is not known here: {url or 'without a type'}"
+            )
     return str(manager.rds.route_config_name)
 
 
@@ -242,7 +295,8 @@ def _chain(message: Any, field: str) -> FilterChain:
     else:
         raise _Wrong(f"{field}.filters", "has no HttpConnectionManager")
     tls = None
-    if message.HasField("transport_socket"):
+    _closed(message.filter_chain_match, f"{field}.filter_chain_match")
+    if _is_secured(message):
         context = _unpacked(
             message.transport_socket.typed_config, m.DownstreamTlsContext, f"{field}.transport_socket.typed_config"
         )
@@ -250,20 +304,60 @@ def _chain(message: Any, field: str) -> FilterChain:
     return FilterChain(name, tuple(message.filter_chain_match.server_names), tls)
 
 
+def _is_secured(message: Any) -> bool:
+    """Whether a transport socket does anything to the bytes."""
+    if not message.HasField("transport_socket"):
+        return False
+    return bool(message.transport_socket.typed_config.type_url.rpartition("/")[2] != _RAW_BUFFER)
+
+
 def _downstream_tls(context: Any, field: str) -> ListenerTls:
     common = context.common_tls_context
-    if len(common.tls_certificates) != 1:
-        raise _Wrong(f"{field}.tls_certificates", f"must be one, named by files; found {len(common.tls_certificates)}")
-    certificate = common.tls_certificates[0]
-    if not certificate.certificate_chain.filename or not certificate.private_key.filename:
-        raise _Wrong(f"{field}.tls_certificates[0]", "must name files")
+    certificate_file, private_key_file = _certificate(common, field)
+    if not certificate_file:
+        raise _Wrong(f"{field}.tls_certificates", "is missing")
+    ca_file = _trusted_ca(common, field)
+    if common.validation_context.match_typed_subject_alt_names:
+        raise _Wrong(f"{field}.validation_context.match_typed_subject_alt_names", "is not checked here")
+    if context.require_client_certificate.value and not ca_file:
+        raise _Wrong(f"{field}.validation_context.trusted_ca", "is missing: client certificates are required")
     return ListenerTls(
-        certificate.certificate_chain.filename,
-        certificate.private_key.filename,
-        common.validation_context.trusted_ca.filename,
+        certificate_file,
+        private_key_file,
+        ca_file,
         context.require_client_certificate.value,
         tuple(common.alpn_protocols),
     )
+
+
+def _certificate(common: Any, field: str) -> tuple[str, str]:
+    """The files of the certificate that is shown and its key; both "" when none is."""
+    _closed(common, field, _TLS_PARAMETERS, _KEY_LOG)
+    if common.tls_certificate_sds_secret_configs or common.HasField("tls_certificate_provider_instance"):
+        raise _Wrong(f"{field}.tls_certificates", "must be named by files: there are no other secrets here")
+    if len(common.tls_certificates) > 1:
+        raise _Wrong(f"{field}.tls_certificates", f"must be one at most; found {len(common.tls_certificates)}")
+    if not common.tls_certificates:
+        return "", ""
+    certificate = common.tls_certificates[0]
+    if not certificate.certificate_chain.filename or not certificate.private_key.filename:
+        raise _Wrong(f"{field}.tls_certificates[0]", "must name files")
+    return certificate.certificate_chain.filename, certificate.private_key.filename
+
+
+def _trusted_ca(common: Any, field: str) -> str:
+    """The file of whom to trust; "" when nothing is said, or the system's roots."""
+    kind = common.WhichOneof("validation_context_type")
+    if kind not in (None, "validation_context"):
+        raise _Wrong(f"{field}.{kind}", "is a secret, of which there are none here: name files")
+    validation = common.validation_context
+    _closed(validation, f"{field}.validation_context")
+    if validation.HasField("ca_certificate_provider_instance"):
+        raise _Wrong(f"{field}.validation_context.ca_certificate_provider_instance", "is not known here: name files")
+    ca_file = validation.trusted_ca.filename
+    if kind is not None and not ca_file and not validation.HasField("system_root_certs"):
+        raise _Wrong(f"{field}.validation_context", "names no trusted_ca file and no system_root_certs")
+    return "" if validation.HasField("system_root_certs") else str(ca_file)
 
 
 # Routes
@@ -271,6 +365,7 @@ def _downstream_tls(context: Any, field: str) -> ListenerTls:
 
 def _route_configuration(message: Any) -> RouteConfiguration:
     hosts = tuple(_virtual_host(host, f"virtual_hosts[{i}]") for i, host in enumerate(message.virtual_hosts))
+    # One domain in two places is two answers to one question; Envoy refuses it too.
     seen: set[str] = set()
     for index, host in enumerate(hosts):
         for domain in host.domains:
@@ -284,6 +379,15 @@ def _virtual_host(message: Any, field: str) -> VirtualHost:
     if not message.domains:
         raise _Wrong(f"{field}.domains", "is empty")
     routes = tuple(_route(route, f"{field}.routes[{i}]") for i, route in enumerate(message.routes))
+    if message.HasField("retry_policy"):
+        # "If this is set, a retry policy of a route takes precedence" (route_components.proto)
+        retry = _retry(message.retry_policy, f"{field}.retry_policy")
+        routes = tuple(
+            replace(each, action=replace(each.action, retry=retry))
+            if isinstance(each.action, Forward) and each.action.retry is None
+            else each
+            for each in routes
+        )
     return VirtualHost(message.name, tuple(message.domains), routes, message.require_tls == 2)
 
 
@@ -293,33 +397,35 @@ def _route(message: Any, field: str) -> Route:
     if kind == "route":
         action = _forward(message.route, f"{field}.route")
     elif kind == "redirect":
-        action = _redirect(message.redirect)
+        action = _redirect(message.redirect, f"{field}.redirect")
     elif kind == "direct_response":
-        body = message.direct_response.body
+        body, status = message.direct_response.body, message.direct_response.status
         if body.filename:
             raise _Wrong(f"{field}.direct_response.body", "must be inline")
-        action = DirectResponse(message.direct_response.status, body.inline_bytes or body.inline_string.encode())
+        if not 200 <= status <= 599:
+            raise _Wrong(f"{field}.direct_response.status", f"is no status of a whole answer: {status}")
+        action = DirectResponse(status, body.inline_bytes or body.inline_string.encode())
     else:
         raise _Wrong(field, f"has no action that can be taken: {kind or 'none'}")
     fault = None
     if FAULT_FILTER in message.typed_per_filter_config:
         place = f"{field}.typed_per_filter_config[{FAULT_FILTER}]"
         fault = _fault(_unpacked(message.typed_per_filter_config[FAULT_FILTER], m.HTTPFault, place), place)
-    origin = ""
-    if OWN in message.metadata.filter_metadata:
-        origin = _text(_plain(message.metadata.filter_metadata[OWN]), "origin")
+    notes = _plain(message.metadata.filter_metadata[OWN]) if OWN in message.metadata.filter_metadata else {}
+    if isinstance(action, Redirect) and notes.get(DEFAULT_PORT) is True:
+        action = replace(action, port=-1)
     return Route(
         _match(message.match, f"{field}.match"),
         action,
         message.name,
         fault,
-        _operations(message.request_headers_to_add, message.request_headers_to_remove),
-        _operations(message.response_headers_to_add, message.response_headers_to_remove),
-        origin,
+        *_both_operations(message, field),
+        _text(notes, "origin"),
     )
 
 
 def _match(message: Any, field: str) -> RouteMatch:
+    _closed(message, field)
     kind = message.WhichOneof("path_specifier")
     ignore_case = message.HasField("case_sensitive") and not message.case_sensitive.value
     path: StringMatch | None
@@ -330,21 +436,32 @@ def _match(message: Any, field: str) -> RouteMatch:
     elif kind == "path_separated_prefix":
         path = StringMatch("path-prefix", message.path_separated_prefix, ignore_case)
     elif kind == "safe_regex":
-        path = StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"), ignore_case)
+        # "Ignored for safe_regex matching" (case_sensitive, route_components.proto)
+        path = StringMatch("regex", _regex(message.safe_regex.regex, f"{field}.safe_regex.regex"))
     else:
         raise _Wrong(field, "has no path_specifier that is known")
     pseudo: dict[str, StringMatch] = {}
     headers: list[HeaderMatch] = []
     for index, each in enumerate(message.headers):
-        header = _header(each, f"{field}.headers[{index}]")
-        if header.name in (":method", ":scheme", ":authority") and not header.invert and header.name not in pseudo:
-            pseudo[header.name] = header.match
-        else:
-            headers.append(header)
+        for header in _header(each, f"{field}.headers[{index}]"):
+            if header.name not in (":method", ":scheme", ":authority"):
+                headers.append(header)
+            elif header.match.kind != "present" or header.invert:  # each request has all three
+                if header.invert or header.name in pseudo:
+                    raise _Wrong(
+                        f"{field}.headers[{index}]", f"{header.name} is matched once at most, and not inverted"
+                    )
+                pseudo[header.name] = header.match
     query = []
     for index, each in enumerate(message.query_parameters):
+        place = f"{field}.query_parameters[{index}]"
+        _closed(each, place)
+        if not each.name:
+            raise _Wrong(f"{place}.name", "is empty")
         if each.WhichOneof("query_parameter_match_specifier") == "string_match":
-            query.append(QueryMatch(each.name, _string(each.string_match, f"{field}.query_parameters[{index}]")))
+            query.append(QueryMatch(each.name, _string(each.string_match, f"{place}.string_match")))
+        elif each.HasField("present_match") and not each.present_match:
+            raise _Wrong(f"{place}.present_match", "must be true")
         else:
             query.append(QueryMatch(each.name, StringMatch("present")))
     return RouteMatch(
@@ -352,18 +469,26 @@ def _match(message: Any, field: str) -> RouteMatch:
     )
 
 
-def _header(message: Any, field: str) -> HeaderMatch:
-    kind = message.WhichOneof("header_match_specifier")
+def _header(message: Any, field: str) -> list[HeaderMatch]:
+    """One condition; two for an inverted one that wants the header to be there."""
+    _closed(message, field)
+    kind, name = message.WhichOneof("header_match_specifier"), message.name.lower()
+    if not name:
+        raise _Wrong(f"{field}.name", "is empty")
+    if kind in (None, "present_match"):
+        wanted = kind is None or message.present_match
+        return [HeaderMatch(name, StringMatch("present"), message.invert_match == wanted)]
     if kind == "string_match":
         match = _string(message.string_match, f"{field}.string_match")
-    elif kind in (None, "present_match"):
-        wanted = kind is None or message.present_match
-        return HeaderMatch(message.name, StringMatch("present"), message.invert_match == wanted)
     elif kind == "safe_regex_match":
         match = StringMatch("regex", _regex(message.safe_regex_match.regex, f"{field}.safe_regex_match.regex"))
     else:
         match = StringMatch(kind.removesuffix("_match"), getattr(message, kind))
-    return HeaderMatch(message.name, match, message.invert_match)
+    found = HeaderMatch(name, match, message.invert_match)
+    if message.invert_match and not message.treat_missing_header_as_empty:
+        # Without that field, a header that is missing fits no value, inverted or not (route_components.proto).
+        return [HeaderMatch(name, StringMatch("present")), found]
+    return [found]
 
 
 def _forward(message: Any, field: str) -> Forward:
@@ -374,14 +499,8 @@ def _forward(message: Any, field: str) -> Forward:
             raise _Wrong(f"{field}.cluster", "is empty")
     elif kind == "weighted_clusters":
         clusters = tuple(
-            WeightedCluster(
-                each.name,
-                each.weight.value,
-                _operations(each.request_headers_to_add, each.request_headers_to_remove),
-                _operations(each.response_headers_to_add, each.response_headers_to_remove),
-                each.host_rewrite_literal if each.WhichOneof("host_rewrite_specifier") else None,
-            )
-            for each in message.weighted_clusters.clusters
+            _weighted(each, f"{field}.weighted_clusters.clusters[{i}]")
+            for i, each in enumerate(message.weighted_clusters.clusters)
         )
         if not sum(each.weight for each in clusters):
             raise _Wrong(f"{field}.weighted_clusters", "has weights that add up to 0")
@@ -389,39 +508,51 @@ def _forward(message: Any, field: str) -> Forward:
         raise _Wrong(field, "has no cluster_specifier that is known")
     timeout = 0.0
     if message.HasField("timeout"):
-        timeout = _seconds(message.timeout)
+        timeout = _seconds(message.timeout, f"{field}.timeout")
     elif message.HasField("max_stream_duration"):  # gRPC's form (gRFC A31)
-        longest = message.max_stream_duration
-        timeout = _seconds(
-            longest.grpc_timeout_header_max
-            if longest.HasField("grpc_timeout_header_max")
-            else longest.max_stream_duration
-        )
-    mirrors = tuple(
-        Mirror(
-            each.cluster,
-            _share(each.runtime_fraction.default_value) if each.HasField("runtime_fraction") else 1_000_000,
-            not each.disable_shadow_host_suffix_append,
-        )
-        for each in message.request_mirror_policies
-    )
-    retry = _retry(message.retry_policy) if message.HasField("retry_policy") else None
-    return Forward(clusters, timeout or None, retry, _rewrite(message, field), mirrors)
+        longest, name = message.max_stream_duration, "grpc_timeout_header_max"
+        if not longest.HasField(name):
+            name = "max_stream_duration"
+        timeout = _seconds(getattr(longest, name), f"{field}.max_stream_duration.{name}")
+    mirrors = []
+    for index, each in enumerate(message.request_mirror_policies):
+        if not each.cluster:
+            raise _Wrong(f"{field}.request_mirror_policies[{index}].cluster", "is empty")
+        share = _share(each.runtime_fraction.default_value) if each.HasField("runtime_fraction") else 1_000_000
+        mirrors.append(Mirror(each.cluster, share, not each.disable_shadow_host_suffix_append))
+    retry = _retry(message.retry_policy, f"{field}.retry_policy") if message.HasField("retry_policy") else None
+    return Forward(clusters, timeout or None, retry, _rewrite(message, field), tuple(mirrors))
 
 
-def _retry(message: Any) -> RetryPolicy:
+def _weighted(message: Any, field: str) -> WeightedCluster:
+    if not message.name:
+        raise _Wrong(f"{field}.name", "is empty")
+    authority = message.host_rewrite_literal if message.WhichOneof("host_rewrite_specifier") else None
+    return WeightedCluster(message.name, message.weight.value, *_both_operations(message, field), authority)
+
+
+def _retry(message: Any, field: str) -> RetryPolicy:
     default = RetryPolicy()
-    back_off = message.retry_back_off
-    base = _seconds(back_off.base_interval) if back_off.HasField("base_interval") else default.base_interval
-    longest = _seconds(back_off.max_interval) if back_off.HasField("max_interval") else base * 10
+    back_off, place = message.retry_back_off, f"{field}.retry_back_off"
+    base, per_try = default.base_interval, 0.0
+    if back_off.HasField("base_interval"):
+        base = _seconds(back_off.base_interval, f"{place}.base_interval", positive=True)
+    longest = base * 10
+    if back_off.HasField("max_interval"):
+        longest = _seconds(back_off.max_interval, f"{place}.max_interval")
+        if longest < base:
+            raise _Wrong(f"{place}.max_interval", "is less than base_interval")
+    if message.HasField("per_try_timeout"):
+        per_try = _seconds(message.per_try_timeout, f"{field}.per_try_timeout")
+    attempts = int(message.host_selection_retry_max_attempts) if message.retry_host_predicate else 0
     return RetryPolicy(
         message.num_retries.value if message.HasField("num_retries") else 1,
         frozenset(part.strip() for part in message.retry_on.split(",") if part.strip()),
         frozenset(message.retriable_status_codes),
-        _seconds(message.per_try_timeout) or None if message.HasField("per_try_timeout") else None,
+        per_try or None,
         base,
         longest,
-        int(message.host_selection_retry_max_attempts) if message.retry_host_predicate else 0,
+        max(0, attempts),
         message.HasField("retry_priority"),
     )
 
@@ -434,19 +565,43 @@ def _rewrite(message: Any, field: str) -> Rewrite | None:
         pattern, substitution = message.regex_rewrite.pattern.regex, message.regex_rewrite.substitution
         if pattern == WHOLE_PATH and "\\" not in substitution.replace("\\\\", ""):
             return Rewrite(path=substitution.replace("\\\\", "\\"), authority=authority)
-        return Rewrite(
-            regex=_regex(pattern, f"{field}.regex_rewrite.pattern.regex"),
-            substitution=substitution,
-            authority=authority,
-        )
+        _regex(pattern, f"{field}.regex_rewrite.pattern.regex")
+        _check_substitution(pattern, substitution, f"{field}.regex_rewrite.substitution")
+        return Rewrite(regex=pattern, substitution=substitution, authority=authority)
     return Rewrite(authority=authority) if authority is not None else None
 
 
-def _redirect(message: Any) -> Redirect:
+def _check_substitution(pattern: str, substitution: str, field: str) -> None:
+    """What a call would trip over: RE2 knows `\\0` to `\\9`, as many as there are groups, and `\\\\`."""
+    import re2
+
+    escaped = [substitution[i + 1 : i + 2] for i in _backslashes(substitution)]
+    wrong = next((each for each in escaped if each != "\\" and each not in tuple("0123456789")), None)
+    if wrong is not None:
+        raise _Wrong(field, f"has a backslash before {wrong or 'its end'!r}")
+    groups = re2.compile(pattern).groups
+    if any(each != "\\" and int(each) > groups for each in escaped):
+        raise _Wrong(field, f"names a group that is not there: the pattern has {groups}")
+
+
+def _backslashes(text: str) -> Iterable[int]:
+    """Where escapes begin."""
+    place = text.find("\\")
+    while place >= 0:
+        yield place
+        place = text.find("\\", place + 2)
+
+
+def _redirect(message: Any, field: str) -> Redirect:
     scheme = message.scheme_redirect or ("https" if message.https_redirect else None)
     path_kind = message.WhichOneof("path_rewrite_specifier")
+    status = _REDIRECT_STATUS.get(message.response_code)
+    if status is None:
+        raise _Wrong(f"{field}.response_code", f"is not known: {message.response_code}")
+    if message.port_redirect > 65535:
+        raise _Wrong(f"{field}.port_redirect", f"is no port: {message.port_redirect}")
     return Redirect(
-        _REDIRECT_STATUS.get(message.response_code, 301),
+        status,
         scheme,
         message.host_redirect or None,
         message.port_redirect,
@@ -458,24 +613,45 @@ def _redirect(message: Any) -> Redirect:
 def _fault(message: Any, field: str) -> Fault:
     delay = abort = None
     if message.HasField("delay"):
-        delay = FaultDelay(_seconds(message.delay.fixed_delay), _share(message.delay.percentage))
+        seconds = _seconds(message.delay.fixed_delay, f"{field}.delay.fixed_delay", positive=True)
+        delay = FaultDelay(seconds, _share(message.delay.percentage))
     if message.HasField("abort"):
-        kind = message.abort.WhichOneof("error_type")
+        kind, status = message.abort.WhichOneof("error_type"), message.abort.http_status
         if kind is None:
             raise _Wrong(f"{field}.abort", "has no http_status and no grpc_status")
+        if kind == "http_status" and not 200 <= status <= 599:
+            raise _Wrong(f"{field}.abort.http_status", f"is no status of a whole answer: {status}")
         grpc = message.abort.grpc_status if kind == "grpc_status" else None
-        abort = FaultAbort(_share(message.abort.percentage), message.abort.http_status, grpc)
+        abort = FaultAbort(_share(message.abort.percentage), status, grpc)
     return Fault(delay, abort)
 
 
-def _operations(added: Iterable[Any], removed: Iterable[str]) -> HeaderOperations:
+def _both_operations(message: Any, field: str) -> tuple[HeaderOperations, HeaderOperations]:
+    """On the request, and on the response."""
+    return (
+        _operations(
+            message.request_headers_to_add, message.request_headers_to_remove, f"{field}.request_headers_to_add"
+        ),
+        _operations(
+            message.response_headers_to_add, message.response_headers_to_remove, f"{field}.response_headers_to_add"
+        ),
+    )
+
+
+def _operations(added: Iterable[Any], removed: Iterable[str], field: str) -> HeaderOperations:
     overwriting: list[tuple[str, str]] = []
     appending: list[tuple[str, str]] = []
-    for option in added:
-        overwrites = option.append_action in (2, 3)
+    for index, option in enumerate(added):
+        overwrites = option.append_action == 2
+        if option.append_action not in (0, 2):
+            raise _Wrong(f"{field}[{index}].append_action", "must be to append or to overwrite, wherever the header is")
         if option.HasField("append"):  # the field's deprecated form
             overwrites = not option.append.value
-        (overwriting if overwrites else appending).append((option.header.key.lower(), option.header.value))
+        name, value = option.header.key.lower(), option.header.value.replace("%%", "%")
+        if not name:
+            raise _Wrong(f"{field}[{index}].header.key", "is empty")
+        if value or option.keep_empty_value:
+            (overwriting if overwrites else appending).append((name, value))
     return HeaderOperations(tuple(overwriting), tuple(appending), tuple(name.lower() for name in removed))
 
 
@@ -504,23 +680,25 @@ def _cluster(message: Any) -> Cluster:
             m.HttpProtocolOptions,
             f"typed_extension_protocol_options[{HTTP_OPTIONS}]",
         )
-    if message.HasField("transport_socket"):
+    if _is_secured(message):
         tls = _upstream_tls(message.transport_socket)
-    thresholds = message.circuit_breakers.thresholds
-    first = thresholds[0] if thresholds else None
+    # "If multiple Thresholds are defined with the same RoutingPriority, the first one in the list is used"
+    first = next((each for each in message.circuit_breakers.thresholds if each.priority == 0), None)
     budget = None
     if first is not None and first.HasField("retry_budget"):
-        given = first.retry_budget
+        given, place = first.retry_budget, "circuit_breakers.thresholds.retry_budget.budget_percent"
         budget = RetryBudget(
-            given.budget_percent.value if given.HasField("budget_percent") else 20.0,
+            _percent(given.budget_percent, place) if given.HasField("budget_percent") else 20.0,
             given.min_retry_concurrency.value if given.HasField("min_retry_concurrency") else 3,
         )
     metadata = _plain(message.metadata.filter_metadata[ISTIO]) if ISTIO in message.metadata.filter_metadata else {}
     return Cluster(
         message.name,
         kind,
-        _LB.get(message.lb_policy, LoadBalancing.LEAST_REQUEST),
-        _seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
+        _load_balancing(message),
+        _seconds(message.connect_timeout, "connect_timeout", positive=True)
+        if message.HasField("connect_timeout")
+        else 5.0,
         _limits(first, options.common_http_protocol_options),
         budget,
         _outlier(message) if message.HasField("outlier_detection") else None,
@@ -532,6 +710,25 @@ def _cluster(message: Any) -> Cluster:
     )
 
 
+def _load_balancing(message: Any) -> LoadBalancing:
+    """`load_balancing_policy` rules out `lb_policy` where it is given (Envoy, gRFC A52)."""
+    if message.HasField("load_balancing_policy"):
+        return _first_known(message.load_balancing_policy, 0)
+    return _LB.get(message.lb_policy, LoadBalancing.LEAST_REQUEST)
+
+
+def _first_known(policy: Any, depth: int) -> LoadBalancing:
+    for each in policy.policies:
+        config = each.typed_extension_config.typed_config
+        found = _EXTENSIONS.get(config.type_url)
+        if found is not None:
+            return found
+        if config.type_url == m.type_url(m.WrrLocality) and depth < _DEEPEST:
+            inner = _unpacked(config, m.WrrLocality, "load_balancing_policy").endpoint_picking_policy
+            return _first_known(inner, depth + 1)
+    return LoadBalancing.LEAST_REQUEST
+
+
 def _limits(thresholds: Any, options: Any) -> ConnectionLimits:
     def limit(name: str) -> int | None:
         if thresholds is None or not thresholds.HasField(name):
@@ -539,13 +736,17 @@ def _limits(thresholds: Any, options: Any) -> ConnectionLimits:
         value = int(getattr(thresholds, name).value)
         return None if value == UNLIMITED else value
 
+    idle = ConnectionLimits().idle_timeout
+    if options.HasField("idle_timeout"):
+        place = f"typed_extension_protocol_options[{HTTP_OPTIONS}].common_http_protocol_options.idle_timeout"
+        idle = _seconds(options.idle_timeout, place) or float(_LONGEST)  # 0 switches it off
     return ConnectionLimits(
         limit("max_connections"),
         limit("max_pending_requests"),
         limit("max_requests"),
         limit("max_retries"),
         options.max_requests_per_connection.value,
-        _seconds(options.idle_timeout) if options.HasField("idle_timeout") else ConnectionLimits().idle_timeout,
+        idle,
     )
 
 
@@ -559,48 +760,45 @@ def _outlier(message: Any) -> OutlierDetection:
         return int(getattr(outlier, name).value) if outlier.HasField(name) else otherwise
 
     def seconds(name: str, otherwise: float) -> float:
-        return _seconds(getattr(outlier, name)) if outlier.HasField(name) else otherwise
+        place = f"outlier_detection.{name}"
+        return _seconds(getattr(outlier, name), place, positive=True) if outlier.HasField(name) else otherwise
 
-    interval = seconds("interval", default.interval)
-    if interval <= 0:
-        raise _Wrong("outlier_detection.interval", "must be more than 0")
+    most = outlier.max_ejection_percent
+    if most.value > 100:
+        raise _Wrong("outlier_detection.max_ejection_percent", f"must be from 0 to 100, not {most.value}")
+    panic = _percent(message.common_lb_config.healthy_panic_threshold, "common_lb_config.healthy_panic_threshold")
     return OutlierDetection(
         count("consecutive_5xx", "enforcing_consecutive_5xx", 5, 100),
         count("consecutive_gateway_failure", "enforcing_consecutive_gateway_failure", 5, 0),
         count("consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure", 5, 100),
         outlier.split_external_local_origin_errors,
-        interval,
+        seconds("interval", default.interval),
         seconds("base_ejection_time", default.base_ejection_time),
-        outlier.max_ejection_percent.value if outlier.HasField("max_ejection_percent") else 10,
-        int(message.common_lb_config.healthy_panic_threshold.value),
+        most.value if outlier.HasField("max_ejection_percent") else 10,
+        math.ceil(panic),
     )
 
 
 def _upstream_tls(socket: Any) -> UpstreamTls:
-    field = "transport_socket.typed_config"
-    context = _unpacked(socket.typed_config, m.UpstreamTlsContext, field)
+    context = _unpacked(socket.typed_config, m.UpstreamTlsContext, "transport_socket.typed_config")
+    field = "transport_socket.typed_config.common_tls_context"
     common = context.common_tls_context
-    certificate_file = private_key_file = ""
-    if common.tls_certificates:
-        certificate_file = common.tls_certificates[0].certificate_chain.filename
-        private_key_file = common.tls_certificates[0].private_key.filename
-        if not certificate_file or not private_key_file:
-            raise _Wrong(f"{field}.common_tls_context.tls_certificates[0]", "must name files")
-    verified = common.HasField("validation_context")
-    validation = common.validation_context
-    names = tuple(each.matcher.exact for each in validation.match_typed_subject_alt_names)
-    if verified and not validation.trusted_ca.filename and not validation.HasField("system_root_certs"):
-        raise _Wrong(
-            f"{field}.common_tls_context.validation_context", "names no trusted_ca file and no system_root_certs"
-        )
+    certificate_file, private_key_file = _certificate(common, field)
+    ca_file = _trusted_ca(common, field)
+    names: list[str] = []
+    for index, each in enumerate(common.validation_context.match_typed_subject_alt_names):
+        if each.matcher.WhichOneof("match_pattern") != "exact" or not each.matcher.exact:
+            place = f"{field}.validation_context.match_typed_subject_alt_names[{index}]"
+            raise _Wrong(place, "must be exact: names are compared whole")
+        names.append(each.matcher.exact)
     return UpstreamTls(
         "MUTUAL" if certificate_file else "SIMPLE",
         context.sni,
-        () if names == (context.sni,) else names,
-        validation.trusted_ca.filename,
+        () if names == [context.sni] else tuple(names),
+        ca_file,
         certificate_file,
         private_key_file,
-        not verified,
+        not common.HasField("validation_context"),
     )
 
 
@@ -658,6 +856,7 @@ def _endpoint(message: Any, locality: Locality, priority: int, field: str) -> En
     )
 
 
+_FILTERS = {m.type_url(m.HTTPFault), m.type_url(m.Router)}
 _DECODERS: dict[str, tuple[Any, Callable[[Any], Decoded], str]] = {
     LISTENER: (m.Listener, _listener, "name"),
     ROUTE: (m.RouteConfiguration, _route_configuration, "name"),

@@ -1,5 +1,8 @@
 """How does the model look on the wire? Model values -> xDS v3 resources, in the forms that Envoy, gRPC and our own
 decode.py read alike. Equal values give equal bytes, so a version can be a hash of them.
+
+What Envoy refuses although it means something (a prefix that is empty, `/foo/` as a segment prefix) is written in
+another form of the same meaning, and comes back in that form. Everything else comes back as it was.
 """
 
 from __future__ import annotations
@@ -51,6 +54,12 @@ TLS_SOCKET = "envoy.transport_sockets.tls"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 WHOLE_PATH = "^/.*$"
 """The regular expression that stands for Rewrite.path, for which Envoy has no field."""
+SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+"""Where Envoy is told to look for the system's roots, since it can't find them itself (system_root_certs is gRPC's, A82):
+the place in Debian's, Alpine's and Envoy's own image. Where the file is missing Envoy refuses the cluster; without a
+file it would refuse every certificate's name, or check no certificate."""
+DEFAULT_PORT = "default_port"
+"""In a redirect's metadata: port_redirect stands for the scheme's default."""
 REDIRECT_CODES = {301: 0, 302: 1, 303: 2, 307: 3, 308: 4}
 _OVERWRITE, _APPEND = 2, 0
 
@@ -141,12 +150,19 @@ def _ads(source: Any) -> None:
 
 def _set_string(message: Any, match: StringMatch) -> None:
     if match.kind == "regex":
-        message.safe_regex.regex = match.value
-        return
-    if match.kind not in ("exact", "prefix", "suffix", "contains"):
+        message.safe_regex.regex = _regex(match)
+    elif match.kind not in ("exact", "prefix", "suffix", "contains"):
         raise TypeError(f"a string can't be matched by {match.kind}")
-    setattr(message, match.kind, match.value)
-    message.ignore_case = match.ignore_case
+    elif not match.value and match.kind != "exact":
+        message.safe_regex.regex = ".*"  # Envoy wants at least one character in all but exact
+    else:
+        setattr(message, match.kind, match.value)
+        message.ignore_case = match.ignore_case
+
+
+def _regex(match: StringMatch) -> str:
+    """Envoy's ignore_case and case_sensitive don't concern regular expressions; RE2 has a flag for it."""
+    return f"(?i){match.value}" if match.ignore_case else match.value
 
 
 # Listeners
@@ -236,8 +252,13 @@ def _add_route(host: Any, route: Route) -> None:
     if route.fault is not None:
         message.typed_per_filter_config[FAULT_FILTER].CopyFrom(m.pack(_fault(route.fault)))
     _set_operations(message, route.request_headers, route.response_headers)
+    notes: dict[str, Any] = {}
     if route.origin:
-        message.metadata.filter_metadata[OWN].update({"origin": route.origin})
+        notes["origin"] = route.origin
+    if isinstance(action, Redirect) and action.port == -1:
+        notes[DEFAULT_PORT] = True
+    if notes:
+        message.metadata.filter_metadata[OWN].update(notes)
 
 
 def _set_match(message: Any, match: RouteMatch) -> None:
@@ -249,12 +270,16 @@ def _set_match(message: Any, match: RouteMatch) -> None:
     elif path.kind == "prefix":
         message.prefix = path.value
     elif path.kind == "path-prefix":
-        message.path_separated_prefix = path.value
+        stem = path.value.rstrip("/")  # "must not end in /" (route_components.proto)
+        if stem:
+            message.path_separated_prefix = stem
+        else:
+            message.prefix = "/"
     elif path.kind == "regex":
-        message.safe_regex.regex = path.value
+        message.safe_regex.regex = _regex(path)
     else:
         raise TypeError(f"a path can't be matched by {path.kind}")
-    if path is not None and path.ignore_case:
+    if path is not None and path.ignore_case and path.kind != "regex":
         message.case_sensitive.value = False
     for name, string in ((":method", match.method), (":scheme", match.scheme), (":authority", match.authority)):
         if string is not None:
@@ -338,7 +363,8 @@ def _set_redirect(message: Any, redirect: Redirect) -> None:
         message.host_redirect = redirect.authority
     if redirect.port > 0:
         message.port_redirect = redirect.port
-    elif redirect.port == -1:
+    elif redirect.port == -1 and redirect.scheme is not None:
+        # Where the scheme stays, Envoy keeps the port: it has no field for "the default of either".
         message.port_redirect = 443 if redirect.scheme == "https" else 80
     if redirect.path is not None:
         message.path_redirect = redirect.path
@@ -375,7 +401,8 @@ def _set_operations(message: Any, request: HeaderOperations, response: HeaderOpe
         for pairs, action in ((operations.set, _OVERWRITE), (operations.add, _APPEND)):
             for name, value in pairs:
                 option = added.add(append_action=action, keep_empty_value=True)
-                option.header.key, option.header.value = name, value
+                # Envoy reads %NAME% as a command; here a value is what it says.
+                option.header.key, option.header.value = name, value.replace("%", "%%")
 
 
 # Clusters and endpoints
@@ -385,6 +412,8 @@ def _cluster(cluster: Cluster) -> Any:
     message = m.Cluster(name=cluster.name, type=_TYPES[cluster.type])
     original = cluster.type is ClusterType.ORIGINAL_DST
     message.lb_policy = _CLUSTER_PROVIDED if original else _LB[cluster.load_balancing]
+    if cluster.load_balancing is LoadBalancing.LEAST_REQUEST and not original:
+        _set_least_request(message.load_balancing_policy)
     _set_seconds(message.connect_timeout, cluster.connect_timeout)
     if cluster.type is ClusterType.EDS:
         _ads(message.eds_cluster_config.eds_config)
@@ -408,6 +437,26 @@ def _cluster(cluster: Cluster) -> Any:
         metadata["subset"] = cluster.subset
     if metadata:
         message.metadata.filter_metadata[ISTIO].update(metadata)
+    return message
+
+
+def _set_least_request(policy: Any) -> None:
+    """Whoever reads this takes the first policy it knows: Envoy and we the first, gRPC the second (gRFC A52). In the
+    older `lb_policy` it would find none, and C-core would refuse the cluster."""
+    for name, config in (("envoy.load_balancing_policies.least_request", m.LeastRequest()), (_WRR, _wrr_locality())):
+        extension = policy.policies.add().typed_extension_config
+        extension.name = name
+        extension.typed_config.CopyFrom(m.pack(config))
+
+
+_WRR = "envoy.load_balancing_policies.wrr_locality"
+
+
+def _wrr_locality() -> Any:
+    message = m.WrrLocality()
+    extension = message.endpoint_picking_policy.policies.add().typed_extension_config
+    extension.name = "envoy.load_balancing_policies.round_robin"
+    extension.typed_config.CopyFrom(m.pack(m.RoundRobin()))
     return message
 
 
@@ -491,6 +540,7 @@ def _upstream_tls(tls: UpstreamTls) -> Any:
         if tls.ca_file:
             validation.trusted_ca.filename = tls.ca_file
         else:
+            validation.trusted_ca.filename = SYSTEM_ROOTS
             validation.system_root_certs.SetInParent()
         names = tls.subject_alt_names or ((tls.sni,) if tls.sni else ())
         for name in names:
@@ -512,8 +562,10 @@ def _assignment(name: str, endpoints: Iterable[Endpoint], assignment: LoadAssign
         for endpoint in members:
             total += endpoint.weight
             _add_endpoint(group, endpoint)
-        # gRPC leaves out a locality without a weight (gRFC A27).
-        group.load_balancing_weight.value = weights.get((priority, locality), total)
+        # Without a weight a locality gets no load, and that is what 0 means; Envoy wants at least 1 (gRFC A27).
+        weight = weights.get((priority, locality), total)
+        if weight:
+            group.load_balancing_weight.value = weight
     return message
 
 

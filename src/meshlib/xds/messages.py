@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 _POOL = descriptor_pool.DescriptorPool()
 _SET = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "descriptors.binpb").read_bytes())
 for _file in _SET.file:
-    _POOL.Add(_file) if hasattr(_POOL, "Add") else _POOL.AddSerializedFile(_file.SerializeToString())
+    _POOL.AddSerializedFile(_file.SerializeToString())
 
 ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
@@ -59,6 +59,11 @@ HTTPFault = message_class("envoy.extensions.filters.http.fault.v3.HTTPFault")
 UpstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")
 DownstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext")
 HttpProtocolOptions = message_class("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+_BALANCING = "envoy.extensions.load_balancing_policies."
+LeastRequest = message_class(_BALANCING + "least_request.v3.LeastRequest")
+RoundRobin = message_class(_BALANCING + "round_robin.v3.RoundRobin")
+Random = message_class(_BALANCING + "random.v3.Random")
+WrrLocality = message_class(_BALANCING + "wrr_locality.v3.WrrLocality")
 PreviousHostsPredicate = message_class("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
 PreviousPrioritiesConfig = message_class(
     "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
