@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from gateways import everything_to, gateway, raw
 
-from meshlib.gateway.headers import normalized
+from meshlib.gateway.headers import for_logs, normalized
 from meshlib.gateway.limits import Limits
 from peers import Answer, Peer
 
@@ -251,3 +251,8 @@ async def test_an_upgrade_that_is_not_websocket_is_ignored() -> None:
 )
 def test_paths_are_normalized_as_by_istio(path: str, wanted: str) -> None:
     assert normalized(path) == wanted
+
+
+def test_a_client_cannot_write_lines_of_its_own_into_our_log() -> None:
+    """An escaped line break or a terminal's escape sequence stays visible text; the query stays out."""
+    assert for_logs("/a%0aERROR%0d%1b[2J%c3%a9?secret=1") == r"/a\nERROR\r\x1b[2J\xe9"

@@ -171,6 +171,20 @@ async def test_a_passed_deadline_is_answered_without_the_work() -> None:
     assert sent[1]["body"] == b"upstream request timeout"
 
 
+async def test_a_path_cannot_write_lines_of_its_own_into_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    """ASGI's path is percent-decoded; a line break in it stays visible text."""
+    clock = Clock()
+    inner = MeshASGI(answer_ok, clock=clock)
+
+    async def slow_outer(scope: Any, receive: Any, send: Any) -> None:
+        clock.now += 1.5
+        await inner({**scope, "path": "/a\nERROR"}, receive, send)
+
+    with caplog.at_level("INFO", "meshlib.inbound"):
+        await MeshASGI(slow_outer, clock=clock)(http_scope(DEADLINE), nothing_to_receive, Sent())
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
+
+
 async def test_the_deadline_is_lifted_before_the_last_chunk_leaves() -> None:
     """A server may begin the connection's next request while it sends that one."""
     seen: list[float | None] = []

@@ -250,3 +250,17 @@ def test_a_name_that_cannot_be_forwarded_is_refused_at_once() -> None:
     """Where the application is wrapped, not with the first request."""
     with pytest.raises(SettingsError, match="'content-length' belongs to one message"):
         MeshWSGI(answer_ok, forward_headers=["content-length"])
+
+
+def test_a_path_cannot_write_lines_of_its_own_into_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    """PATH_INFO is percent-decoded; a line break in it stays visible text."""
+    clock = Clock()
+    inner = MeshWSGI(answer_ok, clock=clock)
+
+    def slow_outer(environ: Any, start_response: Any) -> Any:
+        clock.now += 1.5
+        return inner(environ | {"PATH_INFO": "/a\nERROR"}, start_response)
+
+    with caplog.at_level("INFO", "meshlib.inbound"):
+        MeshWSGI(slow_outer, clock=clock)(environ(**{DEADLINE: "1000"}), Started())
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]

@@ -138,4 +138,4 @@ def normalized(path: str) -> str:
 
 def for_logs(path: str) -> str:
     """A path without its query, which may hold secrets, and without control characters."""
-    return unquote(path.partition("?")[0]).encode("ascii", "backslashreplace").decode("ascii")[:200]
+    return unquote(path.partition("?")[0]).encode("unicode_escape").decode("ascii")[:200]

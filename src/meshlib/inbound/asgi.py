@@ -129,7 +129,7 @@ def _reset(token: Token[Carried | None]) -> None:
 
 
 async def _answer_too_late(scope: Scope, send: Send) -> None:
-    _log.info("%s %s: not started, the caller's deadline has passed", scope["method"], scope["path"])
+    _log.info("%s %r: not started, the caller's deadline has passed", scope["method"], scope["path"])
     length = str(len(TOO_LATE)).encode("ascii")
     headers = [(b"content-type", b"text/plain"), (b"content-length", length)]
     await send({"type": "http.response.start", "status": 504, "headers": headers})

@@ -115,7 +115,7 @@ def _environ_key(name: bytes) -> str:
 
 def _answer_too_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-    _log.info("%s %s: not started, the caller's deadline has passed", method, path)
+    _log.info("%s %r: not started, the caller's deadline has passed", method, path)
     headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(TOO_LATE)))]
     start_response("504 Gateway Timeout", headers)
     return [TOO_LATE]
