@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,11 +145,13 @@ class Watching:
                 self.seen.append(contents)
                 self._changed.notify_all()
 
-    def until(self, wanted: list[str], timeout: float = 10.0) -> float:
-        """Seconds until these names are in force."""
+    def until(self, wanted: list[str], holds: Callable[[Contents], bool] = lambda _: True) -> float:
+        """Seconds until these names are in force, and what else `holds` asks for."""
         began = time.monotonic()
         with self._changed:
-            assert self._changed.wait_for(lambda: bool(self.seen) and names(self.seen[-1]) == wanted, timeout)
+            assert self._changed.wait_for(
+                lambda: bool(self.seen) and names(self.seen[-1]) == wanted and holds(self.seen[-1]), timeout=10
+            )
         return time.monotonic() - began
 
     def stop(self) -> None:
@@ -217,3 +219,76 @@ def test_a_folder_that_comes_back_is_watched_again(tmp_path: Path) -> None:
     (tmp_path / "away").rename(config)
     watching.until(["a", "b"])
     watching.stop()
+
+
+def test_an_edit_in_the_same_tick_of_the_clock_is_not_lost(tmp_path: Path) -> None:
+    """Same size, same inode, same time stamp: 80 % made 90 % just after the file was read."""
+    file = tmp_path / "a.yaml"
+    now = 1_000_000.0
+    folder = Folder([tmp_path], clock=lambda: now)
+    write(file, service("a", 80))
+    os.utime(file, (now, now))
+    assert ports(folder.read()) == [80]
+    write(file, service("a", 90))
+    os.utime(file, (now, now))
+    now += 1
+    assert ports(folder.read()) == [90]
+
+
+def test_a_file_moved_aside_and_written_anew_is_never_gone(watching: Watching, tmp_path: Path) -> None:
+    """vim with `backupcopy=no`: between the two there is no file of that name."""
+    watching.until(["a"])
+    for name in ("b", "c", "d", "e"):
+        (tmp_path / "a.yaml").rename(tmp_path / "a.yaml~")
+        time.sleep(0.01)  # the gap that this is about
+        (tmp_path / "a.yaml").write_text(service(name))
+        assert watching.until([name]) < 1
+    assert [names(contents) for contents in watching.seen] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+
+
+def test_editors_own_files_are_not_read(tmp_path: Path) -> None:
+    """Swap files, backups, locks and half-written copies of vim, emacs, JetBrains and sed."""
+    for name in (
+        ".a.yaml.swp",
+        "a.yaml~",
+        "#a.yaml#",
+        ".#a.yaml",
+        "4913",
+        "a.yaml___jb_tmp___",
+        "sedXyz",
+        "a.yaml.bak",
+    ):
+        write(tmp_path / name, service("odd"))
+    write(tmp_path / "a.yaml", service("a"))
+    assert names(Folder([tmp_path]).read()) == ["a"]
+
+
+def test_a_config_map_mount_is_swapped_whole(tmp_path: Path) -> None:
+    """Kubernetes writes a hidden folder and lets the link `..data` point to it, all files at once."""
+
+    def publish(number: int, *services: str) -> None:
+        (tmp_path / f"..{number}").mkdir()
+        for each in services:
+            write(tmp_path / f"..{number}" / f"{each}.yaml", service(each, number))
+        (tmp_path / "..data_tmp").symlink_to(f"..{number}")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    publish(1, "a", "b")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").symlink_to(f"..data/{name}.yaml")
+    watching = Watching(Folder([tmp_path]))
+    watching.until(["a", "b"])
+    publish(2, "a", "b")
+    assert watching.until(["a", "b"], lambda contents: ports(contents) == [2, 2]) < 1
+    watching.stop()
+    assert [ports(contents) for contents in watching.seen] == [[1, 1], [2, 2]]
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    """It has no blocks on the disk, but would have in memory."""
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    write(tmp_path / "a.yaml", service("a"))
+    contents = Folder([tmp_path]).read()
+    assert names(contents) == ["a"]
+    assert str(contents.problems[0]) == f"{tmp_path}/huge.yaml: can't be read: File too large"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -268,3 +271,113 @@ def test_no_shape_raises(spec: object, kind: str) -> None:
     whole = {"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": spec}
     parsed = parse_text(yaml.safe_dump(whole), "f.yaml")
     assert len(parsed.objects) + len(parsed.problems) == 1
+
+
+LABEL = st.text(alphabet="0123456789abcdefonyexs.-_~:#'\"{}[]<>=!&*|@%\n\x85\u2028é ", max_size=12)
+
+
+@given(st.dictionaries(LABEL, LABEL, max_size=5))
+def test_labels_written_out_read_the_same(labels: dict[str, str]) -> None:
+    """Not only to us: `12e4567` is a number to Kubernetes, and `on` to PyYAML."""
+    text = json.dumps(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"selector": labels}},
+        ensure_ascii=True,
+    )
+    (read,) = parse_text(text, "f.yaml").objects
+    written = dump_yaml(read)
+    (again,) = parse_text(written, "f.yaml").objects
+    assert again.same_content(read)
+    assert yaml.safe_load(written)["spec"]["selector"] == labels
+
+
+def test_text_of_many_lines_stays_readable() -> None:
+    """As a block, the way people write it."""
+    (read,) = parse_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {mesh: 'a\n\n  b\n\n'}\n", "f"
+    ).objects
+    assert dump_yaml(read).endswith("data:\n  mesh: |\n    a\n    b\n") or "mesh:" in dump_yaml(read)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field", "reason"),
+    [
+        (f"{PREFIX}kind: Gateway\nmetadata: {{name: g}}\nsepc: {{}}\n", 4, "sepc", "there is no such field"),
+        (
+            f"{PREFIX}kind: Gateway\nmetadata:\n  name: g\n  labls: {{}}\n",
+            5,
+            "metadata.labls",
+            "there is no such field",
+        ),
+        (f"{PREFIX}kind: Gatway\nmetadata: {{name: g}}\n", 2, "kind", "networking.istio.io has no kind 'Gatway'"),
+        (
+            "apiVersion: v1\nkind: VirtualService\nmetadata: {name: g}\n",
+            1,
+            "apiVersion",
+            "'v1' has no kind VirtualService; networking.istio.io/v1 has",
+        ),
+        ("apiVersion: v1\nkind: List\nitems: {a: b}\n", 3, "items", "must be a list, not dict"),
+        ("apiVersion: v1\nkind: Service\nmetadata: [name]\n", 3, "metadata", "must be a mapping, not a list"),
+        (
+            entry("{hosts: [a.com], addresses: [here], ports: [{number: 80, name: http}]}"),
+            4,
+            "spec.addresses[0]",
+            "must be an IP address or a CIDR: 'here'",
+        ),
+        (
+            rule(f"match: [{{headers: {{a: {{exact: b}}, end-user: {{exakt: b}}}}}}], {TO_A}"),
+            0,
+            "spec.http[0].match[0].headers.end-user.exakt",
+            "there is no such field",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  selector:\n    a: b\n    version: 1.5\n",
+            7,
+            "spec.selector.version",
+            "must be text, not a number",
+        ),
+        (
+            gateway(
+                "hosts: ['*'], port: {number: 443, name: s, protocol: HTTPS}, tls: {mode: MUTUAL, privateKey: /k, "
+                "serverCertificate: /c, caCertificates: /ca, subjectAltNames: [a]}"
+            ),
+            0,
+            "spec.servers[0].tls.subjectAltNames",
+            "is not checked yet, so this is refused",
+        ),
+    ],
+)
+def test_what_was_once_passed_over_in_silence(text: str, line: int, field: str, reason: str) -> None:
+    """A slip of the pen takes no effect away unnoticed. line: 0 where it says nothing."""
+    parsed = parse_text(text, "f.yaml")
+    assert parsed.objects == ()
+    (problem,) = parsed.problems
+    assert (problem.field, problem.reason) == (field, reason)
+    assert not line or problem.source == f"f.yaml:{line}"
+
+
+def test_a_list_of_hundreds_is_read_in_time() -> None:
+    """`kubectl get services -A -o yaml`; 400 objects once took 17 s."""
+    item = "- apiVersion: v1\n  kind: Service\n  metadata: {{name: s{0}}}\n  spec: {{ports: [{{port: 80}}]}}\n"
+    text = "apiVersion: v1\nkind: List\nitems:\n" + "".join(item.format(number) for number in range(2000))
+    began = time.monotonic()
+    parsed = parse_text(text, "f.yaml")
+    assert time.monotonic() - began < 10
+    assert [each.source for each in parsed.objects[:2]] == ["f.yaml:4", "f.yaml:8"]
+    assert len(parsed.objects) == 2000
+
+
+def test_too_much_text_is_refused_unread() -> None:
+    """A file of that size is no configuration."""
+    (problem,) = parse_text("a: 1\n" * 4_000_000, "f.yaml").problems
+    assert str(problem) == "f.yaml: more than 16777216 characters"
+
+
+def test_kubernetes_kinds_may_have_fields_that_nobody_here_knows() -> None:
+    """Real manifests are full of them; kinds that mean nothing to a mesh are passed over."""
+    text = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, x: y}\nspec: {ports: [{port: 80, nodePort: 30000}], foo: 1}\n"
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n"
+        "---\napiVersion: batch/v1\nkind: CronJob\nmetadata: {name: n}\nspec: {x: 1}\n"
+    )
+    parsed = parse_text(text, "f.yaml")
+    assert (len(parsed.objects), parsed.problems, parsed.warnings) == (3, (), ())

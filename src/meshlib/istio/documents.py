@@ -90,7 +90,7 @@ class _Frame:
     def __init__(self, value: dict[str, Any] | list[Any], anchor: str | None) -> None:
         self.value, self.anchor = value, anchor
         self.key: str | None = None
-        self.merges: list[Any] = []
+        self.merges: list[dict[str, Any]] = []
         self.is_merge = False
         self.size = 1
         self.depth = 1
@@ -127,7 +127,7 @@ class _Builder:
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             frame = self._stack.pop()
             if isinstance(frame.value, dict):
-                self._merge(frame, event)
+                _merge(frame)
             self._add(frame.value, event, frame.anchor, frame.size, frame.depth)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
@@ -160,7 +160,10 @@ class _Builder:
             frame.key = self._key(frame, value, event)
         else:
             if frame.is_merge:
-                frame.merges.extend(value if isinstance(value, list) else [value])
+                merged = value if isinstance(value, list) else [value]
+                if not all(isinstance(each, dict) for each in merged):
+                    raise self._wrong(event, "<< must name a mapping")
+                frame.merges.extend(merged)
             else:
                 frame.value[frame.key] = value
             frame.key = None
@@ -174,16 +177,15 @@ class _Builder:
             raise self._wrong(event, f"the key {key!r} stands here twice")
         return key
 
-    def _merge(self, frame: _Frame, event: Any) -> None:
-        assert isinstance(frame.value, dict)
-        for merged in frame.merges:
-            if not isinstance(merged, dict):
-                raise self._wrong(event, "<< must name a mapping")
-            for key, value in merged.items():
-                frame.value.setdefault(key, value)
-
     def _wrong(self, event: Any, reason: str) -> InvalidYaml:
         return InvalidYaml(self._document.first_line + _mark_line(event) + 1, reason)
+
+
+def _merge(frame: _Frame) -> None:
+    assert isinstance(frame.value, dict)
+    for merged in frame.merges:
+        for key, value in merged.items():
+            frame.value.setdefault(key, value)
 
 
 def _scalar(event: Any, wrong: Any) -> Any:

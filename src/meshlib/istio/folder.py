@@ -3,12 +3,15 @@
 - An edit that makes an object unusable is a problem, and the object's last good form stays in force. If the file is no
   YAML any more, nobody can say which objects were meant, so all of them stay.
 - An object that is taken out of a file, with its file or without, is gone.
-- A file is read once it has been left alone for a moment: an editor that empties it first must not empty the mesh.
+- A file is read once it has been left alone for a moment, and gone once it has been away for one: an editor that
+  empties it first, or moves it aside to write a new one, must not empty the mesh.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +21,7 @@ from pathlib import Path
 import watchfiles
 
 from meshlib.errors import ConfigurationError
-from meshlib.istio.parse import Parsed, parse_text
+from meshlib.istio.parse import MAX_TEXT, Parsed, parse_text
 from meshlib.istio.problems import ConfigurationWarning, in_order
 from meshlib.istio.resources import Object
 
@@ -41,14 +44,17 @@ class Contents:
 
 
 Signature = tuple[int, int, int]
+UNSURE: Signature = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """signature: of the text that `parsed` is from. parsed: with the last good forms in it."""
+    """signature: of the text that `parsed` is from, UNSURE if that may have changed since without a trace. parsed: with
+    the last good forms in it. missed: when it was first looked for and not there."""
 
     signature: Signature
     parsed: Parsed
+    missed: float | None = None
 
 
 class Folder:
@@ -66,6 +72,9 @@ class Folder:
 
     def read(self) -> Contents:
         """What is there now. Only files that have changed are read again. Raises nothing."""
+        return self._look(patient=False)
+
+    def _look(self, *, patient: bool) -> Contents:
         files: dict[Path, _File] = {}
         missing: list[ConfigurationError] = []
         self._is_unsettled = False
@@ -79,8 +88,18 @@ class Folder:
             for file in found:
                 if file not in files:
                     files[file] = self._read(file)
+        if patient:
+            files.update(self._just_gone(files))
         self._files = files
         return _together([files[path].parsed for path in sorted(files)], missing)
+
+    def _just_gone(self, there: Mapping[Path, _File]) -> Iterator[tuple[Path, _File]]:
+        now = time.monotonic()
+        for path, file in self._files.items():
+            missed = now if file.missed is None else file.missed
+            if path not in there and now - missed < SETTLE:
+                self._is_unsettled = True
+                yield path, replace(file, missed=missed)
 
     def watch(self, stop: threading.Event) -> Iterator[Contents]:
         """What is there now, and again after each change, until `stop`. Blocks between them."""
@@ -90,7 +109,7 @@ class Folder:
             self._wait(stop)
             if stop.is_set():
                 return
-            found = self.read()
+            found = self._look(patient=True)
             if found != known or any(a.raw != b.raw for a, b in zip(found.objects, known.objects, strict=True)):
                 known = found
                 yield known
@@ -129,15 +148,20 @@ class Folder:
             status = path.stat()
             signature = (status.st_mtime_ns, status.st_size, status.st_ino)
             if old is not None and old.signature == signature:
-                return old
-            if old is not None and 0 <= self._clock() - status.st_mtime < SETTLE:
+                return replace(old, missed=None)
+            if 0 <= self._clock() - status.st_mtime < SETTLE:
                 self._is_unsettled = True
-                return old
+                if old is not None and old.signature != UNSURE:
+                    return replace(old, missed=None)
+                # A file system's clock ticks every few milliseconds: another write may leave the same signature.
+                signature = UNSURE
+            if status.st_size > 4 * MAX_TEXT:  # so many bytes are more characters than parse_text takes
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = f"can't be read: {error.strerror}" if isinstance(error, OSError) else f"is not UTF-8: {error}"
             unreadable = ConfigurationError(str(path), "", "", reason)
-            return _File((0, 0, 0), _with_last_good(Parsed((), (unreadable,)), old))
+            return _File(UNSURE, _with_last_good(Parsed((), (unreadable,)), old))
         return _File(signature, _with_last_good(parse_text(text, str(path)), old))
 
     def __repr__(self) -> str:
