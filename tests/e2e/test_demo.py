@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 NETWORKING = ROOT / "examples" / "bookinfo" / "networking"
-TUTORIAL = ROOT / "docs" / "tutorial" / "bookinfo.md"
 MESHCTL = (sys.executable, "-m", "meshlib.cli")
 NO_REVIEWS = "Sorry, product reviews are currently unavailable for this book."
 
@@ -117,17 +115,13 @@ def stars(page: httpx.Response) -> str:
 
 
 class Checks:
-    """What the tutorial says one will see: the words of its comments, and what they mean."""
+    """What one sees on the page. (The tutorial has a test of its own, tests/docs.)"""
 
     def __init__(self, demo: Demo) -> None:
-        self.anybody, self.jason = demo.browser("somebody"), demo.browser("jason")
+        self.anybody = demo.browser("somebody")
 
     def many(self, count: int = 8) -> list[str]:
         return [stars(self.anybody.get("/productpage")) for _ in range(count)]
-
-    def timed(self, browser: httpx.Client) -> tuple[str, float]:
-        began = time.monotonic()
-        return stars(browser.get("/productpage")), time.monotonic() - began
 
     def settled(self, wanted: str, browser: httpx.Client) -> None:
         """A change is live within a second; no page after that shows anything else."""
@@ -136,74 +130,14 @@ class Checks:
             assert time.monotonic() < deadline, f"no page with {wanted} stars within a second"
         assert {stars(browser.get("/productpage")) for _ in range(8)} == {wanted}
 
-    def all_versions_appear(self) -> None:
-        assert set(self.many(30)) == {"none", "black", "red"}
-
     def no_stars(self) -> None:
         self.settled("none", self.anybody)
-
-    def others_have_no_stars(self) -> None:
-        self.settled("none", self.anybody)
-
-    def jason_has_black_stars(self) -> None:
-        self.settled("black", self.jason)
-
-    def jason_gets_no_reviews_after_6_seconds(self) -> None:
-        self._slow(self.jason, 6.0)
-
-    def jason_gets_no_ratings(self) -> None:
-        self.settled("no ratings", self.jason)
-
-    def half_have_red_stars(self) -> None:
-        time.sleep(1.0)  # both answers were possible before too: no page can tell that the change is live
-        seen = self.many(60)
-        assert set(seen) == {"none", "red"}
-        # 60 pages, p = 1/2: outside 12..48 once in a million runs.
-        assert 12 <= seen.count("red") <= 48
 
     def red_stars(self) -> None:
         self.settled("red", self.anybody)
 
-    def no_reviews_after_1_second(self) -> None:
-        self._slow(self.anybody, 1.0)
-
-    def _slow(self, browser: httpx.Client, seconds: float) -> None:
-        deadline = time.monotonic() + 1.0
-        while (found := self.timed(browser))[0] != "no reviews":
-            assert time.monotonic() < deadline, found
-        assert seconds <= found[1] < seconds + 1.5
-
     def page_works(self) -> None:
         assert "no reviews" not in self.many()
-
-
-def steps(tutorial: str) -> list[tuple[str, str]]:
-    """`meshctl` commands with what they print, and checks, in the order of the text."""
-    found = []
-    for match in re.finditer(r"```console\n(.*?)```|<!-- check: (.*?) -->", tutorial, re.DOTALL):
-        if match[2]:
-            found.append(("check", match[2]))
-            continue
-        for command in re.split(r"^\$ ", match[1], flags=re.MULTILINE)[1:]:
-            if command.startswith("meshctl "):
-                found.append(("run", command))
-    return found
-
-
-def test_the_tutorial_works_line_by_line(demo: Demo) -> None:
-    """Every command of docs/tutorial/bookinfo.md prints what the text says, and the page shows what it says."""
-    checks = Checks(demo)
-    script = steps(TUTORIAL.read_text())
-    assert len(script) > 20
-    for kind, text in script:
-        if kind == "check":
-            getattr(checks, text.replace(" ", "_"))()
-            continue
-        command, _, printed = text.partition("\n")
-        result = demo.meshctl(*shlex.split(command)[1:])
-        assert result.returncode == 0, (command, result.stderr)
-        if printed:
-            assert result.stdout == printed, command
 
 
 def test_everybody_is_connected_and_in_sync(demo: Demo) -> None:
@@ -254,7 +188,6 @@ def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
 
 def test_edits_fail_no_request_in_flight(demo: Demo) -> None:
     """Ten of them, under load."""
-    demo.meshctl("apply", "-f", "destination-rule-all.yaml")  # the tutorial has left details with one connection
     load = Load(demo)
     for name in ("all-v1", "reviews-v3", "reviews-test-v2", "reviews-90-10", "reviews-v2-v3") * 2:
         assert demo.meshctl("apply", "-f", f"virtual-service-{name}.yaml").returncode == 0
@@ -327,7 +260,8 @@ def test_ctrl_c_leaves_no_process(demo: Demo) -> None:
     assert all(is_alive(pid) for pid in pids.values())
     assert demo.stop() == 0
     assert not any(is_alive(pid) for pid in pids.values())
-    assert "no control plane is running" in demo.meshctl("get").stderr
+    admin = demo.line(r"admin (http://\S+);")[1]  # by name, since somebody else's demo may be running
+    assert f"no control plane is running at {admin}" in demo.meshctl("get", "--control-plane", admin).stderr
 
 
 def is_alive(group: int) -> bool:
