@@ -212,9 +212,8 @@ def _object(
 
 
 def _told(value: Any) -> str:
-    return {list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}.get(
-        type(value), type(value).__name__
-    )
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+    return names.get(type(value), "nothing")
 
 
 def _without_nulls(value: Any) -> Any:
