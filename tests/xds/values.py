@@ -1,4 +1,5 @@
-"""Any value of the model that can be configured, for properties."""
+"""Any value of the model that can be configured, for properties: of those that mean the same, the one that Envoy has a
+form for, so that a real Envoy must accept every one."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ shares = st.integers(1, 1_000_000)
 counts = st.integers(1, 10_000)
 optional_counts = st.none() | st.integers(0, 10_000)
 
-plain_strings = st.builds(
-    md.StringMatch, st.sampled_from(["exact", "prefix", "suffix", "contains"]), texts, st.booleans()
+some_text = texts.filter(bool)
+plain_strings = st.builds(md.StringMatch, st.just("exact"), texts, st.booleans()) | st.builds(
+    md.StringMatch, st.sampled_from(["prefix", "suffix", "contains"]), some_text, st.booleans()
 )
 strings = plain_strings | st.builds(md.StringMatch, st.just("regex"), st.sampled_from(["a+", "v[0-9]", ".*"]))
 present = st.just(md.StringMatch("present"))
@@ -23,7 +25,7 @@ paths = st.one_of(
     st.none(),
     st.builds(md.StringMatch, st.just("exact"), texts.map("/".__add__), st.booleans()),
     st.builds(md.StringMatch, st.just("prefix"), texts.map("/p".__add__), st.booleans()),
-    st.builds(md.StringMatch, st.just("path-prefix"), texts.map("/p".__add__), st.booleans()),
+    st.builds(md.StringMatch, st.just("path-prefix"), names.map("/p".__add__), st.booleans()),
     st.builds(md.StringMatch, st.just("regex"), st.just("/v[0-9]+")),
 )
 matches = st.builds(
@@ -38,6 +40,7 @@ matches = st.builds(
 pairs = st.lists(st.tuples(headers, texts), max_size=2).map(tuple)
 operations = st.builds(md.HeaderOperations, pairs, pairs, st.lists(headers, max_size=2).map(tuple))
 weighted = st.builds(md.WeightedCluster, names, counts, operations, operations, st.none() | names)
+new_paths = texts.map("/".__add__)
 rewrites = st.one_of(
     st.none(),
     st.builds(md.Rewrite, prefix=texts.map("/".__add__), authority=st.none() | names),
@@ -45,14 +48,16 @@ rewrites = st.one_of(
     st.builds(md.Rewrite, regex=st.just("^/(.*)$"), substitution=st.just(r"/x/\1"), authority=st.none() | names),
     st.builds(md.Rewrite, authority=names),
 )
+back_offs = st.tuples(seconds, st.integers(1, 20)).map(lambda pair: (pair[0], round(pair[0] * pair[1], 3)))
 retries = st.builds(
-    md.RetryPolicy,
+    lambda attempts, on, codes, per_try, back_off, *others: md.RetryPolicy(
+        attempts, on, codes, per_try, *back_off, *others
+    ),
     counts,
     st.frozensets(st.sampled_from(["5xx", "reset", "connect-failure", "unavailable"])),
     st.frozensets(st.integers(400, 599)),
     st.none() | seconds,
-    seconds,
-    seconds,
+    back_offs,
     st.integers(0, 20),
     st.booleans(),
 )
@@ -65,12 +70,12 @@ forwards = st.builds(
     st.lists(st.builds(md.Mirror, names, shares, st.booleans()), max_size=2).map(tuple),
 )
 redirects = st.builds(
-    md.Redirect,
-    st.sampled_from([301, 302, 303, 307, 308]),
-    st.none() | st.sampled_from(["http", "https"]),
-    st.none() | names,
-    st.integers(0, 65535),
-    st.none() | texts.map("/".__add__),
+    lambda path, **others: md.Redirect(**{**others, **path}),
+    path=st.just({}) | st.fixed_dictionaries({"path": new_paths}) | st.fixed_dictionaries({"prefix": new_paths}),
+    status=st.sampled_from([301, 302, 303, 307, 308]),
+    scheme=st.none() | st.sampled_from(["http", "https"]),
+    authority=st.none() | names,
+    port=st.integers(-1, 65535),
 )
 direct = st.builds(md.DirectResponse, st.integers(200, 599), st.binary(max_size=20))
 faults = st.builds(
@@ -121,7 +126,22 @@ endpoints = st.builds(
     names,
 )
 sorted_endpoints = st.lists(endpoints, max_size=5, unique=True).map(lambda found: tuple(sorted(found)))
-assignments = st.builds(md.LoadAssignment, names, sorted_endpoints)
+
+
+@st.composite
+def load_assignments(draw: st.DrawFn) -> md.LoadAssignment:
+    """With weights of their own for all localities, or for none; never just the sum of their endpoints' weights."""
+    found = draw(sorted_endpoints)
+    weights: list[md.LocalityWeight] = []
+    if found and draw(st.booleans()):
+        for priority, locality in sorted({(each.priority, each.locality) for each in found}):
+            weights.append(md.LocalityWeight(locality, priority, draw(st.integers(501, 1000))))
+    return md.LoadAssignment(draw(names), found, tuple(weights))
+
+
+assignments = load_assignments()
+
+
 limits = st.builds(
     md.ConnectionLimits,
     optional_counts,

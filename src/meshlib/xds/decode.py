@@ -205,10 +205,11 @@ def _percent(message: Any, field: str) -> float:
 
 def _closed(message: Any, field: str, *passed_over: int) -> None:
     """Refuse what is not known in a message that restricts."""
-    for unknown in UnknownFieldSet(message):
-        if unknown.field_number not in passed_over:
-            name = message.DESCRIPTOR.full_name
-            raise _Wrong(field, f"has field {unknown.field_number} of {name}, which is not understood here")
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        number = unknown[index].field_number
+        if number not in passed_over:
+            raise _Wrong(field, f"has field {number} of {message.DESCRIPTOR.full_name}, which is not understood here")
 
 
 def _locality(message: Any) -> Locality:
