@@ -9,6 +9,7 @@ check of a certificate, a filter that may turn a call away. Without it more woul
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -128,6 +129,8 @@ def decode_node(message: Any) -> Node:
     parts = message.id.split("~")
     if not message.id:
         raise InvalidResource("envoy.config.core.v3.Node", "", "id", "is empty")
+    if not message.id.isprintable():  # it stands in logs and on terminals
+        raise InvalidResource("envoy.config.core.v3.Node", "", "id", "holds what can't be printed")
     kind = NodeKind.ROUTER if parts[0] in ("router", "ingress") else NodeKind.SIDECAR
     if len(parts) != 4 and message.user_agent_name == "envoy":
         kind = NodeKind.ROUTER  # an Envoy that nobody configured as a sidecar stands at the edge
@@ -195,6 +198,19 @@ def _seconds(duration: Any, field: str, *, positive: bool = False) -> float:
         raise _Wrong(field, "must be more than 0")
     # One division, so that what was rounded to nanoseconds comes back as the very float it was.
     return total / 1_000_000_000
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-zA-Z-]+")
+_NOT_IN_A_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""They say where a message ends: whoever sets them makes the next one begin somewhere else."""
+
+
+def _head_text(text: str, field: str) -> str:
+    """Text that stands in a message's head one day: after a line break in it, a header would begin that nobody gave."""
+    if _NOT_IN_A_HEAD.search(text):
+        raise _Wrong(field, f"holds a character that no header may hold: {text!r}")
+    return text
 
 
 def _percent(message: Any, field: str) -> float:
@@ -528,8 +544,18 @@ def _forward(message: Any, field: str) -> Forward:
 def _weighted(message: Any, field: str) -> WeightedCluster:
     if not message.name:
         raise _Wrong(f"{field}.name", "is empty")
-    authority = message.host_rewrite_literal if message.WhichOneof("host_rewrite_specifier") else None
-    return WeightedCluster(message.name, message.weight.value, *_both_operations(message, field), authority)
+    return WeightedCluster(
+        message.name, message.weight.value, *_both_operations(message, field), _new_host(message, field)
+    )
+
+
+def _new_host(message: Any, field: str) -> str | None:
+    if not message.WhichOneof("host_rewrite_specifier"):
+        return None
+    host = _head_text(message.host_rewrite_literal, f"{field}.host_rewrite_literal")
+    if not host.isascii():
+        raise _Wrong(f"{field}.host_rewrite_literal", f"is no authority: {host!r}")
+    return host
 
 
 def _retry(message: Any, field: str) -> RetryPolicy:
@@ -559,11 +585,12 @@ def _retry(message: Any, field: str) -> RetryPolicy:
 
 
 def _rewrite(message: Any, field: str) -> Rewrite | None:
-    authority = message.host_rewrite_literal if message.WhichOneof("host_rewrite_specifier") else None
+    authority = _new_host(message, field)
     if message.prefix_rewrite:
-        return Rewrite(prefix=message.prefix_rewrite, authority=authority)
+        return Rewrite(prefix=_head_text(message.prefix_rewrite, f"{field}.prefix_rewrite"), authority=authority)
     if message.HasField("regex_rewrite"):
         pattern, substitution = message.regex_rewrite.pattern.regex, message.regex_rewrite.substitution
+        _head_text(substitution, f"{field}.regex_rewrite.substitution")
         if pattern == WHOLE_PATH and "\\" not in substitution.replace("\\\\", ""):
             return Rewrite(path=substitution.replace("\\\\", "\\"), authority=authority)
         _regex(pattern, f"{field}.regex_rewrite.pattern.regex")
@@ -594,6 +621,8 @@ def _backslashes(text: str) -> Iterable[int]:
 
 
 def _redirect(message: Any, field: str) -> Redirect:
+    for part in ("scheme_redirect", "host_redirect", "path_redirect", "prefix_rewrite"):
+        _head_text(getattr(message, part), f"{field}.{part}")
     scheme = message.scheme_redirect or ("https" if message.https_redirect else None)
     path_kind = message.WhichOneof("path_rewrite_specifier")
     status = _REDIRECT_STATUS.get(message.response_code)
@@ -630,11 +659,9 @@ def _fault(message: Any, field: str) -> Fault:
 def _both_operations(message: Any, field: str) -> tuple[HeaderOperations, HeaderOperations]:
     """On the request, and on the response."""
     return (
+        _operations(message.request_headers_to_add, message.request_headers_to_remove, f"{field}.request_headers_to"),
         _operations(
-            message.request_headers_to_add, message.request_headers_to_remove, f"{field}.request_headers_to_add"
-        ),
-        _operations(
-            message.response_headers_to_add, message.response_headers_to_remove, f"{field}.response_headers_to_add"
+            message.response_headers_to_add, message.response_headers_to_remove, f"{field}.response_headers_to"
         ),
     )
 
@@ -642,15 +669,21 @@ def _both_operations(message: Any, field: str) -> tuple[HeaderOperations, Header
 def _operations(added: Iterable[Any], removed: Iterable[str], field: str) -> HeaderOperations:
     overwriting: list[tuple[str, str]] = []
     appending: list[tuple[str, str]] = []
+    for index, name in enumerate(removed):
+        if not _HEADER_NAME.fullmatch(name):
+            raise _Wrong(f"{field}_remove[{index}]", f"is no header's name: {name!r}")
     for index, option in enumerate(added):
         overwrites = option.append_action == 2
         if option.append_action not in (0, 2):
-            raise _Wrong(f"{field}[{index}].append_action", "must be to append or to overwrite, wherever the header is")
+            raise _Wrong(
+                f"{field}_add[{index}].append_action", "must be to append or to overwrite, wherever the header is"
+            )
         if option.HasField("append"):  # the field's deprecated form
             overwrites = not option.append.value
         name, value = option.header.key.lower(), option.header.value.replace("%%", "%")
-        if not name:
-            raise _Wrong(f"{field}[{index}].header.key", "is empty")
+        if not _HEADER_NAME.fullmatch(name.removeprefix(":")) or name in _FRAMING:
+            raise _Wrong(f"{field}_add[{index}].header.key", f"is no header that can be set: {name!r}")
+        _head_text(value, f"{field}_add[{index}].header.value")
         if value or option.keep_empty_value:
             (overwriting if overwrites else appending).append((name, value))
     return HeaderOperations(tuple(overwriting), tuple(appending), tuple(name.lower() for name in removed))
