@@ -327,7 +327,7 @@ def test_an_injected_delay_is_waited_for(call: Caller, here: Mesh) -> None:
 def test_rewrites_and_header_operations_are_on_the_wire(call: Caller, here: Mesh) -> None:
     """Path, Host, added, set and removed headers, on request and response."""
     operations = HeaderOperations(set=(("x-set", "new"),), add=(("x-add", "2"),), remove=("x-gone",))
-    changed = forward("c", rewrite=Rewrite(prefix="/inner", authority="inner.example"))
+    changed = forward("c", rewrite=Rewrite(prefix="/inner/", authority="inner.example"))
     rule = route(changed, request_headers=operations, response_headers=operations)
     sent_back = [("x-set", "old"), ("x-gone", "1"), ("x-add", "1")]
     with Peer(lambda _: Answer(headers=sent_back)) as peer:
