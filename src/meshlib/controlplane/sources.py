@@ -153,13 +153,11 @@ class ObjectStore:
     ) -> None:
         """This is what the folders hold now, each object once (meshlib.istio.folder)."""
         found = {key_of(each): each for each in objects}
-        about: dict[str, list[ConfigurationWarning]] = {}
-        for warning in warnings:
-            about.setdefault(warning.object, []).append(warning)
+        about = _by_object(warnings)
         with self._lock:
             now, contents = self._clock(), self._contents
             folder = {
-                key: _held(each, contents.folder.get(key), now, tuple(about.get(each.title, ())))
+                key: _held(each, contents.folder.get(key), now, about.get(each.title, ()))
                 for key, each in found.items()
             }
             removed = {
@@ -180,6 +178,7 @@ class ObjectStore:
         Raises StateError when it can't be kept; then nothing has changed.
         """
         parsed = parse_text(text, source, namespace=namespace)
+        about = _by_object(parsed.warnings)
         results = []
         with self._lock:
             now, contents = self._clock(), self._contents
@@ -192,8 +191,7 @@ class ObjectStore:
                     continue
                 removed.pop(key, None)
                 if key in applied or in_folder is None or not in_folder.object.same_content(each):
-                    warnings = tuple(warning for warning in parsed.warnings if warning.object == each.title)
-                    applied[key] = _held(each, held, now, warnings)
+                    applied[key] = _held(each, held, now, about.get(each.title, ()))
                 results.append(_result(each, "created" if held is None else "configured"))
             has_changed = self._change(replace(contents, applied=applied, removed=removed))
         if has_changed:
@@ -270,6 +268,13 @@ class ObjectStore:
             f"<ObjectStore {len(contents.in_force())} objects in force, {len(contents.applied)} of them applied, "
             f"{len(self.problems())} problems>"
         )
+
+
+def _by_object(warnings: Iterable[ConfigurationWarning]) -> Mapping[str, tuple[ConfigurationWarning, ...]]:
+    found: dict[str, list[ConfigurationWarning]] = {}
+    for warning in warnings:
+        found.setdefault(warning.object, []).append(warning)
+    return {title: tuple(about) for title, about in found.items()}
 
 
 def _held(new: Object, old: Held | None, now: float, warnings: tuple[ConfigurationWarning, ...]) -> Held:

@@ -190,7 +190,8 @@ def _with_last_good(new: Parsed, old: _File | None) -> Parsed:
     bad = {problem.object for problem in new.problems}
     there = {_identity(each) for each in new.objects}
     kept = [each for each in old.parsed.objects if _identity(each) not in there and (each.title in bad or "" in bad)]
-    warnings = [warning for warning in old.parsed.warnings if warning.object in {each.title for each in kept}]
+    titles = {each.title for each in kept}
+    warnings = [warning for warning in old.parsed.warnings if warning.object in titles]
     return replace(new, objects=(*new.objects, *kept), warnings=(*new.warnings, *warnings))
 
 
