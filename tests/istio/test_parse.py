@@ -380,3 +380,26 @@ def test_kubernetes_kinds_may_have_fields_that_nobody_here_knows() -> None:
     )
     parsed = parse_text(text, "f.yaml")
     assert (len(parsed.objects), parsed.problems, parsed.warnings) == (3, (), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (r'redirect: {uri: "/a\r\nset-cookie: b"}', "redirect.uri"),
+        (r'redirect: {authority: "a\nb"}', "redirect.authority"),
+        (r'redirect: {scheme: "a\0"}', "redirect.scheme"),
+        (rf'{TO_A}, rewrite: {{uri: "/\n"}}', "rewrite.uri"),
+        (rf'{TO_A}, rewrite: {{uri: "/日本"}}', "rewrite.uri"),
+        (rf'{TO_A}, rewrite: {{authority: "a\r"}}', "rewrite.authority"),
+        (rf'{TO_A}, rewrite: {{uriRegexRewrite: {{match: a, rewrite: "\n"}}}}', "rewrite.uriRegexRewrite.rewrite"),
+        (rf"{TO_A}, rewrite: {{uriRegexRewrite: {{match: a, rewrite: /\1}}}}", "rewrite.uriRegexRewrite.rewrite"),
+        (rf"{TO_A}, rewrite: {{uriRegexRewrite: {{match: a, rewrite: /\x}}}}", "rewrite.uriRegexRewrite.rewrite"),
+        (rf'{TO_A}, headers: {{response: {{set: {{a: "\e[2J"}}}}}}', "headers.response.set.a"),
+        (f"{TO_A}, headers: {{request: {{set: {{Content-Length: '1'}}}}}}", "headers.request.set.Content-Length"),
+        (f"{TO_A}, headers: {{response: {{add: {{transfer-encoding: a}}}}}}", "headers.response.add.transfer-encoding"),
+    ],
+)
+def test_what_no_message_may_hold_is_refused_where_it_was_written(given: str, field: str) -> None:
+    """Everybody would refuse the whole route configuration; its author would look for the reason in their logs."""
+    (problem,) = parse_text(rule(given), "f.yaml").problems
+    assert problem.field == f"spec.http[0].{field}"

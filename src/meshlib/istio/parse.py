@@ -29,6 +29,9 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
 _SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
 _HEADER = re.compile(r":?[!#$%&'*+.^_`|~0-9a-zA-Z-]+\Z")
+_NOT_IN_A_HEAD = re.compile(r"[^\t\x20-\x7e]")
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""They say where a message ends: whoever sets them makes the next one begin somewhere else."""
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|ns|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _RETRY_CONDITIONS = frozenset(
@@ -427,6 +430,8 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
             raise _Refused(
                 f"{at}.redirect.redirectCode", f"must be 301, 302, 303, 307 or 308: {route.redirect.redirect_code}"
             )
+        for name in ("uri", "authority", "scheme"):
+            _check_head_text(getattr(route.redirect, name), f"{at}.redirect.{name}")
         if not any(
             (
                 route.redirect.uri,
@@ -520,8 +525,15 @@ def _check_headers(headers: r.Headers, at: str) -> None:
             values = getattr(operations, kind)
             if isinstance(values, dict):
                 for name, value in values.items():
-                    if any(character in value for character in "\r\n\0") or not value.isascii():
-                        raise _Refused(f"{at}.{side}.{kind}.{name}", "holds a character that no header may hold")
+                    if name.lower() in _FRAMING:
+                        raise _Refused(f"{at}.{side}.{kind}.{name}", "follows from the body, and can't be set")
+                    _check_head_text(value, f"{at}.{side}.{kind}.{name}")
+
+
+def _check_head_text(text: str, at: str) -> None:
+    """Of what stands in a message's head one day: after a line break in it, a header would begin that nobody gave."""
+    if _NOT_IN_A_HEAD.search(text):
+        raise _Refused(at, f"holds a character that no header may hold: {text!r}")
 
 
 def _check_rewrite(rewrite: r.HTTPRewrite, at: str) -> None:
@@ -529,8 +541,22 @@ def _check_rewrite(rewrite: r.HTTPRewrite, at: str) -> None:
         raise _Refused(at, "either uri or uriRegexRewrite")
     if not rewrite.uri and not rewrite.authority and rewrite.uri_regex_rewrite is None:
         raise _Refused(at, "rewrites nothing: give uri, authority or uriRegexRewrite")
+    _check_head_text(rewrite.uri, f"{at}.uri")
+    _check_head_text(rewrite.authority, f"{at}.authority")
     if rewrite.uri_regex_rewrite is not None:
         _check_regex(rewrite.uri_regex_rewrite.match, f"{at}.uriRegexRewrite.match")
+        _check_head_text(rewrite.uri_regex_rewrite.rewrite, f"{at}.uriRegexRewrite.rewrite")
+        _check_substitution(rewrite.uri_regex_rewrite, f"{at}.uriRegexRewrite.rewrite")
+
+
+def _check_substitution(rewrite: r.RegexRewrite, at: str) -> None:
+    """RE2 knows `\\0` to `\\9`, as many as the pattern has groups, and `\\\\`."""
+    import re2
+
+    groups = re2.compile(rewrite.match).groups
+    for escaped in re.findall(r"\\(.?)", rewrite.rewrite):
+        if escaped != "\\" and not (escaped and escaped in "0123456789" and int(escaped) <= groups):
+            raise _Refused(at, f"has a \\{escaped} that is no group of the pattern, which has {groups}")
 
 
 def _check_retries(retries: r.HTTPRetry, at: str) -> None:
