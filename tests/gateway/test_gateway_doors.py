@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -209,6 +210,16 @@ async def test_a_port_in_use_is_reported_and_taken_when_free(monkeypatch, caplog
                         await asyncio.sleep(0.01)
                 assert (await client.get(url(made, port=1))).text == "one"
     assert sum("can't be bound" in record.message for record in caplog.records) == 1
+
+
+async def test_an_address_that_can_be_none_keeps_no_other_door_shut() -> None:
+    """Not only the system refuses addresses: Python does not even ask it about this one."""
+    odd = replace(listener(1), address="ä" * 70)
+    two = configured([odd, listener(2)], [said("one", "http.1"), said("two", "http.2")], {})
+    async with gateway(two, ports={2: 0}) as made:
+        assert set(made.addresses) == {"0.0.0.0_2"}
+        (problem,) = made.problems
+        assert "can't be bound" in problem
 
 
 async def test_ports_map_as_service_ports_to_target_ports() -> None:

@@ -292,3 +292,29 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     contents = Folder([tmp_path]).read()
     assert names(contents) == ["a"]
     assert str(contents.problems[0]) == f"{tmp_path}/huge.yaml: can't be read: File too large"
+
+
+def test_a_file_whose_name_is_not_utf8_can_be_talked_about(tmp_path: Path) -> None:
+    """What is said of its objects goes into JSON, which has no form for other bytes."""
+    try:
+        write(tmp_path / os.fsdecode(b"\xff.yaml"), service("a") + "---\n" + service("b", "none"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    contents = Folder([tmp_path]).read()
+    assert contents.objects[0].source == f"{tmp_path}/\\xff.yaml:1"
+    assert [problem.source for problem in contents.problems] == [f"{tmp_path}/\\xff.yaml:9"]
+
+
+def test_a_watcher_that_fails_is_no_end_of_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """watchfiles raises its own RuntimeError for what its system says and it has no name for."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("error in underlying watcher")
+
+    monkeypatch.setattr("watchfiles.watch", fail)
+    write(tmp_path / "a.yaml", service("a"))
+    watching = Watching(Folder([tmp_path]))
+    watching.until(["a"])
+    write(tmp_path / "b.yaml", service("b"))
+    watching.until(["a", "b"])
+    watching.stop()

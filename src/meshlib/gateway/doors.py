@@ -194,11 +194,12 @@ class Doors:
         port = self._ports.get(wanted, wanted)
         try:
             door = Door(listener, host, port, self._config, self._limits, self._server_name)
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # the last two for what can be no address
             hint = ""
-            if error.errno in (errno.EACCES, errno.EPERM):
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
                 hint = f"; ports below 1024 need a privilege, so have port {wanted} served by another one"
-            why = f"{listener.name}: {_authority((host, port))} can't be bound: {error.strerror or error}{hint}"
+            reason = getattr(error, "strerror", None) or error
+            why = f"{listener.name}: {_authority((host, port))} can't be bound: {reason}{hint}"
             self._report(place, why)
             return None
         return door

@@ -90,7 +90,7 @@ def _stamp(tls: ListenerTls) -> Stamp:
         try:
             status = Path(name).stat()
             found.append((status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name with a NUL
             found.append(())
     return tuple(found)
 

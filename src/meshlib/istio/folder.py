@@ -136,7 +136,7 @@ class Folder:
                 ignore_permission_denied=True,
             ):
                 return
-        except OSError as error:  # gone meanwhile, or the system watches no more folders
+        except (OSError, RuntimeError) as error:  # gone meanwhile, or the system watches no more folders
             if not self._warned:
                 logger.warning("%s is looked at every %s s: %s", ", ".join(map(str, watched)), RESCAN, error)
                 self._warned = True
@@ -160,12 +160,17 @@ class Folder:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = f"can't be read: {error.strerror}" if isinstance(error, OSError) else f"is not UTF-8: {error}"
-            unreadable = ConfigurationError(str(path), "", "", reason)
+            unreadable = ConfigurationError(_shown(path), "", "", reason)
             return _File(UNSURE, _with_last_good(Parsed((), (unreadable,)), old))
-        return _File(signature, _with_last_good(parse_text(text, str(path)), old))
+        return _File(signature, _with_last_good(parse_text(text, _shown(path)), old))
 
     def __repr__(self) -> str:
         return f"<Folder {', '.join(map(str, self.paths))} {len(self._files)} files>"
+
+
+def _shown(path: Path) -> str:
+    """A name may be any bytes; where it stands in JSON and in protobuf it must be text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _yaml_files(path: Path) -> Iterator[Path]:
