@@ -36,7 +36,10 @@ class Registry:
         self._nodes: dict[Hashable, Node] = {}
         """Of the open streams, in the order in which they came."""
         self._remembered: dict[tuple[str, int], Workload] = {}
-        self._workloads: tuple[Workload, ...] = ()
+        self._running: dict[tuple[str, int], dict[Hashable, Workload]] = {}
+        """What the open streams say runs where, the one that came last at the end."""
+        self._workloads: tuple[Workload, ...] | None = ()
+        """None when it has to be made anew: all come at once after a restart, and nobody looks in between."""
         self._saved: tuple[Workload, ...] = ()
         self._listeners: list[Callable[[], None]] = []
         self._is_frozen = False
@@ -48,6 +51,9 @@ class Registry:
     @property
     def workloads(self) -> tuple[Workload, ...]:
         """In a fixed order."""
+        if self._workloads is None:
+            last = {address: next(reversed(found.values())) for address, found in self._running.items()}
+            self._workloads = in_order({**self._remembered, **last}.values())
         return self._workloads
 
     @property
@@ -57,17 +63,14 @@ class Registry:
 
     def attach(self, stream: Hashable, node: Node) -> None:
         """A stream was opened by this node, or the node has said something new about itself."""
-        self._nodes[stream] = node
-        if node.ready:
-            self._remembered.pop(_address(node.workload), None)  # from now on its stream says whether it runs
+        before, self._nodes[stream] = self._nodes.get(stream), node
         if _is_endpoint(node) and not _is_ip_address(node.workload.address):
             logger.warning("%s is no endpoint: %r is not an IP address", node.id, node.workload.address)
-        self._update()
+        self._change(stream, before, node)
 
     def detach(self, stream: Hashable) -> None:
         """A stream has ended. Harmless for one that never said who it is."""
-        if self._nodes.pop(stream, None) is not None:
-            self._update()
+        self._change(stream, self._nodes.pop(stream, None), None)
 
     def freeze(self) -> None:
         """The control plane stops: the streams that end now say nothing about their processes."""
@@ -77,8 +80,9 @@ class Registry:
         """The grace after the start is over: who has not come back is gone."""
         for gone in self._remembered.values():
             logger.info("%s at %s:%d has not come back", gone.name, gone.address, gone.port)
-        self._remembered = {}
-        self._update()
+        if self._remembered and not self._is_frozen:
+            self._remembered = {}
+            self._has_changed()
 
     def load(self) -> None:
         """Remember who ran when the control plane ended. A file that can't be read is as good as none."""
@@ -93,11 +97,16 @@ class Registry:
             return
         self._saved = found
         self._remembered = {_address(each): each for each in found if _is_ip_address(each.address)}
-        self._update()
+        if self._remembered:
+            self._has_changed()
 
-    def save(self) -> None:
-        """Keep who runs now. Raises nothing: without the file a restart is rougher, and that is all."""
-        workloads = self._workloads  # on another thread than attach() and detach()
+    def save(self, workloads: tuple[Workload, ...] | None = None) -> None:
+        """Keep who runs now. Raises nothing: without the file a restart is rougher, and that is all.
+
+        workloads: `workloads`, where this is another thread than the event loop's.
+        """
+        if workloads is None:
+            workloads = self.workloads
         if self._file is None or workloads == self._saved:
             return
         try:
@@ -113,19 +122,36 @@ class Registry:
             logger.warning("%s can't be written: %s", self._file, error)
         self._saved = workloads
 
-    def _update(self) -> None:
+    def _change(self, stream: Hashable, before: Node | None, after: Node | None) -> None:
+        """What this stream says was `before` and is `after`."""
         if self._is_frozen:
             return
-        nodes = (node for node in self._nodes.values() if _is_endpoint(node))
-        ready = (node.workload for node in nodes if _is_ip_address(node.workload.address))
-        found = in_order({**self._remembered, **{_address(workload): workload for workload in ready}}.values())
-        if found != self._workloads:
-            self._workloads = found
-            for tell in self._listeners:
-                tell()
+        addresses = {_address(node.workload) for node in (before, after) if node is not None}
+        known = [self._at(address) for address in addresses]
+        if before is not None and (running := self._running.get(_address(before.workload))):
+            running.pop(stream, None)
+            if not running:
+                del self._running[_address(before.workload)]
+        if after is not None:
+            address = _address(after.workload)
+            if after.ready:
+                self._remembered.pop(address, None)  # from now on its stream says whether it runs
+            if _is_endpoint(after) and _is_ip_address(after.workload.address):
+                self._running.setdefault(address, {})[stream] = after.workload
+        if known != [self._at(address) for address in addresses]:
+            self._has_changed()
+
+    def _at(self, address: tuple[str, int]) -> Workload | None:
+        running = self._running.get(address)
+        return next(reversed(running.values())) if running else self._remembered.get(address)
+
+    def _has_changed(self) -> None:
+        self._workloads = None
+        for tell in self._listeners:
+            tell()
 
     def __repr__(self) -> str:
-        return f"<Registry {len(self._workloads)} workloads, {len(self._nodes)} streams>"
+        return f"<Registry {len(self.workloads)} workloads, {len(self._nodes)} streams>"
 
 
 def _is_endpoint(node: Node) -> bool:

@@ -184,7 +184,7 @@ class ControlPlane:
         objects, workloads = store.objects(), self._registry.workloads
         await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
         self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
-        await asyncio.to_thread(self._registry.save)
+        await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
 
