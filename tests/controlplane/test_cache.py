@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from meshlib.controlplane.ads import delta_response, sotw_response
-from meshlib.controlplane.cache import RENAMED_LIMIT, Cache, Encoder, View
+from meshlib.controlplane.cache import KEYS_LIMIT, RENAMED_LIMIT, VIEWS_LIMIT, Cache, Encoder, View
 from meshlib.controlplane.subscriptions import Answer
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
@@ -136,6 +136,18 @@ async def test_what_no_view_has_is_forgotten() -> None:
     encoder.keep_only([kept])
     assert encoder(CLUSTER, "kept", Cluster("kept")) is kept.resources[CLUSTER]["kept"]
     assert encoder(CLUSTER, "gone", Cluster("gone")) is not gone.resources[CLUSTER]["gone"]
+
+
+async def test_clients_that_come_and_go_do_not_fill_the_memory() -> None:
+    """Nothing changes in the mesh for days, and jobs of ever new names and namespaces look in."""
+    cache = Cache()
+    await cache.update(objects(SERVICES + FOR_JASON), (), [node("stays")])
+    stays = await cache.view(node("stays"))
+    for number in range(VIEWS_LIMIT + 10):
+        await cache.view(node("job", namespace=f"n{number}", tester=f"t{number}", job=f"j{number}"))
+        assert await cache.view(node("stays")) is stays
+    assert len(cache._views) <= VIEWS_LIMIT + 1
+    assert len(cache._keys) <= KEYS_LIMIT
 
 
 async def test_versions_are_of_the_content() -> None:

@@ -33,6 +33,9 @@ from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 Value = Listener | RouteConfiguration | Cluster | LoadAssignment
 RENAMED_LIMIT = 10_000
 """Names that no service has and that clients asked for all the same; beyond that they are made anew each time."""
+VIEWS_LIMIT, KEYS_LIMIT = 100, 10_000
+"""Views, and labels of nodes, of clients that came since the last change. They may be gone, and until the next change
+nobody says so; beyond this the oldest views are forgotten, and made anew for who is still there."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ class Cache:
         self._inputs = Inputs()
         self._views: dict[Hashable, View] = {}
         self._keys: dict[NodeLabels, Hashable] = {}
+        self._added: dict[Hashable, None] = {}
+        """Views that were made since the last change, the oldest first."""
         self._making: dict[Hashable, asyncio.Task[None]] = {}
         """Views that somebody waits for. Those who come meanwhile wait too: after a restart all come at once."""
         self._encode = Encoder()
@@ -203,6 +208,15 @@ class Cache:
             del self._making[key]
         if inputs is self._inputs:
             self._views[key] = made
+            self._added[key] = None
+            if len(self._added) > VIEWS_LIMIT:
+                for oldest in list(self._added)[: VIEWS_LIMIT // 2]:
+                    del self._added[oldest], self._views[oldest]
+                await asyncio.to_thread(self._forget_resources, tuple(self._views.values()))
+
+    def _forget_resources(self, views: Collection[View]) -> None:
+        with self._encoding:
+            self._encode.keep_only(views)
 
     async def update(
         self, objects: tuple[Object, ...], workloads: tuple[Workload, ...], nodes: Collection[Node]
@@ -212,6 +226,7 @@ class Cache:
             inputs = Inputs(objects, workloads)
             views, keys = await asyncio.to_thread(self._make_all, inputs, dict(self._views), tuple(nodes))
             self._inputs, self._views, self._keys = inputs, views, keys
+            self._added.clear()
         for tell in tuple(self._listeners):
             tell()
 
@@ -222,6 +237,8 @@ class Cache:
     def _key(self, node: Node) -> Hashable:
         labels = _labels_of(node)
         if labels not in self._keys:
+            if len(self._keys) >= KEYS_LIMIT:
+                self._keys.clear()
             self._keys[labels] = view_key(self._inputs.objects, node)
         return self._keys[labels]
 
@@ -234,8 +251,7 @@ class Cache:
             key = keys[labels] = view_key(inputs.objects, node)
             if key not in views:
                 views[key] = self._make(inputs, node, old.get(key))
-        with self._encoding:
-            self._encode.keep_only(views.values())
+        self._forget_resources(views.values())
         return views, keys
 
     def _make(self, inputs: Inputs, node: Node, old: View | None) -> View:
