@@ -15,6 +15,7 @@ from ads_server import Serving, mesh
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from xds_client import Stream, node, ports, type_url, workload
 
+from meshlib.controlplane import ads
 from meshlib.model import (
     Cluster,
     LoadAssignment,
@@ -247,6 +248,71 @@ async def test_an_envoy_at_the_edge_is_a_gateway_and_no_endpoint(serving: Servin
     assert [each.kind for each in serving.ads.clients()] == ["router", "router"]
     assert {each.namespace for each in serving.ads.clients()} == {"istio-system"}
     assert serving.registry.workloads == ()
+
+
+@BOTH
+async def test_a_client_that_asks_for_too_much_is_sent_away(
+    serving: Serving, delta: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names are looked up at every change, on the loop that serves everybody."""
+    monkeypatch.setattr(ads, "MAX_NAMES", 10)
+    async with Stream(serving.address, delta=delta, who=node()) as client:
+        await client.ask("LDS", *(f"host{i}:80" for i in range(6)))
+        await client.ask("RDS", *(f"route{i}" for i in range(6)))
+        code, details = await client.status()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "10" in details
+    await serving.until(lambda: not serving.registry.nodes)
+
+
+class Flooding:
+    """What gRPC gives to a handler, of a client that sends big requests and reads nothing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        request = DeltaDiscoveryRequest(node=node(), type_url=type_url("CDS"))
+        request.resource_names_subscribe.append("x" * 100_000)
+        self._request = request.SerializeToString()
+
+    def peer(self) -> str:
+        return "test"
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(0)
+        self.count += 1
+        return self._request
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_what_waits_of_a_client_that_does_not_read_is_bounded(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes: a thousand requests of 16 MB each are more than the machine has."""
+    monkeypatch.setattr(ads, "MAX_WAITING_BYTES", 1_000_000)
+    client = Flooding()
+    serve = asyncio.create_task(serving.ads._delta(None, client))
+    for _ in range(500):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)  # the first view is made on a thread
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert client.count <= 25
+    serve.cancel()
+    await asyncio.gather(serve, return_exceptions=True)
+
+
+async def test_a_refusal_is_one_line_of_the_log(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a client says."""
+    client = await serving.connect()
+    await client.ask("CDS", "a")
+    await client.take("CDS")
+    await client.nack("CDS", "bad\nERROR meshlib: on fire\x1b[2J")
+    await client.ask("EDS", "a")
+    await client.take("EDS")
+    (told,) = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
+    assert told.isprintable()
 
 
 # Many

@@ -36,7 +36,11 @@ logger = logging.getLogger("meshlib.controlplane")
 CLOSE_TIMEOUT = 1.0
 """Seconds."""
 MAX_WAITING = 1000
+MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Requests of one stream that are read but not looked at yet; a client that sends more waits."""
+MAX_NAMES = 200_000
+"""What one stream may ask for, all types together; each counts up to three times. Every name is looked up at every
+change, so a client that asks for millions would hold up all others. Our own client asks for 2,000 hosts at most."""
 
 
 class Connection:
@@ -50,7 +54,7 @@ class Connection:
     def received(self, request: Request) -> None:
         if request.error is not None:
             name = SHORT_NAMES.get(request.type_url, request.type_url)
-            logger.warning("%s refuses %s %s: %s", self.node.id, name, request.nonce, request.error)
+            logger.warning("%s refuses %s", self.node.id, _printable(f"{name} {request.nonce}: {request.error}"))
         self.state.received(request)
 
     def client(self) -> api.Client:
@@ -141,15 +145,17 @@ class AggregatedDiscoveryService:
         number = next(self._numbers)
         connection: Connection | None = None
         waiting: deque[bytes] = deque()
+        size = 0
         news, room = asyncio.Event(), asyncio.Event()
         is_over = False
 
         async def receive() -> None:
-            nonlocal is_over
+            nonlocal is_over, size
             while (data := await context.read()) is not grpc.aio.EOF:
                 waiting.append(data)
+                size += len(data)
                 news.set()
-                while len(waiting) >= MAX_WAITING:
+                while len(waiting) >= MAX_WAITING or size >= MAX_WAITING_BYTES:
                     room.clear()
                     await room.wait()
             is_over = True
@@ -166,7 +172,9 @@ class AggregatedDiscoveryService:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane stops")
                 was_asked = bool(waiting)
                 while waiting:
-                    message = _parse(message_class, waiting.popleft())
+                    data = waiting.popleft()
+                    size -= len(data)
+                    message = _parse(message_class, data)
                     room.set()
                     said = _node(message)
                     if connection is None:
@@ -181,6 +189,11 @@ class AggregatedDiscoveryService:
                         connection.node = said
                         self._registry.attach(number, said)
                     connection.received(read(message))
+                    if connection.state.size > MAX_NAMES:
+                        logger.warning("%s is sent away: it asks for too many names", connection.node.id)
+                        await context.abort(
+                            grpc.StatusCode.RESOURCE_EXHAUSTED, f"a stream may ask for {MAX_NAMES} names, no more"
+                        )
                 if is_over or receiving.done():
                     return
                 if connection is not None:
@@ -230,6 +243,11 @@ def _node(message: Any) -> Node | None:
         return decode_node(message.node)
     except InvalidResource as error:
         raise BadRequest(f"node: {error.field} {error.reason}") from None
+
+
+def _printable(text: str) -> str:
+    """On one line of a log, whoever wrote it; the admin API shows all of it."""
+    return "".join(character if character.isprintable() else " " for character in text[:2000])
 
 
 def _error(message: Any) -> str | None:

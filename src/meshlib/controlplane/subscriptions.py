@@ -127,6 +127,14 @@ class Stream:
     def received(self, request: Request) -> None:
         raise NotImplementedError
 
+    @property
+    def size(self) -> int:
+        """How much is kept of what the client has said, in names. What a wildcard has brought is not the client's."""
+        return sum(
+            1 + len(each.names) + len(each.owed) + (0 if each.is_wildcard else len(each.sent))
+            for each in self.subscriptions.values()
+        )
+
     def due(self, view: View) -> list[Answer]:
         """What can be sent now, in this order. Each Answer counts as sent."""
         answers: list[Answer] = []
