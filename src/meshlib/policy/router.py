@@ -205,7 +205,8 @@ def rewritten_path(rewrite: Rewrite, match: RouteMatch, path: str) -> str:
 
 def _replaced_prefix(replacement: str, match: RouteMatch, path: str) -> str:
     if match.path is None:
-        return replacement + path.removeprefix("/")  # no match is the prefix "/" (Envoy): "/foo" turns /bar into /foobar
+        # no match is the prefix "/", and Envoy replaces just what matched: "/foo" turns /bar into /foobar
+        return replacement + path.removeprefix("/")
     if match.path.kind == "prefix":
         return replacement + path[len(match.path.value) :]
     if match.path.kind == "path-prefix":

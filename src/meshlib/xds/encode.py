@@ -55,9 +55,9 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 WHOLE_PATH = "^/.*$"
 """The regular expression that stands for Rewrite.path, for which Envoy has no field."""
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Envoy is told to look for the system's roots, since it can't find them itself (system_root_certs is gRPC's, gRFC
-A82): the place in Debian's, Alpine's and Envoy's own image. Where the file is missing Envoy refuses the cluster; were
-none named, it would refuse every cluster that checks a name, and check no certificate for the others."""
+"""Where Envoy is told to look for the system's roots, since it can't find them itself (system_root_certs is gRPC's,
+gRFC A82): the place in Debian's, Alpine's and Envoy's own image. Where the file is missing Envoy refuses the cluster;
+were none named, it would refuse every cluster that checks a name, and check no certificate for the others."""
 DEFAULT_PORT = "default_port"
 """In a redirect's metadata: port_redirect stands for the scheme's default."""
 REDIRECT_CODES = {301: 0, 302: 1, 303: 2, 307: 3, 308: 4}
