@@ -20,7 +20,8 @@ from meshlib.model import (
     RouteMatch,
     StringMatch,
 )
-from meshlib.policy.live import LiveCluster, compile_live
+from meshlib.policy.cluster import LiveCluster
+from meshlib.policy.live import compile_live
 from meshlib.policy.matching import compile_match, compile_string
 from snapshots import live, service
 

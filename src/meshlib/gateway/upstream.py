@@ -101,7 +101,7 @@ class UpstreamEngine:
                 if not stack and self._idle.get(key) is stack:
                     del self._idle[key]
 
-            connection.idle(min(KEEPALIVE, limits.idle_timeout), expire)
+            connection.idle(min(KEEPALIVE, limits.idle_timeout or KEEPALIVE), expire)
 
     async def aclose(self) -> None:
         self._is_closed = True

@@ -177,7 +177,7 @@ def _limits(pool: r.ConnectionPool) -> ConnectionLimits:
         pool.http.http2_max_requests,
         pool.http.max_retries,
         pool.http.max_requests_per_connection,
-        idle.seconds if idle is not None else ConnectionLimits().idle_timeout,
+        idle_timeout=None if idle is None else idle.seconds,
     )
 
 

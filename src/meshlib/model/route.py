@@ -79,12 +79,26 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetHeader:
+    """`seconds`: a number of seconds (or an HTTP date, RFC 9110, 10.2.3). `unix-timestamp`: seconds since 1970; a value
+    too small for that is a number of seconds, as several servers send it."""
+
+    name: str
+    form: Literal["seconds", "unix-timestamp"]
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Istio's default is these values (istio/pilot route/retry/retry.go). `attempts` counts retries, not sends.
 
     on: Envoy's and Istio's condition names; status codes stand in `status_codes`.
     base_interval, max_interval: seconds of the fully jittered exponential back-off (Envoy: 25 ms, ten times that).
     host_selection_attempts: how often a pick that falls on a tried endpoint is repeated; 0 allows tried endpoints.
+    retriable_headers: conditions on the response, for `retriable-headers`.
+    reset_headers: response headers that say when the next try makes sense, first found first (Envoy's
+      rate_limited_retry_back_off). Envoy has none by default; here the two that everybody sends are heeded, since a
+      server that says "in 3 seconds" means it. max_reset: a longer wait than this many seconds is not heeded.
+    resend_unsafe: methods that are not idempotent may be sent again after the server may have seen them.
     """
 
     attempts: int = 2
@@ -97,6 +111,38 @@ class RetryPolicy:
     max_interval: float = 0.25
     host_selection_attempts: int = 5
     retry_remote_localities: bool = False
+    retriable_headers: tuple[HeaderMatch, ...] = ()
+    reset_headers: tuple[ResetHeader, ...] = (
+        ResetHeader("retry-after", "seconds"),
+        ResetHeader("x-ratelimit-reset", "unix-timestamp"),
+    )
+    max_reset: float = 300.0
+    resend_unsafe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HedgePolicy:
+    """Send idempotent requests again without giving up the first: after `delay` seconds without an answer, up to
+    `max_attempts` in all; the first good answer wins (gRFC A6's hedgingPolicy). Inside the retry budget."""
+
+    delay: float
+    max_attempts: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HashPolicy:
+    """One part of the key that ring hash and maglev look up (Envoy's RouteAction.HashPolicy).
+
+    kind: `header` and `query` (by `name`), `cookie` (by `name`; with a `ttl` in seconds, 0 is the session, a missing
+    one is generated and set on the response, for `path`), `source` (the caller's address).
+    terminal: what follows is looked at only if this yields nothing.
+    """
+
+    kind: Literal["header", "cookie", "query", "source"]
+    name: str = ""
+    ttl: float | None = None
+    path: str = ""
+    terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +188,17 @@ class WeightedCluster:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send it to one of `clusters`, chosen by weight. `timeout` covers all tries; None is no limit."""
+    """Send it to one of `clusters`, chosen by weight. `timeout` covers all tries and the body; None is no limit.
+    `idle_timeout`: seconds without a byte in either direction."""
 
     clusters: tuple[WeightedCluster, ...]
     timeout: float | None = None
     retry: RetryPolicy | None = None
     rewrite: Rewrite | None = None
     mirrors: tuple[Mirror, ...] = ()
+    idle_timeout: float | None = None
+    hedge: HedgePolicy | None = None
+    hash_policies: tuple[HashPolicy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mappin
 from typing import Any, NamedTuple, Protocol
 
 from meshlib.model import Endpoint, HeaderOperations
-from meshlib.policy.live import LiveCluster
+from meshlib.policy.cluster import LiveCluster
 
 RawHeaders = list[tuple[bytes, bytes]]
 

@@ -25,7 +25,8 @@ from meshlib.model import (
     Rewrite,
     WeightedCluster,
 )
-from meshlib.policy.live import Live, LiveCluster
+from meshlib.policy.cluster import LiveCluster
+from meshlib.policy.live import Live
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, TIMEOUT
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path
 from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Resolve, Send, Wait

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from meshlib.model import Endpoint, HeaderOperations, Outcome
 
 if TYPE_CHECKING:
-    from meshlib.policy.live import LiveCluster
+    from meshlib.policy.cluster import LiveCluster
 
 
 class Resolve(NamedTuple):

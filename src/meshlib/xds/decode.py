@@ -770,7 +770,7 @@ def _limits(thresholds: Any, options: Any) -> ConnectionLimits:
         value = int(getattr(thresholds, name).value)
         return None if value == UNLIMITED else value
 
-    idle = ConnectionLimits().idle_timeout
+    idle: float | None = None
     if options.HasField("idle_timeout"):
         place = f"typed_extension_protocol_options[{HTTP_OPTIONS}].common_http_protocol_options.idle_timeout"
         idle = _seconds(options.idle_timeout, place) or float(_LONGEST)  # 0 switches it off
@@ -780,7 +780,7 @@ def _limits(thresholds: Any, options: Any) -> ConnectionLimits:
         limit("max_requests"),
         limit("max_retries"),
         options.max_requests_per_connection.value,
-        idle,
+        idle_timeout=idle,
     )
 
 

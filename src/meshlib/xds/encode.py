@@ -14,7 +14,6 @@ from typing import Any
 from meshlib.model import (
     Cluster,
     ClusterType,
-    ConnectionLimits,
     DirectResponse,
     Endpoint,
     Fault,
@@ -31,6 +30,7 @@ from meshlib.model import (
     Node,
     OutlierDetection,
     Redirect,
+    RetryBudget,
     RetryPolicy,
     Rewrite,
     Route,
@@ -466,24 +466,24 @@ def _set_limits(message: Any, cluster: Cluster) -> None:
     for name in ("max_connections", "max_pending_requests", "max_requests", "max_retries"):
         limit = getattr(limits, name)
         getattr(thresholds, name).value = UNLIMITED if limit is None else limit
-    if budget is not None:
+    if isinstance(budget, RetryBudget):
         thresholds.retry_budget.budget_percent.value = budget.percent
         thresholds.retry_budget.min_retry_concurrency.value = budget.min_concurrency
 
 
 def _http_options(cluster: Cluster) -> Any:
     """None where Envoy's defaults do."""
-    limits, default = cluster.limits, ConnectionLimits()
+    limits = cluster.limits
     names_itself = cluster.tls is not None and not cluster.tls.sni
     if (
         not cluster.http2
         and not names_itself
-        and limits.idle_timeout == default.idle_timeout
+        and limits.idle_timeout is None
         and limits.max_requests_per_connection == 0
     ):
         return None
     message = m.HttpProtocolOptions()
-    if limits.idle_timeout != default.idle_timeout:
+    if limits.idle_timeout is not None:
         _set_seconds(message.common_http_protocol_options.idle_timeout, limits.idle_timeout)
     if limits.max_requests_per_connection:
         message.common_http_protocol_options.max_requests_per_connection.value = limits.max_requests_per_connection

@@ -1,8 +1,4 @@
-"""What changes while calls run? Counters of endpoints and clusters, each with the lock that guards it.
-
-Configuration is replaced whole; these objects are carried over by reference from one Live to the next, so an update
-forgets neither calls in flight nor ejections. A lock is held for a few additions, never across I/O.
-"""
+"""What does this process count of each endpoint and each cluster?"""
 
 from __future__ import annotations
 
