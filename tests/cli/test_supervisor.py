@@ -201,10 +201,11 @@ def test_no_orphan_when_the_supervisor_itself_is_killed(tmp_path: Path, number: 
     parent.write_text(
         textwrap.dedent(
             """
-            import asyncio, sys
+            import asyncio, signal, sys
             from pathlib import Path
             from meshlib.cli.supervisor import Program, Supervisor
 
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have used nohup
             folder = Path(sys.argv[1])
             SCRIPT = "trap '' TERM; sleep 600 & echo pids $$ $!; wait; sleep 600"
 
