@@ -81,6 +81,16 @@ def test_an_unknown_host_is_asked_for_once_and_then_sent_where_it_says() -> None
     assert run.sends[0].cluster.name == PASSTHROUGH
 
 
+@pytest.mark.parametrize(
+    ("url", "listener"),
+    [("http://echo/", "echo:80"), ("https://Echo/", "echo:443"), ("http://[::1]/", "[::1]:80")],
+)
+def test_a_host_is_asked_for_by_the_port_it_stands_for(url: str, listener: str) -> None:
+    """Listeners are named with a port, which a URL may leave out."""
+    run = Run(request(url), context(live(snapshot({}, {}, complete=False))))
+    assert run.resolved == [listener]
+
+
 def test_the_answer_to_resolve_is_used_by_the_very_call_that_asked() -> None:
     """The first call to a host is routed like every other."""
     rng = random.Random(1)

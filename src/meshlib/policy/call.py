@@ -28,7 +28,7 @@ from meshlib.model import (
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import Live
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, TIMEOUT
-from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path
+from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
 from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Resolve, Send, Wait
 from meshlib.state import EndpointState
 
@@ -58,8 +58,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
     started = clock()
     decision = _match(context.live(), request, context.route_configuration)
     if decision is None:
-        authority = request.authority
-        yield Resolve(authority)
+        yield Resolve(with_port(request.authority, request.scheme))
         router = context.live().router
         decision = router.match(request) or router.unknown(request)
         started = clock()
