@@ -65,7 +65,7 @@ class Town:
         return f"http://127.0.0.1:{self.admin}"
 
     def start_control_plane(self) -> None:
-        self._start(
+        self.start(
             "control-plane",
             [
                 *(sys.executable, "-m", "meshlib.cli", "control-plane", str(self.config)),
@@ -79,7 +79,7 @@ class Town:
         """Returns its name once it is registered as an endpoint."""
         name = name or f"{service}-{version}"
         port = self.ports[name] = self.ports.get(name) or unused_port()
-        self._start(
+        self.start(
             name,
             [sys.executable, f"{service}.py", str(port)],
             {
@@ -114,7 +114,7 @@ class Town:
             return set()
         return {each["address"] for service in found["services"] for each in service.get("endpoints", [])}
 
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str], cwd: Path = ROOT) -> None:
+    def start(self, name: str, command: list[str], environment: Mapping[str, str], cwd: Path = ROOT) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=cwd, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, stdout=log, stderr=log
