@@ -1,23 +1,27 @@
 """Every exception that a user can catch, with what a caller on the other side of a wire would have seen instead.
 
 Beside each class stand the HTTP status, the gRPC status and Envoy's response flag: one ladder from cause to status.
+What a client library's adapter raises is one of these and the library's own exception at once (outbound/raising.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class MeshError(Exception):
     """Root of the tree.
 
     status: the HTTP status a sidecar would have answered. grpc_status: the gRPC code's number.
-    flag: Envoy's response flag, "" where Envoy has none.
+    flag: Envoy's response flags (`UF`, `UF,URX`), "" where Envoy has none. reason: one sentence.
+    endpoint: the address of the last attempt (`10.0.0.1:9080`), "" when there was none.
     """
 
-    status: ClassVar[int] = 503
-    grpc_status: ClassVar[int] = 14
-    flag: ClassVar[str] = ""
+    status: int = 503
+    grpc_status: int = 14
+    flag: str = ""
+    reason: str = ""
+    endpoint: str = ""
 
 
 class NoHealthyEndpoint(MeshError):
@@ -50,6 +54,28 @@ class Overflow(MeshError):
     flag = "UO"
 
 
+class CircuitOpen(MeshError):
+    """The destination's breaker is open: too many calls have failed, so none is sent for a while."""
+
+    flag = "UO"
+
+
+class RateLimited(MeshError):
+    """A rate limit says no, for now."""
+
+    status, grpc_status, flag = 429, 8, "RL"
+
+
+class FaultInjected(MeshError):
+    """A fault of the route's configuration aborted the call. `status` is the fault's."""
+
+    flag = "FI"
+
+
+class AnsweredByRoute(MeshError):
+    """The route answers by itself (a redirect, a direct response), and the caller can't be given a response."""
+
+
 class UpstreamConnectionFailure(MeshError):
     """No connection to the endpoint could be made."""
 
@@ -57,15 +83,25 @@ class UpstreamConnectionFailure(MeshError):
 
 
 class UpstreamReset(MeshError):
-    """The connection ended before a response's head had arrived."""
+    """The connection ended before the response was complete."""
 
     flag = "UC"
 
 
 class UpstreamTimeout(MeshError):
-    """The route's timeout, or the last try's, passed."""
+    """No complete response in time: the route's timeout passed, or one that the application set on its client."""
 
     status, grpc_status, flag = 504, 4, "UT"
+
+
+class UpstreamFailure(MeshError):
+    """A function under `mesh.outbound` failed, the last time it was tried, with an exception of its own."""
+
+
+class RequestRefused(MeshError):
+    """The client library did not send the request: something in it can't be sent."""
+
+    status, grpc_status = 400, 3
 
 
 class SettingsError(MeshError, ValueError):

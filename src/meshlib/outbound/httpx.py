@@ -14,9 +14,11 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from meshlib.model import Headers, Outcome, Request
+from meshlib.errors import MeshError
+from meshlib.model import Endpoint, Headers, Outcome, Request
 from meshlib.outbound.drive import drive, drive_async
 from meshlib.outbound.mirrors import MAX_MIRRORS, AsyncMirrors
+from meshlib.outbound.raising import failed
 from meshlib.outbound.tls import client_context, default_context
 from meshlib.outbound.wire import (
     AsyncEngine,
@@ -31,7 +33,7 @@ from meshlib.outbound.wire import (
 )
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
-from meshlib.policy.retry import CONNECT_FAILURE
+from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Home(Protocol):
 class _Exchange(Generic[W]):
     """One call in httpx's terms: what the sync and the async exchange share (outbound/drive.Exchange)."""
 
-    __slots__ = ("_body", "_carried", "_error", "_response", "_timeouts", "request", "transport", "view")
+    __slots__ = ("_body", "_carried", "_endpoint", "_error", "_response", "_timeouts", "request", "transport", "view")
 
     def __init__(self, transport: _Transport, request: httpx.Request) -> None:
         url = request.url
@@ -74,6 +76,7 @@ class _Exchange(Generic[W]):
         if type(request.stream) is not transport.library.ByteStream:
             self._body = _Once(request.stream)
         self._error: SendFailed | None = None
+        self._endpoint: Endpoint | None = None
         self._response: W | None = None
 
     @property
@@ -89,6 +92,7 @@ class _Exchange(Generic[W]):
 
     def _wire_request(self, step: Send) -> WireRequest:
         cluster = step.cluster.cluster
+        self._endpoint = step.endpoint
         headers: RawHeaders = self.request.headers.raw
         if step.authority is not None:
             headers = with_host(headers, step.authority)
@@ -162,8 +166,8 @@ class _Exchange(Generic[W]):
             flow.close()
             assert self._error is not None
             kind = getattr(library, self._error.error, library.TransportError)
-            flag = f" [{step.flag}]" if step.flag else ""
-            raise kind(f"{self._error}: {step.reason}{flag}", request=self.request) from self._error.__cause__
+            error = kind(str(self._error), request=self.request)
+            raise failed(error, self._error.failure, step.flag, step.reason, self._endpoint) from self._error.__cause__
         return cast(
             "httpx.Response",
             library.Response(
@@ -258,12 +262,17 @@ class _Transport:
 
     def _read_error(self, error: Exception) -> Exception:
         """What httpx's users catch, for an engine's error while the body was read."""
-        kind = getattr(self.library, getattr(error, "error", type(error).__name__), None)
-        return error if kind is None else cast(Exception, kind(str(error) or type(error).__name__))
+        name = getattr(error, "error", type(error).__name__)
+        kind = getattr(self.library, name, None)
+        if kind is None or isinstance(error, MeshError):
+            return error
+        failure, flag = (CLIENT_TIMEOUT, "DC") if name.endswith("Timeout") else (RESET, "UC")
+        return cast(Exception, failed(kind(str(error) or name), failure, flag, "while the response's body was read"))
 
     def _too_late(self) -> Exception:
+        error = self.library.ReadTimeout("the response is late")
         return cast(
-            Exception, self.library.ReadTimeout("the route's timeout passed while the response's body was read")
+            Exception, failed(error, TIMEOUT, "UT", "the route's timeout passed while the response's body was read")
         )
 
 
