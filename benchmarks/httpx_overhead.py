@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from benchmarks.by_hand import AsyncByHand, ByHand
 from meshlib.inbound.asgi import MeshASGI
 from meshlib.inbound.wsgi import MeshWSGI
 from meshlib.mesh import Mesh, Settings
@@ -209,6 +210,7 @@ def sync_calls(port: int, concurrency: int, rounds: int, seconds: float) -> list
         contestants = {
             "httpx": (httpx.Client(timeout=60), bare),
             "httpx, every connection kept": (httpx.Client(limits=_EVERY, timeout=60), bare),
+            "tenacity and pybreaker by hand": (ByHand(limits=_EVERY, timeout=60), bare),
             "meshed": (httpx.Client(transport=mesh.transport(), timeout=60), url),
         }
         for client, _ in contestants.values():
@@ -229,6 +231,7 @@ async def async_calls(port: int, concurrency: int, rounds: int, seconds: float) 
         contestants = {
             "httpx": (httpx.AsyncClient(timeout=60), bare),
             "httpx, every connection kept": (httpx.AsyncClient(limits=_EVERY, timeout=60), bare),
+            "tenacity and pybreaker by hand": (AsyncByHand(limits=_EVERY, timeout=60), bare),
             "meshed, httpcore": (httpx.AsyncClient(transport=mesh.async_transport(), timeout=60), URL),
             "meshed, aiohttp": (httpx.AsyncClient(transport=mesh.async_transport(engine="aiohttp"), timeout=60), URL),
         }
