@@ -93,10 +93,13 @@ def meshed(endpoints: Sequence[tuple[str, int]]) -> Iterator[Mesh]:
 
 
 @contextmanager
-def separate_server() -> Iterator[int]:
-    """The port of a server in a process of its own."""
+def separate_server(seconds: float = 0.0) -> Iterator[int]:
+    """The port of a server in a process of its own, which takes so long for an answer."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.server", str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with process:
         assert process.stdin is not None and process.stdout is not None
@@ -419,13 +422,13 @@ def _start_response(status: str, headers: Any, exc_info: Any = None) -> Callable
 
 
 def _print_head() -> None:
-    print(f"{'mode':6} {'at once':>7}  {'':30} {'us/call':>9} {'p50 ms':>9} {'p99 ms':>9} {'x bare':>7}")
+    print(f"{'mode':8} {'at once':>7}  {'':30} {'us/call':>9} {'p50 ms':>9} {'p99 ms':>9} {'x bare':>7}")
 
 
 def _print_calls(rows: list[Row]) -> None:
     for row in rows:
         print(
-            f"{row.mode:6} {row.concurrency:7}  {row.contestant:30} {row.microseconds:9.0f} {row.p50_ms:9.2f}"
+            f"{row.mode:8} {row.concurrency:7}  {row.contestant:30} {row.microseconds:9.0f} {row.p50_ms:9.2f}"
             f" {row.p99_ms:9.2f} {row.ratio:7.2f}"
         )
     print(flush=True)
@@ -456,16 +459,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.only != "policy":
         if is_told:
             _print_head()
-        with separate_server() as port:
-            for mode in ("sync", "async"):
-                for concurrency in chosen.concurrency:
+        plans = [(0.0, concurrency) for concurrency in chosen.concurrency]
+        if len(chosen.concurrency) > 1:
+            plans.append((0.01, chosen.concurrency[1]))
+        for mode in ("sync", "async"):
+            for delay, concurrency in plans:
+                with separate_server(delay) as port:
                     if mode == "sync":
                         rows = sync_calls(port, concurrency, rounds, seconds)
                     else:
                         rows = asyncio.run(async_calls(port, concurrency, rounds, seconds))
-                    calls += rows
-                    if is_told:
-                        _print_calls(rows)
+                if delay:
+                    rows = [row._replace(mode=f"{mode}+10") for row in rows]
+                calls += rows
+                if is_told:
+                    _print_calls(rows)
     if chosen.only != "calls":
         costs = policy_costs(batches, size)
         if is_told:

@@ -1,10 +1,12 @@
-"""A server that costs next to nothing: every request gets the same answer. Prints its port, ends with its stdin."""
+"""A server that costs next to nothing: every request gets the same answer, after as many seconds as its argument says.
+Prints its port, ends with its stdin."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 
+_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 _BODY = b'{"id": 0, "ratings": {"Reviewer1": 5, "Reviewer2": 4}}'
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nserver: benchmark\r\ncontent-length: %d\r\n\r\n%b" % (
     len(_BODY),
@@ -24,7 +26,9 @@ class Answering(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *heads, self._pending = (self._pending + data).split(b"\r\n\r\n")
-        if heads:
+        if heads and _SECONDS:
+            asyncio.get_running_loop().call_later(_SECONDS, self._transport.write, _ANSWER * len(heads))
+        elif heads:
             self._transport.write(_ANSWER * len(heads))
 
 
