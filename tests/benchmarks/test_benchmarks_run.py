@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BARE = ("httpx", "httpx, every connection kept")
 MODES = {
-    "sync": ["httpx", "httpx, every connection kept", "meshed"],
-    "async": ["httpx", "httpx, every connection kept", "meshed, httpcore", "meshed, aiohttp"],
+    "sync": [*BARE, "tenacity and pybreaker by hand", "meshed"],
+    "async": [*BARE, "tenacity and pybreaker by hand", "meshed, httpcore", "meshed, aiohttp"],
 }
 
 
@@ -29,7 +30,12 @@ def test_every_contestant_is_measured_at_every_concurrency() -> None:
     """In both modes, with the two engines where there are two, and each with numbers that can be."""
     found = json.loads(run("--concurrency", "1", "4", "--json", "-"))
     measured = [(row["mode"], row["concurrency"], row["contestant"]) for row in found["calls"]]
-    assert measured == [(mode, at_once, name) for mode in MODES for at_once in (1, 4) for name in MODES[mode]]
+    assert measured == [
+        (mode + against, at_once, name)
+        for mode in MODES
+        for against, at_once in (("", 1), ("", 4), ("+10", 4))
+        for name in MODES[mode]
+    ]
     for row in found["calls"]:
         assert row["microseconds"] > 0 and row["ratio"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"]
     added = {row["what"]: row["added"] for row in found["policy"]}
