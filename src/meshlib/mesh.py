@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx
+    import requests
+    import urllib3
 
     from meshlib.discovery import Source
 
@@ -391,6 +393,31 @@ class Mesh:
 
         return httpx.AsyncClient(transport=self.async_transport(), **options)
 
+    def requests_adapter(self) -> requests.adapters.HTTPAdapter:
+        """An adapter for `session.mount("http://", ...)` and `session.mount("https://", ...)` of requests. Needs
+        requests.
+
+        Calls raise what requests' users catch, and get the response that a sidecar would have given where the mesh
+        decides, as `transport` says.
+        """
+        from meshlib.outbound.requests import MeshAdapter
+
+        adapter: requests.adapters.HTTPAdapter = MeshAdapter(self)
+        self._transports.add(adapter)
+        return adapter
+
+    def urllib3(self, **options: Any) -> urllib3.PoolManager:
+        """A urllib3 PoolManager (`http.request("GET", url)`) whose calls go through the mesh. Needs urllib3 2.
+
+        options: PoolManager's own (headers, timeout, ca_certs, ...). Its `retries` count redirects only: what is tried
+        again is the route's word.
+        """
+        from meshlib.outbound.urllib3 import Edge, MeshPoolManager
+
+        edge = Edge(self)
+        self._transports.add(edge)
+        return MeshPoolManager(edge, **options)
+
     # Calls in
 
     def asgi(self, app: Any) -> Any:
@@ -488,6 +515,10 @@ class Mesh:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What holds a Mesh (a requests.Session) can be sent to another process, where there is one of its own.
+        return _mesh_here, (self.settings, self.node.kind)
+
     def __repr__(self) -> str:
         return f"<Mesh {self.node.workload.name} {self.settings.control_plane or 'no control plane'} {self._live!r}>"
 
@@ -521,6 +552,14 @@ def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]
 
 
 _instances: weakref.WeakSet[Mesh] = weakref.WeakSet()
+
+
+def _mesh_here(settings: Settings, kind: NodeKind) -> Mesh:
+    """The Mesh with these settings in this process, made if there is none."""
+    for mesh in list(_instances):
+        if mesh.settings == settings and mesh.node.kind is kind and not mesh._closed:
+            return mesh
+    return Mesh(settings, kind=kind)
 
 
 def _after_fork_in_child() -> None:
