@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from meshlib.errors import MeshClosed, SettingsError
 from meshlib.model import Locality, Node, NodeKind, Snapshot, Workload
@@ -41,6 +41,7 @@ _log = logging.getLogger("meshlib")
 RESOLVE_TIMEOUT = 5.0
 """Seconds a call waits for the feed's answer about a host it has not asked for before."""
 _PREFIX = "MESHLIB_"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +418,37 @@ class Mesh:
         edge = Edge(self)
         self._transports.add(edge)
         return MeshPoolManager(edge, **options)
+
+    def outbound(
+        self,
+        destination: str,
+        *,
+        fallback: Callable[..., Any] | None = None,
+        failures: type[Exception] | tuple[type[Exception], ...] = Exception,
+        idempotent: bool = False,
+        path: str = "/",
+    ) -> Callable[[F], F]:
+        """A decorator for a function that makes a call by itself, with whatever library: `@mesh.outbound("ratings")`.
+
+        Faults, rate limits, the breaker, limits, timeout and retries are the route's and the destination's; no endpoint
+        is chosen. The function may be sync, async, a generator or an async generator. Its timeout cancels an async one,
+        and keeps a sync one from being tried again. Generators are tried again until their first item.
+
+        destination: the service, as in a URL (`ratings:9080`; without a port 80). path: for routes that match on it.
+        fallback: called with the same arguments when the call is given up, also for a result whose `status_code` is
+          500 or more after the last try.
+        failures: exceptions that count as failures; others are answers and pass as they are.
+        idempotent: it may be run again after a try that the other side may have seen. Without it only what was refused
+          or never connected is tried again.
+
+        Raises the function's own exception, which is a MeshError as well; or, where the mesh decides, CircuitOpen,
+        UpstreamTimeout (a TimeoutError, too), Overflow, RateLimited, FaultInjected, NoRoute.
+        """
+        from meshlib.outbound.function import Destination, authority, outbound
+
+        to = Destination(self, authority(destination), path, fallback, failures, idempotent)
+        decorate: Any = outbound(to)
+        return decorate  # type: ignore[no-any-return]
 
     # Calls in
 

@@ -8,7 +8,8 @@ class becomes one that has both parents. Such classes are made once for each pai
 from __future__ import annotations
 
 import pickle
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from meshlib.errors import (
     AnsweredByRoute,
@@ -127,14 +128,20 @@ def _equal(kind: type[E], error: E) -> E:
     return made.with_traceback(error.__traceback__)
 
 
-def answered(reply: Reply) -> MeshError:
-    """The exception for an answer of the mesh, for callers that can't be given a response."""
+def answered(reply: Reply, also: Callable[[type[MeshError]], type[Exception] | None] = lambda kind: None) -> Exception:
+    """The exception for an answer of the mesh, for callers that can't be given a response. also: what else the
+    exception is to be, by its kind."""
     kind: type[MeshError] | None = getattr(reply, "error", None) or _OF_FLAG.get(reply.flag.partition(",")[0])
     if kind is None:
         kind = NotInRegistry if reply.status == 502 else AnsweredByRoute
-    error = kind(reply.reason or f"answered with {reply.status}")
+    words = reply.reason or f"answered with {reply.status}"
+    error: Any
+    if (native := also(kind)) is not None:
+        error = mixed(kind, native)(words)
+    else:
+        error = kind(f"{words} [{reply.flag}]" if reply.flag else words)
     error.status, error.flag, error.reason = reply.status, reply.flag, reply.reason
-    return error
+    return cast(Exception, error)
 
 
 def _told(self: Any) -> str:
