@@ -78,10 +78,7 @@ class Destination:
         deadline = None if carried is None else carried.remaining_deadline()
         headers = _NO_HEADERS if carried is None else propagation.CarryingHeaders(_NO_HEADERS, carried)
         request = Request("GET" if self.idempotent else "POST", "http", self.authority, self.path, headers)
-        context = self.home.call_context(deadline, self.idempotent)
-        if "finds_its_way" in CallContext._fields:
-            context = context._replace(finds_its_way=True)
-        return outbound_call(request, context)
+        return outbound_call(request, self.home.call_context(deadline, self.idempotent))
 
 
 def outbound(destination: Destination) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from ssl import CertificateError, SSLContext
@@ -239,6 +240,7 @@ class Connections:
         self._stacks: dict[Key, list[Any]] = {}
         self._owner = os.getpid()
         self._swept = time.monotonic()
+        weakref.finalize(self, _close, self._stacks)
 
     def take(self, key: Key, cluster: Cluster) -> Any | None:
         """The connection used last that may be used again; those found dead on the way are closed."""
@@ -278,16 +280,14 @@ class Connections:
                 continue
 
     def close(self) -> None:
-        for stack in list(self._stacks.values()):
-            while stack:
-                stack.pop().close()
+        _close(self._stacks)
 
     def _stack(self, key: Key) -> list[Any]:
         if os.getpid() != self._owner:
-            # A fork: the sockets belong to the parent. They are neither used nor closed here (closing a TLS
-            # connection would speak on the parent's behalf), just kept from being collected with a warning.
-            _ORPHANS.extend(connection for stack in self._stacks.values() for connection in stack)
-            self._stacks, self._owner = {}, os.getpid()
+            # A fork: the parent goes on with these connections. Closing our copies says nothing to the server, since
+            # Python's TLS sockets close without a word.
+            self._owner = os.getpid()
+            _close(self._stacks)
         found = self._stacks.get(key)
         return self._stacks.setdefault(key, []) if found is None else found
 
@@ -295,7 +295,10 @@ class Connections:
         return f"<Connections {sum(map(len, self._stacks.values()))} idle to {len(self._stacks)} endpoints>"
 
 
-_ORPHANS: list[Any] = []
+def _close(stacks: dict[Key, list[Any]]) -> None:
+    for stack in list(stacks.values()):
+        while stack:
+            stack.pop().close()
 
 
 def _is_fit(connection: Any, cluster: Cluster, now: float) -> bool:
