@@ -155,6 +155,8 @@ def _told(self: Any) -> str:
 def _reduced(self: Any) -> tuple[Any, ...]:
     # Not by the native class's own __reduce__, which calls a constructor, and each has another form.
     state = {name: _portable(value) for name, value in self.__dict__.items()}
+    if isinstance(self, OSError) and self.errno is not None:  # these live outside of __dict__
+        state.update(errno=self.errno, strerror=_portable(self.strerror))
     return _revived, (*self._parents, tuple(map(_portable, self.args)), state)
 
 
@@ -162,7 +164,8 @@ def _revived(kind: type[MeshError], native: type[Exception], args: tuple[Any, ..
     made = mixed(kind, native)
     error = made.__new__(made, *args)
     error.args = args
-    error.__dict__.update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     return error
 
 
