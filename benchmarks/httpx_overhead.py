@@ -360,6 +360,13 @@ def policy_costs(batches: int, size: int) -> list[Cost]:
         measure("httpx.AsyncClient", _timed_async(runner, lambda: bare_async.get(URL)))
         measure("httpx.AsyncClient, meshed", _timed_async(runner, lambda: through_async.get(URL)), "httpx.AsyncClient")
 
+        function = mesh.outbound("reviews:9080")(_answer)
+        coroutine = mesh.outbound("reviews:9080")(_answer_async)
+        measure("a function", _timed(_answer))
+        measure("a function, under mesh.outbound", _timed(function), "a function")
+        measure("a coroutine", _timed_async(runner, _answer_async))
+        measure("a coroutine, under mesh.outbound", _timed_async(runner, coroutine), "a coroutine")
+
         live = mesh.live
         context = CallContext(lambda: live, time.monotonic, random.Random(1))
         request = Request("GET", "http", "reviews:9080", "/reviews/0", Headers(INBOUND[:3]))
@@ -396,6 +403,14 @@ def policy_costs(batches: int, size: int) -> list[Cost]:
             added = statistics.median(mine - other for mine, other in zip(found[what], found[against], strict=True))
         rows.append(Cost(what, statistics.median(found[what]), added))
     return rows
+
+
+def _answer() -> str:
+    return "{}"
+
+
+async def _answer_async() -> str:
+    return "{}"
 
 
 async def _asgi_app(scope: Any, receive: Any, send: Any) -> None:
@@ -474,6 +489,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 calls += rows
                 if is_told:
                     _print_calls(rows)
+        from benchmarks.other_clients import other_calls  # it is built on this module
+
+        for concurrency in chosen.concurrency[:2]:
+            with separate_server() as port:
+                rows = other_calls(port, concurrency, rounds, seconds)
+            calls += rows
+            if is_told:
+                _print_calls(rows)
     if chosen.only != "calls":
         costs = policy_costs(batches, size)
         if is_told:

@@ -16,6 +16,8 @@ MODES = {
     "async": [*BARE, "tenacity and pybreaker by hand", "meshed, httpcore", "meshed, aiohttp"],
 }
 
+OTHERS = ("requests", "urllib3")
+
 
 def run(*arguments: str) -> str:
     """As `make bench` does; a warning would be a leak, so each is an error."""
@@ -35,6 +37,8 @@ def test_every_contestant_is_measured_at_every_concurrency() -> None:
         for mode in MODES
         for against, at_once in (("", 1), ("", 4), ("+10", 4))
         for name in MODES[mode]
+    ] + [
+        (library, at_once, name) for at_once in (1, 4) for library in OTHERS for name in (library, f"{library}, meshed")
     ]
     for row in found["calls"]:
         assert row["microseconds"] > 0 and row["ratio"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"]
@@ -42,6 +46,8 @@ def test_every_contestant_is_measured_at_every_concurrency() -> None:
     assert [what for what, cost in added.items() if cost is None] == [
         "httpx.Client",
         "httpx.AsyncClient",
+        "a function",
+        "a coroutine",
         "the core alone (policy.call)",
         "ASGI application",
         "WSGI application",
