@@ -80,6 +80,18 @@ class Destination:
         request = Request("GET" if self.idempotent else "POST", "http", self.authority, self.path, headers)
         return outbound_call(request, self.home.call_context(deadline, self.idempotent))
 
+    def report_unknown(self, function: Callable[..., Any]) -> None:
+        """Once; and not at all where no mesh is configured, since there every name is unknown."""
+        snapshot = self.home.call_context(None, False).live().snapshot
+        if snapshot.listeners or snapshot.absent:
+            _told.add(self.authority)
+            _log.warning(
+                "outbound(%r): the mesh knows no such service, so none of its rules apply to %s (a port other than 80"
+                " is part of the name: 'reviews:9080')",
+                self.authority,
+                getattr(function, "__qualname__", function),
+            )
+
 
 def outbound(destination: Destination) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The decorator. What it returns is of the same kind as what it is given."""
@@ -187,13 +199,7 @@ class _Attempts(Generic[T]):
     def _enter(self, step: Send) -> Token[propagation.Carried | None] | None:
         """Meshed calls that the function makes inherit the time that this attempt has."""
         if step.cluster.name == PASSTHROUGH and self.to.authority not in _told:
-            _told.add(self.to.authority)
-            _log.warning(
-                "outbound(%r): the mesh knows no such service, so none of its rules apply to %s (a port other than 80"
-                " is part of the name: 'reviews:9080')",
-                self.to.authority,
-                getattr(self.function, "__qualname__", self.function),
-            )
+            self.to.report_unknown(self.function)
         self._error, self._result = None, None
         if step.timeout is None:
             return None

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from ssl import CertificateError, SSLContext
 from ssl import SSLError as BaseSSLError
@@ -769,6 +770,7 @@ class SecureMeshPool(MeshPool, HTTPSConnectionPool):
         )
 
 
+@lru_cache(maxsize=64)  # most calls share one Retry; making one costs as much as a route's match
 def _redirects_only(retries: Retry) -> Retry:
     if retries.total is False:
         return retries  # and errors come as they are, without a MaxRetryError around them
