@@ -29,7 +29,8 @@ class Received:
 @dataclass
 class Answer:
     """drop: close the connection instead of answering. chunks: a chunked body, each sent by itself, after which
-    `break_off` cuts the connection short. gate: awaited before the head is sent."""
+    `break_off` cuts the connection short. gate: awaited before the head is sent. raw: these bytes and nothing else,
+    after which the connection ends, or stays open and silent if `stall` is set."""
 
     status: int = 200
     body: bytes = b""
@@ -39,6 +40,8 @@ class Answer:
     break_off: bool = False
     gate: Awaitable[Any] | None = None
     close: bool = False
+    raw: bytes | None = None
+    stall: bool = False
 
 
 def plain(_: Received) -> Answer:
@@ -141,6 +144,12 @@ class Peer:
             if answer.gate is not None:
                 await answer.gate
             if answer.drop:
+                return
+            if answer.raw is not None:
+                writer.write(answer.raw)
+                await writer.drain()
+                if answer.stall:
+                    await self._stop.wait()
                 return
             headers = list(answer.headers)
             if answer.chunks is None:

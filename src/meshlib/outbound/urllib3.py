@@ -108,6 +108,8 @@ class Patience:
 class _Reads(io.RawIOBase):
     """A socket's bytes, each read within the attempt's patience."""
 
+    is_at_end = False
+
     def __init__(self, raw: Any, sock: socket.socket, patience: Patience) -> None:
         self._raw, self._sock, self._patience = raw, sock, patience
 
@@ -116,7 +118,10 @@ class _Reads(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(self._patience.left())
-        return cast("int | None", self._raw.readinto(buffer))
+        count: int | None = self._raw.readinto(buffer)
+        if count == 0:
+            self.is_at_end = True
+        return count
 
     def fileno(self) -> int:
         return cast(int, self._raw.fileno())
@@ -131,7 +136,14 @@ class _HttplibResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, patience: Patience, **options: Any) -> None:
         super().__init__(sock, **options)
         plain: Any = self.fp
-        self.fp = io.BufferedReader(_Reads(plain.detach(), sock, patience))
+        self._reads = _Reads(plain.detach(), sock, patience)
+        self.fp = io.BufferedReader(self._reads)
+
+    def begin(self) -> None:
+        super().begin()
+        if self._reads.is_at_end:
+            # http.client takes the end of the connection for the end of the head, and half a response for a whole one.
+            raise http.client.RemoteDisconnected("Remote end closed connection within the response's head")
 
 
 class _Kept:
