@@ -70,7 +70,7 @@ def test_a_bad_object_hides_no_good_one() -> None:
         (service(ports="[{port: 70000}]"), "spec.ports[0].port", "65535"),
         (service().replace("v1", "v2", 1), "apiVersion", "there are v1"),
         (rule(TO_A).replace("v1", "v9", 1), "apiVersion", "v1beta1"),
-        (virtual_service(f"[{{{TO_A}}}]", hosts="[]"), "spec.hosts", "is missing"),
+        (virtual_service(f"[{{{TO_A}}}]", hosts="[]", more="tcp: []"), "spec.hosts", "is missing"),
         (virtual_service(f"[{{{TO_A}}}]", hosts="[a, A]"), "spec.hosts", "twice"),
         (virtual_service(f"[{{{TO_A}}}]", hosts="['a b']"), "spec.hosts[0]", "no host name"),
         (rule(""), "spec.http[0]", "exactly one of"),

@@ -19,6 +19,8 @@ from msgspec import Meta
 from meshlib.istio.documents import is_text
 
 NETWORKING = "networking.istio.io"
+OWN = "meshlib.io"
+"""The API group of the kinds that Istio has no word for."""
 NETWORKING_KINDS = frozenset(
     {
         "VirtualService",
@@ -33,6 +35,9 @@ NETWORKING_KINDS = frozenset(
     }
 )
 ISTIO_VERSIONS = ("v1alpha3", "v1beta1", "v1")
+OWN_VERSIONS = ("v1alpha1",)
+STRICT_GROUPS = (NETWORKING, OWN)
+"""Their objects may hold no field that is not known."""
 
 
 class Duration:
@@ -177,13 +182,18 @@ class HTTPRetry(_Istio, frozen=True):
     per_try_timeout: Duration | None = None
     retry_on: str = ""
     retry_remote_localities: bool = False
-    retry_ignore_previous_hosts: bool = True
+    retry_ignore_previous_hosts: bool | None = None
     backoff: Duration | None = None
 
 
 class HTTPMirrorPolicy(_Istio, frozen=True):
     destination: Destination
     percentage: Percent | None = None
+
+
+class Delegate(_Istio, frozen=True):
+    name: str
+    namespace: str = ""
 
 
 class HTTPRoute(_Istio, frozen=True):
@@ -202,7 +212,7 @@ class HTTPRoute(_Istio, frozen=True):
     mirrors: list[HTTPMirrorPolicy] = []
     headers: Headers = Headers()
     cors_policy: Unsupported = None
-    delegate: Unsupported = None
+    delegate: Delegate | None = None
 
 
 class VirtualService(_Istio, frozen=True):
@@ -217,12 +227,18 @@ class VirtualService(_Istio, frozen=True):
 # networking.istio.io: DestinationRule
 
 
+class TCPKeepalive(_Istio, frozen=True):
+    probes: Count = 0
+    time: Duration | None = None
+    interval: Duration | None = None
+
+
 class TCPSettings(_Istio, frozen=True):
     max_connections: Count | None = None
     connect_timeout: Duration | None = None
-    tcp_keepalive: Unsupported = None
-    max_connection_duration: Unsupported = None
-    idle_timeout: Unsupported = None
+    tcp_keepalive: TCPKeepalive | None = None
+    max_connection_duration: Duration | None = None
+    idle_timeout: Duration | None = None
 
 
 class HTTPSettings(_Istio, frozen=True):
@@ -231,9 +247,11 @@ class HTTPSettings(_Istio, frozen=True):
     max_requests_per_connection: Count = 0
     max_retries: Count | None = None
     idle_timeout: Duration | None = None
-    h2_upgrade_policy: Unsupported = msgspec.field(name="h2UpgradePolicy", default=None)
+    h2_upgrade_policy: Literal["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"] | None = msgspec.field(
+        name="h2UpgradePolicy", default=None
+    )
     use_client_protocol: Unsupported = None
-    max_concurrent_streams: Unsupported = None
+    max_concurrent_streams: Count | None = None
 
 
 class ConnectionPool(_Istio, frozen=True):
@@ -251,15 +269,71 @@ class OutlierDetection(_Istio, frozen=True):
     base_ejection_time: Duration | None = None
     max_ejection_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
     min_health_percent: Annotated[int, Meta(ge=0, le=100)] = 0
-    outlier_detection_http_error_codes: Unsupported = None
+    outlier_detection_http_error_codes: list[Annotated[int, Meta(ge=100, le=599)]] = []
+
+
+class HTTPCookie(_Istio, frozen=True):
+    name: str
+    path: str = ""
+    ttl: Duration | None = None
+    attributes: Unsupported = None
+
+
+class RingHash(_Istio, frozen=True):
+    minimum_ring_size: Count = 0
+
+
+class Maglev(_Istio, frozen=True):
+    table_size: Count = 0
+
+
+class ConsistentHash(_Istio, frozen=True):
+    http_header_name: str = ""
+    http_cookie: HTTPCookie | None = None
+    use_source_ip: bool = False
+    http_query_parameter_name: str = ""
+    ring_hash: RingHash | None = None
+    maglev: Maglev | None = None
+    minimum_ring_size: Count = 0
+
+
+class Distribute(_Istio, frozen=True):
+    from_: str = msgspec.field(name="from", default="")
+    to: dict[str, Count] = {}
+
+
+class Failover(_Istio, frozen=True):
+    from_: str = msgspec.field(name="from", default="")
+    to: str = ""
+
+
+class LocalityLbSetting(_Istio, frozen=True):
+    enabled: bool | None = None
+    distribute: list[Distribute] = []
+    failover: list[Failover] = []
+    failover_priority: list[str] = []
+
+
+class ZoneAwareLbSetting(_Istio, frozen=True):
+    enabled: bool | None = None
+    failover: list[Failover] = []
+    failover_priority: list[str] = []
+    min_cluster_size: Count | None = None
+
+
+class Warmup(_Istio, frozen=True):
+    duration: Duration
+    minimum_percent: Percent100 | None = None
+    aggression: float | None = None
 
 
 class LoadBalancer(_Istio, frozen=True):
     simple: Literal["UNSPECIFIED", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN", "LEAST_REQUEST"] | None = None
-    consistent_hash: Unsupported = None
-    locality_lb_setting: Unsupported = None
-    warmup: Unsupported = None
-    warmup_duration_secs: Unsupported = None
+    consistent_hash: ConsistentHash | None = None
+    locality_lb_setting: LocalityLbSetting | None = None
+    zone_aware_lb_setting: ZoneAwareLbSetting | None = None
+    warmup: Warmup | None = None
+    warmup_duration_secs: Duration | None = None
 
 
 class ClientTLSSettings(_Istio, frozen=True):
@@ -318,7 +392,7 @@ class DestinationRule(_Istio, frozen=True):
     workload_selector: WorkloadSelector | None = None
 
 
-# networking.istio.io: ServiceEntry, Gateway
+# networking.istio.io: ServiceEntry, WorkloadEntry, Sidecar, Gateway
 
 
 class ServiceEntryPort(_Istio, frozen=True):
@@ -348,6 +422,39 @@ class ServiceEntry(_Istio, frozen=True):
     workload_selector: WorkloadSelector | None = None
     export_to: list[str] = []
     subject_alt_names: list[str] = []
+
+
+class SidecarPort(_Istio, frozen=True):
+    number: Port
+    protocol: str = ""
+    name: str = ""
+    target_port: Unsupported = None
+
+
+class IstioEgressListener(_Istio, frozen=True):
+    hosts: list[str]
+    port: SidecarPort | None = None
+    bind: str = ""
+    capture_mode: Unsupported = None
+
+
+class OutboundTrafficPolicy(_Istio, frozen=True):
+    """The enum's zero is REGISTRY_ONLY: a policy that is there and names no mode is that (sidecar.proto)."""
+
+    mode: Literal["REGISTRY_ONLY", "ALLOW_ANY", 0, 1] = "REGISTRY_ONLY"
+    egress_proxy: Unsupported = None
+
+    @property
+    def is_registry_only(self) -> bool:
+        return self.mode in ("REGISTRY_ONLY", 0)
+
+
+class Sidecar(_Istio, frozen=True):
+    workload_selector: WorkloadSelector | None = None
+    egress: list[IstioEgressListener] = []
+    outbound_traffic_policy: OutboundTrafficPolicy | None = None
+    ingress: Unsupported = None
+    inbound_connection_pool: Unsupported = None
 
 
 class GatewayPort(_Istio, frozen=True):
@@ -404,6 +511,7 @@ class ServicePort(_Kubernetes, frozen=True):
 
 
 class Service(_Kubernetes, frozen=True):
+    traffic_distribution: str = ""
     selector: Labels = {}
     ports: list[ServicePort] = []
     cluster_ip: str = msgspec.field(name="clusterIP", default="")
@@ -504,11 +612,122 @@ class MeshConfigMap(_Kubernetes, frozen=True):
     data: dict[str, str] = {}
 
 
+MESH_CONFIG_KEY = ("ConfigMap", "istio-system", "istio")
+TOPOLOGY_LABELS = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
+"""Region, zone and subzone, as failoverPriority may name them."""
+
+
+class DefaultTrafficPolicy(_Kubernetes, frozen=True):
+    connection_pool: ConnectionPool | None = None
+    outlier_detection: OutlierDetection | None = None
+
+
+class MeshConfig(_Kubernetes, frozen=True):
+    """Istio's MeshConfig, as far as it is heeded; its other fields are for what a mesh without sidecars has not got."""
+
+    root_namespace: str = "istio-system"
+    outbound_traffic_policy: OutboundTrafficPolicy | None = None
+    connect_timeout: Duration | None = None
+    tcp_keepalive: TCPKeepalive | None = None
+    h2_upgrade_policy: Literal["DO_NOT_UPGRADE", "UPGRADE"] = msgspec.field(
+        name="h2UpgradePolicy", default="DO_NOT_UPGRADE"
+    )
+    locality_lb_setting: LocalityLbSetting | None = None
+    zone_aware_lb_setting: ZoneAwareLbSetting | None = None
+    default_http_retry_policy: HTTPRetry | None = None
+    default_traffic_policy: DefaultTrafficPolicy | None = None
+    default_service_export_to: list[str] = []
+    default_virtual_service_export_to: list[str] = []
+    default_destination_rule_export_to: list[str] = []
+
+
+# meshlib.io: what a call may need and Istio has no word for
+
+
+class Breaker(_Istio, frozen=True):
+    consecutive_failures: Count = 0
+    failure_rate: Percent100 = 0.0
+    slow_call_rate: Percent100 = 0.0
+    slow_call: Duration | None = None
+    window: Duration | None = None
+    minimum_calls: Annotated[int, Meta(ge=1)] | None = None
+    open_for: Duration | None = None
+    probes: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RateBudget(_Istio, frozen=True):
+    ratio: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    min_per_second: Annotated[float, Meta(ge=0)] | None = None
+    ttl: Duration | None = None
+
+
+class Hedge(_Istio, frozen=True):
+    delay: Duration
+    max_attempts: Annotated[int, Meta(ge=2, le=5)] = 2
+
+
+class HTTPHealthCheck(_Istio, frozen=True):
+    path: str = "/"
+    host: str = ""
+    expected_statuses: list[int | str] = []
+
+
+class GRPCHealthCheck(_Istio, frozen=True):
+    service: str = ""
+
+
+class TCPHealthCheck(_Istio, frozen=True):
+    pass
+
+
+class HealthCheck(_Istio, frozen=True):
+    http: HTTPHealthCheck | None = None
+    grpc: GRPCHealthCheck | None = None
+    tcp: TCPHealthCheck | None = None
+    port: Port | None = None
+    interval: Duration | None = None
+    timeout: Duration | None = None
+    healthy_threshold: Annotated[int, Meta(ge=1)] | None = None
+    unhealthy_threshold: Annotated[int, Meta(ge=1)] | None = None
+
+
+class StatisticalDetection(_Istio, frozen=True):
+    """Envoy's detectors beyond those that Istio exposes, by the names of model.OutlierDetection."""
+
+    success_rate_enforcing: Annotated[int, Meta(ge=0, le=100)] | None = None
+    success_rate_minimum_hosts: Count | None = None
+    success_rate_request_volume: Count | None = None
+    success_rate_stdev_factor: Annotated[float, Meta(gt=0)] | None = None
+    failure_percentage_enforcing: Annotated[int, Meta(ge=0, le=100)] | None = None
+    failure_percentage_threshold: Annotated[int, Meta(ge=0, le=100)] | None = None
+    failure_percentage_minimum_hosts: Count | None = None
+    failure_percentage_request_volume: Count | None = None
+    max_ejection_time: Duration | None = None
+    max_ejection_jitter: Duration | None = None
+    always_eject_one: bool | None = None
+
+
+class BackendTrafficPolicy(_Istio, frozen=True):
+    host: str
+    subset: str = ""
+    breaker: Breaker | None = None
+    retry_budget: RateBudget | None = None
+    hedge: Hedge | None = None
+    load_balancer: Literal["PEAK_EWMA", "CLIENT_SIDE_WEIGHTED_ROUND_ROBIN"] | None = None
+    health_checks: list[HealthCheck] = []
+    outlier_detection: StatisticalDetection | None = None
+    resend_unsafe: bool | None = None
+    shadow: list[str] = []
+
+
 Spec = (
     VirtualService
     | DestinationRule
     | ServiceEntry
+    | WorkloadEntry
+    | Sidecar
     | Gateway
+    | BackendTrafficPolicy
     | Service
     | Endpoints
     | EndpointSlice
@@ -533,7 +752,10 @@ SHAPES: Mapping[str, KindShape] = {
     "VirtualService": KindShape(VirtualService, NETWORKING, ISTIO_VERSIONS),
     "DestinationRule": KindShape(DestinationRule, NETWORKING, ISTIO_VERSIONS),
     "ServiceEntry": KindShape(ServiceEntry, NETWORKING, ISTIO_VERSIONS),
+    "WorkloadEntry": KindShape(WorkloadEntry, NETWORKING, ISTIO_VERSIONS),
+    "Sidecar": KindShape(Sidecar, NETWORKING, ISTIO_VERSIONS),
     "Gateway": KindShape(Gateway, NETWORKING, ISTIO_VERSIONS),
+    "BackendTrafficPolicy": KindShape(BackendTrafficPolicy, OWN, OWN_VERSIONS),
     "Service": KindShape(Service, "", ("v1",)),
     "Endpoints": KindShape(Endpoints, "", ("v1",), whole=True),
     "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),
@@ -570,6 +792,13 @@ class Object:
     def title(self) -> str:
         """`VirtualService default/reviews`"""
         return f"{self.kind} {self.namespace}/{self.name}"
+
+    @property
+    def origin(self) -> str:
+        """`VirtualService default/reviews (reviews.yaml)`: what a person would look for. The line is left out, or an
+        edit of one object would be a change of all that stand below it."""
+        file = self.source.rpartition(":")[0].rpartition("/")[2]
+        return f"{self.title} ({file})" if file else self.title
 
     def same_content(self, other: Object) -> bool:
         """Whether only the place differs where it was read, or how its namespace was given."""

@@ -6,19 +6,23 @@ Source of the rules: istio/istio pilot/pkg/networking/core/route/route.go.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.clusters import Policy, Rules
+from meshlib.istio.delegates import Rule
 from meshlib.istio.parse import GRPC_STATUSES
-from meshlib.istio.services import Directory, Service, fqdn
+from meshlib.istio.services import Directory, Service, cluster_name, fqdn
 from meshlib.model import (
     DirectResponse,
     Fault,
     FaultAbort,
     FaultDelay,
     Forward,
+    HashPolicy,
     HeaderMatch,
     HeaderOperations,
     Mirror,
@@ -38,69 +42,83 @@ _MILLION = 1_000_000
 Report = Callable[[ConfigurationError], None]
 
 
-def cluster_name(host: str, port: int, subset: str = "") -> str:
-    return f"outbound|{port}|{subset}|{host}"
+class _Destination(NamedTuple):
+    """policy: None for one that does not exist."""
+
+    cluster: str
+    policy: Policy | None
 
 
-def default_route(service: Service, port: int) -> Route:
-    """What happens without a rule: Istio's default retries, no timeout."""
-    return Route(RouteMatch(), Forward((WeightedCluster(cluster_name(service.host, port)),), retry=RetryPolicy()))
+def default_route(service: Service, port: int, rules: Rules) -> Route:
+    """What happens without a rule: the mesh's retries, else Istio's own; no timeout."""
+    found = service.port(port)
+    policies = [] if found is None else [rules.policy(found)]
+    hashing = _hash_policies(policies)
+    action = Forward(
+        (WeightedCluster(cluster_name(service.host, port)),),
+        retry=_retry(rules.settings.retries, policies, hashing),
+        hedge=policies[0].hedge if policies else None,
+        hash_policies=hashing,
+    )
+    return Route(RouteMatch(), action)
 
 
 class RouteMaker:
     """Makes the routes that a caller in `namespace` with `labels` sees, or a gateway's.
 
-    directory: what the caller sees. subsets: of each host, to say which are missing.
+    directory: what the caller sees. rules_for: what is said of a service. rules_of: what a VirtualService says, with
+    its delegates' words in their places. retries: of rules that say nothing about them.
     """
 
     def __init__(
         self,
         directory: Directory,
-        subsets: Mapping[str, frozenset[str]],
+        rules_for: Callable[[Service], Rules],
+        rules_of: Callable[[r.Object], Sequence[Rule]],
         namespace: str,
         labels: Mapping[str, str],
+        retries: r.HTTPRetry | None,
         report: Report,
     ) -> None:
-        self._directory, self._subsets = directory, subsets
+        self._directory, self._rules_for, self._rules_of = directory, rules_for, rules_of
         self._namespace, self._labels = namespace, labels
-        self._report = report
+        self._retries, self._report = retries, report
 
     def routes(self, rule_object: r.Object, port: int, gateway: str = MESH) -> list[Route]:
         """The routes of one VirtualService for calls to `port`. One that matches everything ends the list.
 
         gateway: whose they are, as VirtualServices name it (`ns/name`, or MESH).
         """
-        spec = rule_object.spec
-        assert isinstance(spec, r.VirtualService)
         found: list[Route] = []
-        for index, rule in enumerate(spec.http):
-            for route in self._of_rule(rule_object, rule, index, port, gateway):
+        for rule in self._rules_of(rule_object):
+            for route in self._of_rule(rule, port, gateway):
                 found.append(route)
                 if is_catch_all(route.match):
                     return found
         return found
 
-    def _of_rule(self, owner: r.Object, rule: r.HTTPRoute, index: int, port: int, gateway: str) -> Iterator[Route]:
+    def _of_rule(self, given: Rule, port: int, gateway: str) -> Iterator[Route]:
+        owner, rule = given.owner, given.rule
         matches: list[r.HTTPMatchRequest | None] = [
-            each for each in rule.match if self._concerns(each, owner, port, gateway)
+            each for each in rule.match if self._concerns(each, given.gateways_of, port, gateway)
         ]
         if not rule.match:
             matches = [None]
         if not matches:
             return
-        action = self._action(owner, rule, f"spec.http[{index}]", port)
+        action = self._action(owner, rule, given.at, port)
         fault = _fault(rule.fault)
         request, response = _operations(rule.headers)
         for match in matches:
             name = ".".join(part for part in (rule.name, match.name if match else "") if part) or "default"
-            yield Route(_match(match), action, name, fault, request, response, owner.title)
+            yield Route(_match(match), action, name, fault, request, response, owner.origin)
 
-    def _concerns(self, match: r.HTTPMatchRequest, owner: r.Object, port: int, gateway: str) -> bool:
+    def _concerns(self, match: r.HTTPMatchRequest, home: str, port: int, gateway: str) -> bool:
         """Gateways that are named decide alone; the source is looked at only where none is (sourceMatchHTTP)."""
         if match.port is not None and match.port != port:
             return False
         if match.gateways:
-            return gateway in qualified(match.gateways, owner.namespace)
+            return gateway in qualified(match.gateways, home)
         if match.source_namespace and match.source_namespace != self._namespace:
             return False
         return all(self._labels.get(key) == value for key, value in match.source_labels.items())
@@ -111,16 +129,19 @@ class RouteMaker:
         if rule.direct_response is not None:
             return DirectResponse(rule.direct_response.status, _body(rule.direct_response.body))
 
-        def name(destination: r.Destination, field: str) -> str:
-            return self._cluster(owner, destination, field, port)
+        def find(destination: r.Destination, field: str) -> _Destination:
+            return self._destination(owner, destination, field, port)
 
         clusters = []
+        policies: list[Policy] = []
         host = _set_host(rule.headers)
         for index, each in enumerate(rule.route):
             if each.weight == 0 and len(rule.route) > 1:
                 continue
             request, response = _operations(each.headers)
-            cluster = name(each.destination, f"{at}.route[{index}].destination")
+            cluster, policy = find(each.destination, f"{at}.route[{index}].destination")
+            if policy is not None:
+                policies.append(policy)
             clusters.append(WeightedCluster(cluster, each.weight or 1, request, response, _set_host(each.headers)))
         rewrite = _rewrite(rule.rewrite)
         if host is not None and (rewrite is None or rewrite.authority is None):
@@ -131,19 +152,24 @@ class RouteMaker:
                 share = _per_million(rule.mirror_percentage.value)
             else:
                 share = _MILLION if rule.mirror_percent is None else rule.mirror_percent * 10_000
-            mirrors.append(Mirror(name(rule.mirror, f"{at}.mirror"), share))
-        for index, policy in enumerate(rule.mirrors):
-            share = _MILLION if policy.percentage is None else _per_million(policy.percentage.value)
-            mirrors.append(Mirror(name(policy.destination, f"{at}.mirrors[{index}].destination"), share))
+            mirrors.append(Mirror(find(rule.mirror, f"{at}.mirror").cluster, share))
+        for index, mirror in enumerate(rule.mirrors):
+            share = _MILLION if mirror.percentage is None else _per_million(mirror.percentage.value)
+            mirrors.append(Mirror(find(mirror.destination, f"{at}.mirrors[{index}].destination").cluster, share))
+        hashing = _hash_policies(policies)
+        hedges = {policy.hedge for policy in policies}
         return Forward(
             tuple(clusters),
             rule.timeout.seconds if rule.timeout is not None and rule.timeout.seconds else None,
-            _retry(rule.retries),
+            _retry(self._retries if rule.retries is None else rule.retries, policies, hashing),
             rewrite,
-            tuple(mirror for mirror in mirrors if mirror.per_million),
+            tuple(each for each in mirrors if each.per_million),
+            # A rule is for all destinations of a route or for none: which one is drawn is not known before.
+            hedge=hedges.pop() if len(hedges) == 1 else None,
+            hash_policies=hashing,
         )
 
-    def _cluster(self, owner: r.Object, destination: r.Destination, field: str, port: int) -> str:
+    def _destination(self, owner: r.Object, destination: r.Destination, field: str, port: int) -> _Destination:
         """The cluster that a destination means; one that is missing keeps its name, and calls on it get 503 NC."""
         service = self._directory.find(destination.host, owner.namespace)
 
@@ -153,7 +179,7 @@ class RouteMaker:
         if service is None:
             complain("host", f"no service {fqdn(destination.host, owner.namespace)} is known here")
             number = destination.port.number if destination.port else port
-            return cluster_name(fqdn(destination.host, owner.namespace), number, destination.subset)
+            return _Destination(cluster_name(fqdn(destination.host, owner.namespace), number, destination.subset), None)
         if destination.port is not None:
             number = destination.port.number
             if service.port(number) is None:
@@ -165,9 +191,14 @@ class RouteMaker:
             number = port
             if service.port(port) is None:
                 complain("port", f"{service.host} has several ports, so one must be named")
-        if destination.subset and destination.subset not in self._subsets.get(service.host, frozenset()):
+        rules = self._rules_for(service)
+        found = service.port(number)
+        if destination.subset and destination.subset not in rules.subsets:
             complain("subset", f"no DestinationRule defines subset {destination.subset!r} of {service.host}")
-        return cluster_name(service.host, number, destination.subset)
+        return _Destination(
+            cluster_name(service.host, number, destination.subset),
+            None if found is None else rules.policy(found, destination.subset),
+        )
 
 
 def is_catch_all(match: RouteMatch) -> bool:
@@ -180,13 +211,19 @@ def qualified(gateways: Iterable[str], namespace: str) -> frozenset[str]:
     return frozenset(name if name == MESH or "/" in name else f"{namespace}/{name}" for name in gateways)
 
 
-def destinations(spec: r.VirtualService) -> Iterator[r.Destination]:
-    """Every destination that a VirtualService names."""
-    for rule in spec.http:
-        yield from (each.destination for each in rule.route)
-        if rule.mirror is not None:
-            yield rule.mirror
-        yield from (each.destination for each in rule.mirrors)
+def destinations(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
+    """Every host that the rules of a VirtualService name, and the namespace that names it."""
+    for each in rules:
+        namespace = each.owner.namespace
+        yield from ((given.destination.host, namespace) for given in each.rule.route)
+        if each.rule.mirror is not None:
+            yield each.rule.mirror.host, namespace
+        yield from ((given.destination.host, namespace) for given in each.rule.mirrors)
+
+
+def _hash_policies(policies: Iterable[Policy]) -> tuple[HashPolicy, ...]:
+    """Of all destinations of a route, each once (route.go, processDestination)."""
+    return tuple(dict.fromkeys(each for policy in policies for each in policy.hash_policies))
 
 
 def _match(match: r.HTTPMatchRequest | None) -> RouteMatch:
@@ -274,12 +311,16 @@ def _body(given: r.HTTPBody | None) -> bytes:
     return given.string.encode() if given.string is not None else base64.b64decode(given.bytes or "")
 
 
-def _retry(given: r.HTTPRetry | None) -> RetryPolicy | None:
+def _retry(given: r.HTTPRetry | None, policies: Sequence[Policy], hashing: Sequence[HashPolicy]) -> RetryPolicy | None:
+    """With consistent hashing a retry may go where the first try went (DefaultConsistentHashPolicy)."""
+    resend_unsafe = bool(policies) and all(policy.resend_unsafe for policy in policies)
+    default = RetryPolicy(resend_unsafe=resend_unsafe)
+    if hashing:
+        default = replace(default, host_selection_attempts=0)
     if given is None:
-        return RetryPolicy()
+        return default
     if given.attempts == 0:
         return None
-    default = RetryPolicy()
     on, codes = default.on, default.status_codes
     if given.retry_on:
         parts = [part.strip() for part in given.retry_on.split(",") if part.strip()]
@@ -288,6 +329,9 @@ def _retry(given: r.HTTPRetry | None) -> RetryPolicy | None:
         if codes:
             on |= {"retriable-status-codes"}
     base = given.backoff.seconds if given.backoff is not None else default.base_interval
+    attempts = default.host_selection_attempts
+    if given.retry_ignore_previous_hosts is not None:
+        attempts = RetryPolicy().host_selection_attempts if given.retry_ignore_previous_hosts else 0
     return RetryPolicy(
         given.attempts,
         on,
@@ -295,8 +339,9 @@ def _retry(given: r.HTTPRetry | None) -> RetryPolicy | None:
         given.per_try_timeout.seconds if given.per_try_timeout is not None and given.per_try_timeout.seconds else None,
         base,
         base * 10,
-        default.host_selection_attempts if given.retry_ignore_previous_hosts else 0,
+        attempts,
         given.retry_remote_localities,
+        resend_unsafe=resend_unsafe,
     )
 
 

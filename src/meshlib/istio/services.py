@@ -6,10 +6,12 @@ The registry is the same for every node; what a node may see of it is decided wh
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload
 
@@ -50,7 +52,8 @@ class Instance:
 @dataclass(frozen=True, slots=True)
 class Service:
     """host: `reviews.default.svc.cluster.local`, or a ServiceEntry's host. short: `reviews` for Kubernetes' services,
-    which have aliases; "" for others. instances: by port number; none for ORIGINAL_DST."""
+    which have aliases; "" for others. instances: by port number; none for ORIGINAL_DST. traffic_distribution: what
+    Kubernetes' field of that name says, "" for nothing."""
 
     host: str
     namespace: str
@@ -61,6 +64,7 @@ class Service:
     export_to: tuple[str, ...] = ()
     subject_alt_names: tuple[str, ...] = ()
     instances: Mapping[int, tuple[Instance, ...]] = field(default_factory=dict)
+    traffic_distribution: str = ""
 
     def port(self, number: int) -> Port | None:
         return next((port for port in self.ports if port.number == number), None)
@@ -71,6 +75,10 @@ class Service:
 
     def is_visible(self, namespace: str) -> bool:
         return is_exported(self.export_to, self.namespace, namespace)
+
+
+def cluster_name(host: str, port: int, subset: str = "") -> str:
+    return f"outbound|{port}|{subset}|{host}"
 
 
 def is_exported(export_to: Iterable[str], owner: str, namespace: str) -> bool:
@@ -105,9 +113,17 @@ def names(host: str, namespace: str) -> tuple[str, ...]:
 
 
 class Registry:
-    """Every service there is. services: by host; of several that claim one host, the first of the order below."""
+    """Every service there is. services: by host; of several that claim one host, the first of the order below.
 
-    def __init__(self, objects: Iterable[r.Object], workloads: Iterable[Workload]) -> None:
+    export_to: of services that do not say it themselves (MeshConfig.defaultServiceExportTo). problems: what was left
+    out, and why.
+    """
+
+    def __init__(
+        self, objects: Iterable[r.Object], workloads: Iterable[Workload], export_to: tuple[str, ...] = ()
+    ) -> None:
+        self._export_to = export_to
+        self.problems: list[ConfigurationError] = []
         by_kind: dict[str, list[r.Object]] = {}
         for each in objects:
             if each.spec is not None:  # a kind of the same name in another API group has none
@@ -117,6 +133,9 @@ class Registry:
         self._pods = {(pod.namespace, pod.name): pod for pod in pods}
         self._pods_by_label = _ByLabel((pod.namespace, pod.labels, pod) for pod in pods)
         self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
+        self._entries_by_label = _ByLabel(
+            (each.namespace, _labels_of_entry(each), each) for each in by_kind.get("WorkloadEntry", ())
+        )
         self._workloads_by_host: dict[str, list[Workload]] = {}
         for workload in running:
             if workload.service:
@@ -181,6 +200,7 @@ class Registry:
             else:
                 found = [
                     *self._from_kubernetes(given, spec, port, only=len(ports) == 1),
+                    *self._from_entries(given, spec.selector, port, ClusterType.EDS),
                     *(instance for w in joined if (instance := _instance(w, port)) is not None),
                 ]
             instances[port.number] = _unique(found)
@@ -194,10 +214,23 @@ class Registry:
             given.name,
             ClusterType.STRICT_DNS if external else ClusterType.EDS,
             addresses,
-            tuple(part.strip() for part in exported.split(",") if part.strip()),
+            tuple(part.strip() for part in exported.split(",") if part.strip()) or self._export_to,
             (),
             instances,
+            str(annotations.get("networking.istio.io/traffic-distribution", "")) or spec.traffic_distribution,
         )
+
+    def _from_entries(self, owner: r.Object, selector: Labels, port: Port, kind: ClusterType) -> Iterator[Instance]:
+        """The WorkloadEntries that a selector chooses, in its own namespace."""
+        for each in self._entries_by_label.chosen(owner.namespace, selector):
+            assert isinstance(each.spec, r.WorkloadEntry)
+            if kind is ClusterType.EDS and not _is_address(each.spec.address):
+                reason = (
+                    f"is a name, so {owner.title} leaves it out: it wants IP addresses (resolution DNS wants names)"
+                )
+                self.problems.append(ConfigurationError(each.source, each.title, "spec.address", reason))
+                continue
+            yield _of_entry(each.spec, _labels_of_entry(each), port, each.name)
 
     def _from_kubernetes(self, given: r.Object, spec: r.Service, port: Port, *, only: bool) -> Iterator[Instance]:
         """EndpointSlices say it; else Endpoints; else the pods that the selector chooses. only: the service has no
@@ -268,6 +301,8 @@ class Registry:
             "STATIC": ClusterType.EDS,
             "DNS": ClusterType.STRICT_DNS,
             "DNS_ROUND_ROBIN": ClusterType.LOGICAL_DNS,
+            # A name that is looked up when it is called: that is what going to the named address means in process.
+            "DYNAMIC_DNS": ClusterType.ORIGINAL_DST,
         }[spec.resolution]
         selector = (
             spec.workload_selector.labels or spec.workload_selector.match_labels if spec.workload_selector else {}
@@ -276,16 +311,19 @@ class Registry:
             host = host.lower().rstrip(".")
             instances: dict[int, tuple[Instance, ...]] = {}
             for port in ports:
-                found: list[Instance] = []
-                for entry in spec.endpoints:
-                    target = entry.ports.get(port.name) or int(port.target or port.number)
-                    locality = Locality(*(entry.locality.split("/")[:3])) if entry.locality else Locality()
-                    found.append(
-                        Instance(Endpoint(entry.address, target, max(1, entry.weight), locality), entry.labels)
-                    )
-                if kind in (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS) and not spec.endpoints:
-                    found.append(Instance(Endpoint(host, int(port.target or port.number)), {}))
+                found = [_of_entry(entry, entry.labels, port) for entry in spec.endpoints]
+                found += self._from_entries(given, selector, port, kind)
+                if kind in (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS):
+                    if not spec.endpoints and not selector:
+                        found.append(Instance(Endpoint(host, int(port.target or port.number)), {}))
+                    if kind is ClusterType.LOGICAL_DNS:
+                        found = found[:1]  # Envoy takes exactly one
                 if kind is ClusterType.EDS:
+                    for pod in self._pods_by_label.chosen(given.namespace, selector):
+                        assert isinstance(pod.spec, r.Pod)
+                        if pod.spec.status.pod_ip and _is_ready(pod):
+                            target = int(port.target or port.number)
+                            found.append(self._of_pod(pod.spec.status.pod_ip, target, pod.namespace, pod.name))
                     members = (
                         self._workloads_by_label.chosen(given.namespace, selector)
                         if selector
@@ -300,7 +338,7 @@ class Registry:
                 "",
                 kind,
                 tuple(spec.addresses),
-                tuple(spec.export_to),
+                tuple(spec.export_to) or self._export_to,
                 tuple(spec.subject_alt_names),
                 instances,
             )
@@ -404,6 +442,27 @@ def _instance(workload: Workload, port: Port) -> Instance | None:
 
 def _endpoint(workload: Workload, port: int) -> Endpoint:
     return Endpoint(workload.address, port, locality=workload.locality, workload=workload.name)
+
+
+def _labels_of_entry(given: r.Object) -> Labels:
+    """The object's own labels count as well, and more (serviceentry/conversion.go)."""
+    assert isinstance(given.spec, r.WorkloadEntry)
+    return {**given.spec.labels, **given.labels}
+
+
+def _of_entry(entry: r.WorkloadEntry, labels: Labels, port: Port, name: str = "") -> Instance:
+    wanted = str(port.target)
+    target = entry.ports.get(port.name) or (int(wanted) if wanted.isdecimal() else port.number)
+    locality = Locality(*(entry.locality.split("/")[:3])) if entry.locality else Locality()
+    return Instance(Endpoint(entry.address, target, max(1, entry.weight), locality, workload=name), labels)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _container_port(pod: r.Pod, port: Port) -> int | None:

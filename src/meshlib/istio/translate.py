@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import yaml
+from typing import Generic, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateways as gateway_rules
 from meshlib.istio import resources as r
-from meshlib.istio.clusters import DestinationRules, clusters_of
+from meshlib.istio.clusters import Caller, Rules
+from meshlib.istio.localities import NODE_LABEL
+from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
 from meshlib.istio.problems import in_order
-from meshlib.istio.routes import MESH, RouteMaker, cluster_name, default_route, destinations, qualified
-from meshlib.istio.services import Registry, Service, fqdn, is_exported, names
+from meshlib.istio.routes import MESH, RouteMaker, default_route, destinations, qualified
+from meshlib.istio.services import Service, cluster_name, fqdn, names
+from meshlib.istio.world import World
 from meshlib.model import (
     CATCH_ALL,
     PASSTHROUGH,
@@ -35,15 +36,8 @@ from meshlib.model import (
     Workload,
 )
 
-ROOT_NAMESPACE = "istio-system"
-
-
-@dataclass(frozen=True, slots=True)
-class MeshSettings:
-    """What Istio's MeshConfig says, as far as it is heeded. registry_only: hosts outside the registry get 502."""
-
-    registry_only: bool = False
-    root_namespace: str = ROOT_NAMESPACE
+__all__ = ["ROOT_NAMESPACE", "MeshSettings", "Translation", "mesh_settings", "translate", "view_key"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,78 +48,138 @@ class Translation:
     problems: tuple[ConfigurationError, ...]
 
 
-def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
-    """From ConfigMap `istio` of the root namespace (Istio's own place for MeshConfig), else the defaults."""
-    for each in objects:
-        if each.key == ("ConfigMap", ROOT_NAMESPACE, "istio") and isinstance(each.spec, r.MeshConfigMap):
-            try:
-                found: Any = yaml.safe_load(each.spec.data.get("mesh", "")) or {}
-            except yaml.YAMLError:
-                return MeshSettings()
-            policy = found.get("outboundTrafficPolicy") if isinstance(found, dict) else None
-            mode = policy.get("mode") if isinstance(policy, dict) else None
-            return MeshSettings(registry_only=mode == "REGISTRY_ONLY")
-    return MeshSettings()
-
-
 def translate(
     objects: Iterable[r.Object], workloads: Iterable[Workload], node: Node, settings: MeshSettings | None = None
 ) -> Translation:
-    """Everything that `node` may need, complete. Raises nothing for objects that parse_text let through."""
-    ordered = _in_order(objects)
-    return _View(ordered, Registry(ordered, workloads), node, settings or mesh_settings(ordered)).translation()
+    """Everything that `node` may need, complete. Raises nothing for objects that parse_text let through.
+
+    Fast for one node after another where `objects` and `workloads` are the very same tuples.
+    """
+    world = _worlds.of((objects, workloads, settings), lambda: World(objects, workloads, settings))
+    return _View(world, node).translation()
 
 
 def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
-    """Nodes with equal keys get equal Snapshots: of a node's labels, only those count that some object asks for."""
-    asked: set[str] = set()
-    for each in objects:
-        spec = each.spec
-        if isinstance(spec, r.VirtualService):
-            asked.update(key for rule in spec.http for match in rule.match for key in match.source_labels)
-        elif isinstance(spec, r.DestinationRule) and spec.workload_selector is not None:
-            asked.update(spec.workload_selector.match_labels or spec.workload_selector.labels)
-        elif isinstance(spec, r.Gateway) and node.kind is NodeKind.ROUTER:
-            asked.update(spec.selector)
-    labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in asked)
-    return (node.kind, node.workload.namespace, labels)
+    """Nodes with equal keys get equal Snapshots: of a node's labels, only those count that some object asks for, and
+    its locality only where endpoints are chosen by theirs."""
+    asked = _asked.of((objects,), lambda: _Asked.by(objects))
+    counted = asked.labels | asked.gateway_labels if node.kind is NodeKind.ROUTER else asked.labels
+    labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in counted)
+    return (node.kind, node.workload.namespace, labels, node.workload.locality if asked.locality else None)
 
 
-def _in_order(objects: Iterable[r.Object]) -> list[r.Object]:
-    """Oldest first, then by name and namespace: whoever comes first has the host (sortConfigByCreationTime). What gives
-    no age counts as the oldest, so that files alone are ordered by name."""
-    return sorted(objects, key=lambda each: (each.created, each.name, each.namespace, each.kind, each.api_version))
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What of a node some object asks for. locality: whether it counts."""
+
+    labels: frozenset[str]
+    gateway_labels: frozenset[str]
+    locality: bool
+
+    @classmethod
+    def by(cls, objects: Iterable[r.Object]) -> _Asked:
+        settings = mesh_settings(objects := list(objects))
+        labels: set[str] = set()
+        gateway: set[str] = set()
+        locality = settings.outlier_detection is not None or settings.zone_aware is not None
+        settings_near = [each for each in (settings.locality, settings.zone_aware) if each is not None]
+        locality = locality or any(each.distribute for each in [settings.locality] if each is not None)
+        for each in objects:
+            spec = each.spec
+            if isinstance(spec, r.VirtualService):
+                labels.update(key for rule in spec.http for match in rule.match for key in match.source_labels)
+            elif isinstance(spec, r.DestinationRule):
+                labels.update(_selected(spec.workload_selector))
+                for policy in _policies(spec):
+                    locality = locality or policy.outlier_detection is not None
+                    if policy.load_balancer is not None:
+                        balancer = policy.load_balancer
+                        settings_near += [
+                            near
+                            for near in (balancer.locality_lb_setting, balancer.zone_aware_lb_setting)
+                            if near is not None
+                        ]
+                        locality = locality or bool(settings_near)
+            elif isinstance(spec, r.Sidecar):
+                labels.update(_selected(spec.workload_selector))
+            elif isinstance(spec, r.BackendTrafficPolicy):
+                locality = locality or spec.outlier_detection is not None
+            elif isinstance(spec, r.Service):
+                annotations = (each.raw.get("metadata") or {}).get("annotations") or {}
+                if spec.traffic_distribution or "networking.istio.io/traffic-distribution" in annotations:
+                    locality = True
+                    labels.add(NODE_LABEL)
+            elif isinstance(spec, r.Gateway):
+                gateway.update(spec.selector)
+        labels.update(label for near in settings_near for label in near.failover_priority if "=" not in label)
+        if locality:
+            labels.update(r.TOPOLOGY_LABELS)
+        return cls(frozenset(labels), frozenset(gateway), locality)
+
+
+def _selected(selector: r.WorkloadSelector | None) -> Iterable[str]:
+    return () if selector is None else (*selector.match_labels, *selector.labels)
+
+
+def _policies(spec: r.DestinationRule) -> Iterable[r.TrafficPolicy | r.PortTrafficPolicy]:
+    for policy in (spec.traffic_policy, *(subset.traffic_policy for subset in spec.subsets)):
+        if policy is not None:
+            yield policy
+            yield from policy.port_level_settings
+
+
+class _Last(Generic[T]):
+    """What was made of the last inputs, for as long as the very same come again. Only tuples are known not to have
+    changed meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[object, ...], T] | None = None
+
+    def of(self, inputs: tuple[object, ...], make: Callable[[], T]) -> T:
+        known = self._known
+        if known is not None and all(one is two for one, two in zip(known[0], inputs, strict=True)):
+            return known[1]
+        made = make()
+        if all(isinstance(each, (tuple, MeshSettings)) or each is None for each in inputs):
+            self._known = (inputs, made)
+        return made
+
+
+_worlds: _Last[World] = _Last()
+_asked: _Last[_Asked] = _Last()
 
 
 class _View:
     """One translation, while it is made."""
 
-    def __init__(self, objects: list[r.Object], registry: Registry, node: Node, settings: MeshSettings) -> None:
-        self._objects, self._node, self._settings = objects, node, settings
+    def __init__(self, world: World, node: Node) -> None:
+        self._world, self._node, self._settings = world, node, world.settings
         self._namespace = node.workload.namespace
         self._labels = dict(node.workload.labels)
-        self._problems: list[ConfigurationError] = []
-        self._directory = registry.seen_from(self._namespace)
-        self._rules = DestinationRules(objects, self._directory, self._namespace, self._labels, settings.root_namespace)
+        self._caller = Caller(self._namespace, self._labels, node.workload.locality)
+        self._problems: list[ConfigurationError] = list(world.problems)
+        self._directory, self._virtual_services, self._sidecar = world.seen_by(
+            self._caller, is_gateway=node.kind is NodeKind.ROUTER, report=self._problems.append
+        )
+        self._rules: dict[str, Rules] = {}
         self._clusters: dict[str, Cluster] = {}
         self._assignments: dict[str, LoadAssignment] = {}
-        self._subsets: dict[str, frozenset[str]] = {}
-        self._make = RouteMaker(self._directory, self._subsets, self._namespace, self._labels, self._problems.append)
-        self._virtual_services = [
-            each
-            for each in objects
-            if isinstance(each.spec, r.VirtualService)
-            and is_exported(each.spec.export_to, each.namespace, self._namespace)
-        ]
+        self._make = RouteMaker(
+            self._directory,
+            self._rules_for,
+            world.rules_of,
+            self._namespace,
+            self._labels,
+            self._settings.retries,
+            self._problems.append,
+        )
 
     def translation(self) -> Translation:
-        visible = list(self._directory.services.values())
-        for service in visible:
-            self._subsets[service.host] = frozenset(subset.name for subset in self._rules.find(service).subsets)
         self._report_missing_gateways()
         if self._node.kind is NodeKind.ROUTER:
             listeners, configurations = self._gateway()
         else:
+            visible = list(self._directory.services.values())
             listeners, configurations = self._outbound(visible)
             for service in visible:
                 self._add_clusters(service)
@@ -141,13 +195,18 @@ class _View:
             in_order(self._problems),
         )
 
+    def _rules_for(self, service: Service) -> Rules:
+        found = self._rules.get(service.host)
+        if found is None:
+            found = self._rules[service.host] = self._world.rules(service, self._caller, self._directory)
+        return found
+
     def _add_clusters(self, service: Service) -> None:
-        rules = self._rules.find(service)
-        for port in service.ports:
-            for cluster, assignment in clusters_of(service, port, rules):
-                self._clusters[cluster.name] = cluster
-                if assignment is not None:
-                    self._assignments[cluster.name] = assignment
+        for made in self._world.clusters(service, self._rules_for(service)):
+            cluster, assignment = made.seen_by(self._caller)
+            self._clusters[cluster.name] = cluster
+            if assignment is not None:
+                self._assignments[cluster.name] = assignment
 
     # A service's outbound side
 
@@ -155,12 +214,14 @@ class _View:
         listeners: dict[str, Listener] = {}
         configurations: dict[str, RouteConfiguration] = {}
 
-        def add(host: str, hosts: Iterable[str], port: int, routes: Iterable[Route]) -> None:
-            name = cluster_name(host, port)
+        def add(host: str, hosts: tuple[str, ...], port: int, configuration: RouteConfiguration) -> None:
+            name = configuration.name
             if name not in configurations:
-                configurations[name] = _configuration(name, hosts, port, routes)
-                for each in hosts:
-                    listeners.setdefault(_authority(each, port), Listener(_authority(each, port), name))
+                configurations[name] = configuration
+                for listener in self._world.once(
+                    ("listeners", hosts, host, port), lambda: _listeners(hosts, port, name)
+                ):
+                    listeners.setdefault(listener.name, listener)
 
         claims = self._claims()
         ports_of_owner: dict[tuple[str, str, str], list[int]] = {}
@@ -175,7 +236,11 @@ class _View:
                     routes = self._make.routes(owner, port.number)
                     ports_of_owner.setdefault(owner.key, []).append(port.number)
                 # A rule that says nothing about this port, or to this caller, is none (route.go, "no routes matched").
-                add(service.host, hosts, port.number, routes or [default_route(service, port.number)])
+                if routes:
+                    configuration = _configuration(service.host, hosts, port.number, routes)
+                else:
+                    configuration = self._default(service, hosts, port.number)
+                add(service.host, hosts, port.number, configuration)
         # A VirtualService may give a host that no service has: it exists then, on the ports of the services that the
         # same VirtualService is for, on port 80 if there are none (route.go, buildSidecarVirtualHosts...).
         for host, owner in claims.items():
@@ -185,10 +250,19 @@ class _View:
                 continue
             for number in sorted(set(ports_of_owner.get(owner.key, (80,)))):
                 if routes := self._make.routes(owner, number):
-                    add(host, names(host, self._namespace), number, routes)
+                    hosts = names(host, self._namespace)
+                    add(host, hosts, number, _configuration(host, hosts, number, routes))
         listeners[CATCH_ALL], catch_all = self._catch_all()
         configurations[catch_all.name] = catch_all
         return list(listeners.values()), list(configurations.values())
+
+    def _default(self, service: Service, hosts: tuple[str, ...], port: int) -> RouteConfiguration:
+        rules = self._rules_for(service)
+
+        def make() -> RouteConfiguration:
+            return _configuration(service.host, hosts, port, [default_route(service, port, rules)])
+
+        return self._world.once(("default", id(service), hosts, port, id(rules)), make)
 
     def _claims(self) -> dict[str, r.Object]:
         """host -> the VirtualService that has it for this node. The first wins; the others are told so."""
@@ -215,12 +289,13 @@ class _View:
         (push_context.go, virtualServicesForGateway)."""
         spec = virtual_service.spec
         assert isinstance(spec, r.VirtualService)
-        if not spec.export_to or "*" in spec.export_to:
+        export_to = spec.export_to or self._settings.virtual_service_export_to
+        if not export_to or "*" in export_to:
             return 2
         return int(virtual_service.namespace != self._namespace)
 
     def _report_missing_gateways(self) -> None:
-        known = {f"{each.namespace}/{each.name}" for each in self._objects if isinstance(each.spec, r.Gateway)}
+        known = {f"{each.namespace}/{each.name}" for each in self._world.objects if isinstance(each.spec, r.Gateway)}
         for each in self._virtual_services:
             spec = each.spec
             assert isinstance(spec, r.VirtualService)
@@ -239,7 +314,9 @@ class _View:
         return claims[max(wild, key=len)] if wild else None
 
     def _catch_all(self) -> tuple[Listener, RouteConfiguration]:
-        if self._settings.registry_only:
+        sidecar = self._sidecar.spec if self._sidecar is not None else None
+        own = sidecar.outbound_traffic_policy if isinstance(sidecar, r.Sidecar) else None
+        if own.is_registry_only if own is not None else self._settings.registry_only:
             route = Route(RouteMatch(), DirectResponse(502), "block_all")
         else:
             route = Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), "allow_any")
@@ -250,14 +327,12 @@ class _View:
     # A gateway
 
     def _gateway(self) -> tuple[list[Listener], list[RouteConfiguration]]:
-        chosen = gateway_rules.selected(self._objects, self._labels)
+        chosen = gateway_rules.selected(self._world.objects, self._labels)
         chosen_names = frozenset(f"{each.namespace}/{each.name}" for each in chosen)
         attached = [each for each in self._virtual_services if gateway_rules.attached(each, chosen_names)]
         for each in attached:
-            spec = each.spec
-            assert isinstance(spec, r.VirtualService)
-            for destination in destinations(spec):
-                service = self._directory.find(destination.host, each.namespace)
+            for host, namespace in destinations(self._world.rules_of(each)):
+                service = self._directory.find(host, namespace)
                 if service is not None:
                     self._add_clusters(service)
         return gateway_rules.listeners(chosen, attached, self._make, self._problems.append)
@@ -267,11 +342,15 @@ def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _configuration(name: str, hosts: Iterable[str], port: int, routes: Iterable[Route]) -> RouteConfiguration:
+def _listeners(hosts: Iterable[str], port: int, configuration: str) -> tuple[Listener, ...]:
+    return tuple(Listener(_authority(host, port), configuration) for host in hosts)
+
+
+def _configuration(host: str, hosts: Iterable[str], port: int, routes: Iterable[Route]) -> RouteConfiguration:
     domains: dict[str, None] = {}
-    for host in hosts:
-        whole = _authority(host, port)
+    for each in hosts:
+        whole = _authority(each, port)
         domains[whole.rpartition(":")[0]] = None
         domains[whole] = None
-    host = name.rpartition("|")[2]
-    return RouteConfiguration(name, (VirtualHost(f"{host}:{port}", tuple(domains), tuple(routes)),))
+    virtual_host = VirtualHost(f"{host}:{port}", tuple(domains), tuple(routes))
+    return RouteConfiguration(cluster_name(host, port), (virtual_host,))

@@ -281,6 +281,7 @@ class Cluster:
     endpoints: only for STATIC and the DNS types; an EDS cluster's come in its LoadAssignment.
     locality_weighted: share the load by LoadAssignment.locality_weights (Istio's `distribute`).
     shadow: policies that decide and count, but whose decision is not carried out: names of SHADOWABLE.
+    origin: the objects that its policy came from, and their files (`DestinationRule default/reviews (reviews.yaml)`).
     """
 
     name: str
@@ -302,3 +303,4 @@ class Cluster:
     health_checks: tuple[HealthCheck, ...] = ()
     breaker: BreakerRules | None = None
     shadow: frozenset[str] = frozenset()
+    origin: str = ""
