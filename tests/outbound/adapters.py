@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -136,7 +137,8 @@ class Async(Caller):
         raise NotImplementedError
 
     def request(self, method: str, url: str, **options: Any) -> Got:
-        return self.runner.run(self.send(method, url, **options))
+        # The runner has a context of its own; a call is made in the caller's, as a task of his would be.
+        return self.runner.run(self.send(method, url, **options), context=copy_context())
 
     def upload(self, url: str, chunks: list[bytes], method: str = "POST") -> Got:
         async def body() -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,17 @@ from meshlib.model import (
     Fault,
     FaultAbort,
     FaultDelay,
+    HeaderMatch,
     HeaderOperations,
     LoadBalancing,
     Mirror,
     RetryPolicy,
     Rewrite,
+    RouteMatch,
+    StringMatch,
     UpstreamTls,
 )
+from meshlib.policy import propagation
 from peers import Answer, Peer, Received, plain, unused_port
 from snapshots import forward, mesh, publish, route, service, snapshot
 
@@ -298,6 +303,52 @@ def test_a_connection_dropped_before_the_answer_is_retried_for_get_only(call: Ca
             call.request("POST", URL, content=b"order")
         assert isinstance(caught.value, meshlib.UpstreamReset)
         assert len(peer.received) == 3
+
+
+def test_an_idempotency_key_lets_a_post_be_sent_again(call: Caller, here: Mesh) -> None:
+    """That is what the key is for."""
+    policy = RetryPolicy(on=frozenset({"5xx"}), base_interval=0.001, max_interval=0.001)
+    with Peer(lambda _: Answer(drop=len(peer.received) == 1)) as peer:
+        publish(here, service("reviews:9080", [peer.address], retry=policy))
+        response = call.request("POST", URL, content=b"order", headers={"idempotency-key": "1"})
+        assert (response.status_code, len(peer.received)) == (200, 2)
+
+
+@contextmanager
+def serving(*headers: tuple[bytes, bytes], deadline: float | None = None) -> Iterator[None]:
+    """As inside of a request that brought these."""
+    token = propagation.current.set(propagation.Carried(headers, deadline, time.monotonic))
+    try:
+        yield
+    finally:
+        propagation.current.reset(token)
+
+
+def test_what_the_request_being_served_brought_goes_along(call: Caller, here: Mesh) -> None:
+    """Routes can match on it; what the application sets itself wins."""
+    jason = RouteMatch(headers=(HeaderMatch("end-user", StringMatch("exact", "jason")),))
+    routes = {"reviews:9080": [route(forward("v2"), jason), route(forward("v1"))]}
+    with Peer() as one, Peer() as two, serving((b"x-request-id", b"42"), (b"end-user", b"jason")):
+        publish(here, snapshot(routes, {"v1": [one.address], "v2": [two.address]}))
+        call.get(URL)
+        call.get(URL, headers={"End-User": "nobody"})
+        assert [(each.header("x-request-id"), each.header("end-user")) for each in two.received] == [("42", "jason")]
+        assert [(each.header("x-request-id"), each.header("end-user")) for each in one.received] == [("42", "nobody")]
+
+
+def test_the_time_that_is_left_goes_along_and_none_left_is_no_call(call: Caller, here: Mesh) -> None:
+    """Work whose caller has gone is not started."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address], timeout=5.0))
+        call.get(URL)
+        with serving(deadline=time.monotonic() + 2):
+            call.get(URL)
+        told = [int(each.header("x-envoy-expected-rq-timeout-ms") or 0) for each in peer.received]
+        assert 4000 < told[0] <= 5000
+        assert 1000 < told[1] <= 2000
+        with serving(deadline=time.monotonic() - 1):
+            assert call.get(URL).status_code == 504
+        assert len(peer.received) == 2
 
 
 def test_a_503_is_retried_and_the_good_answer_delivered(call: Caller, here: Mesh) -> None:

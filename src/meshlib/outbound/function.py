@@ -243,6 +243,9 @@ class _Attempts(Generic[T]):
             raise UpstreamFailure(f"{self.to.authority}: answered with {self._status}")
         return self._result
 
+    def _late_failure(self, error: Exception) -> Exception:
+        return self._given_up(error, "UC", ", after its first item")
+
     def _given_up(self, error: Exception, flag: str, when: str = "") -> Exception:
         self.given_up = True
         kind = UpstreamConnectionFailure if _outcome(error).failure == CONNECT_FAILURE else UpstreamFailure
@@ -387,8 +390,8 @@ class _Stream(_Sync[Generator[Any, Any, Any]]):
         except StopIteration as end:
             return end.value
         except Exception as error:
-            if isinstance(error, self.to.failures):
-                raise self._given_up(error, "UC", ", after its first item") from error.__cause__
+            if isinstance(error, self.to.failures) and (told := self._late_failure(error)) is not error:
+                raise told from error
             raise
         finally:
             items.close()
@@ -442,8 +445,8 @@ class _AsyncStream(_Async[AsyncGenerator[Any, None]]):
         except Exception as error:
             if limit is not None and limit.expired():
                 raise _too_late(self.to) from None
-            if isinstance(error, self.to.failures):
-                raise self._given_up(error, "UC", ", after its first item") from error.__cause__
+            if isinstance(error, self.to.failures) and (told := self._late_failure(error)) is not error:
+                raise told from error
             raise
         finally:
             await items.aclose()

@@ -38,13 +38,15 @@ def _read(chunks: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from chunks
     except requests.RequestException as error:
-        raise _as_mesh_error(error) from error.__cause__
+        _blame(error)
+        raise
 
 
-def _as_mesh_error(error: requests.RequestException) -> requests.RequestException:
+def _blame(error: requests.RequestException) -> None:
     """requests wraps urllib3's exceptions; what they say of the mesh, its own say, too."""
     cause = error.args[0] if error.args else None
-    return like(error, cause) if isinstance(cause, MeshError) else error
+    if isinstance(cause, MeshError):
+        like(error, cause)
 
 
 class MeshAdapter(HTTPAdapter):
@@ -79,7 +81,8 @@ class MeshAdapter(HTTPAdapter):
         try:
             return super().send(request, stream, timeout, verify, cert, proxies)
         except requests.RequestException as error:
-            raise _as_mesh_error(error) from error.__cause__
+            _blame(error)
+            raise
 
     def build_response(self, req: requests.PreparedRequest, resp: BaseHTTPResponse) -> requests.Response:
         response = super().build_response(req, resp)

@@ -211,27 +211,30 @@ class MeshResponse(urllib3.HTTPResponse):
         try:
             return super().read(amt, decode_content, cache_content)
         except _BODY_FAILURES as error:
-            raise self._failed(error) from error.__cause__
+            self._blame(error)
+            raise
 
     def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
         try:
             return super().read1(amt, decode_content)
         except _BODY_FAILURES as error:
-            raise self._failed(error) from error.__cause__
+            self._blame(error)
+            raise
 
     def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:  # type: ignore[override]
         try:
             yield from super().read_chunked(amt, decode_content)
         except _BODY_FAILURES as error:
-            raise self._failed(error) from error.__cause__
+            self._blame(error)
+            raise
 
-    def _failed(self, error: HTTPError) -> HTTPError:
+    def _blame(self, error: HTTPError) -> None:
         told, flag, failure = "while the response's body was read", "UC", RESET
         if isinstance(error, ReadTimeoutError):
             flag, failure = "DC", CLIENT_TIMEOUT
             if self._patience.is_over:
                 told, flag, failure = f"the route's timeout passed {told}", "UT", TIMEOUT
-        return failed(error, failure, flag, told, self._endpoint)
+        failed(error, failure, flag, told, self._endpoint)
 
 
 class _Told(io.BytesIO):
@@ -721,7 +724,7 @@ class MeshPool(HTTPConnectionPool):
             return super().urlopen(method, url, body, headers, _redirects_only(retries), **options)
         except MaxRetryError as error:
             if isinstance(error.reason, MeshError):
-                raise like(error, error.reason) from error.reason
+                like(error, error.reason)
             raise
 
     def _get_conn(self, timeout: float | None = None) -> Any:
