@@ -19,6 +19,7 @@ from meshlib.model import (
     Cluster,
     Listener,
     LoadAssignment,
+    Locality,
     Node,
     NodeKind,
     RouteConfiguration,
@@ -123,17 +124,24 @@ class Encoder:
 
     def __init__(self) -> None:
         self._known: dict[Value, Resource] = {}
+        self._same: dict[int, tuple[Value, Resource]] = {}
+        """By the value's id: to hash one takes as long as to find out that most views hold the very same."""
 
     def __call__(self, type_url: str, name: str, value: Value) -> Resource:
+        same = self._same.get(id(value))
+        if same is not None:
+            return same[1]
         resource = self._known.get(value)
         if resource is None:
             resource = self._known[value] = _resource(type_url, name, value)
+        self._same[id(value)] = (value, resource)
         return resource
 
     def keep_only(self, views: Iterable[View]) -> None:
         """Forget what no view has."""
         kept = {id(each) for view in views for found in view.resources.values() for each in found.values()}
         self._known = {value: resource for value, resource in self._known.items() if id(resource) in kept}
+        self._same.clear()
 
 
 def _resource(type_url: str, name: str, value: Value) -> Resource:
@@ -158,7 +166,7 @@ class Inputs:
     workloads: tuple[Workload, ...] = ()
 
 
-NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...]]
+NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...], Locality]
 
 
 Translate = Callable[[tuple[Object, ...], tuple[Workload, ...], Node], Translation]
@@ -266,4 +274,4 @@ class Cache:
 
 
 def _labels_of(node: Node) -> NodeLabels:
-    return (node.kind, node.workload.namespace, node.workload.labels)
+    return (node.kind, node.workload.namespace, node.workload.labels, node.workload.locality)

@@ -76,7 +76,10 @@ class HostRules:
     def __init__(self, rules: Iterable[_Rule]) -> None:
         self._exact: dict[tuple[str, str], list[_Rule]] = {}
         self._wild: dict[str, list[_Rule]] = {}
+        self.asks_who_calls = False
+        """Whether some rule is for callers with certain labels only."""
         for rule in rules:
+            self.asks_who_calls = self.asks_who_calls or rule.selector is not None
             namespace = rule.object.namespace
             for name in dict.fromkeys(rule.names):
                 if name.startswith("*"):

@@ -13,7 +13,7 @@ from meshlib.istio.clusters import Caller, Rules
 from meshlib.istio.localities import NODE_LABEL
 from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
 from meshlib.istio.problems import in_order
-from meshlib.istio.routes import MESH, RouteMaker, default_route, destinations, qualified
+from meshlib.istio.routes import MESH, RouteMaker, default_route, qualified
 from meshlib.istio.services import Service, cluster_name, fqdn, names
 from meshlib.istio.world import World
 from meshlib.model import (
@@ -164,15 +164,6 @@ class _View:
         self._rules: dict[str, Rules] = {}
         self._clusters: dict[str, Cluster] = {}
         self._assignments: dict[str, LoadAssignment] = {}
-        self._make = RouteMaker(
-            self._directory,
-            self._rules_for,
-            world.rules_of,
-            self._namespace,
-            self._labels,
-            self._settings.retries,
-            self._problems.append,
-        )
 
     def translation(self) -> Translation:
         self._report_missing_gateways()
@@ -203,7 +194,7 @@ class _View:
 
     def _add_clusters(self, service: Service) -> None:
         for made in self._world.clusters(service, self._rules_for(service)):
-            cluster, assignment = made.seen_by(self._caller)
+            cluster, assignment = self._world.seen_from(made, self._caller)
             self._clusters[cluster.name] = cluster
             if assignment is not None:
                 self._assignments[cluster.name] = assignment
@@ -231,16 +222,12 @@ class _View:
             for port in service.ports:
                 if not port.is_http:
                     continue
-                routes: list[Route] = []
+                ruled = None
                 if owner is not None:
-                    routes = self._make.routes(owner, port.number)
+                    ruled = self._ruled(owner, service.host, hosts, port.number)
                     ports_of_owner.setdefault(owner.key, []).append(port.number)
                 # A rule that says nothing about this port, or to this caller, is none (route.go, "no routes matched").
-                if routes:
-                    configuration = _configuration(service.host, hosts, port.number, routes)
-                else:
-                    configuration = self._default(service, hosts, port.number)
-                add(service.host, hosts, port.number, configuration)
+                add(service.host, hosts, port.number, ruled or self._default(service, hosts, port.number))
         # A VirtualService may give a host that no service has: it exists then, on the ports of the services that the
         # same VirtualService is for, on port 80 if there are none (route.go, buildSidecarVirtualHosts...).
         for host, owner in claims.items():
@@ -249,12 +236,41 @@ class _View:
             if host.startswith("*.") and any(each.endswith(host[1:]) for each in self._directory.services):
                 continue
             for number in sorted(set(ports_of_owner.get(owner.key, (80,)))):
-                if routes := self._make.routes(owner, number):
-                    hosts = names(host, self._namespace)
-                    add(host, hosts, number, _configuration(host, hosts, number, routes))
+                hosts = names(host, self._namespace)
+                if ruled := self._ruled(owner, host, hosts, number):
+                    add(host, hosts, number, ruled)
         listeners[CATCH_ALL], catch_all = self._catch_all()
         configurations[catch_all.name] = catch_all
         return list(listeners.values()), list(configurations.values())
+
+    def _ruled(self, owner: r.Object, host: str, hosts: tuple[str, ...], port: int) -> RouteConfiguration | None:
+        """What one VirtualService says about a host; None if it says nothing about this port, or to this caller."""
+
+        def make() -> tuple[RouteConfiguration | None, list[ConfigurationError]]:
+            problems: list[ConfigurationError] = []
+            routes = self._maker(problems.append).routes(owner, port)
+            return _configuration(host, hosts, port, routes) if routes else None, problems
+
+        if self._world.asks_who_calls(owner):
+            configuration, problems = make()
+        else:
+            # The same for all who mean the same services by the same names, and are told the same of them.
+            found = (self._directory.find(name, home) for name, home in self._world.destinations(owner))
+            meant = tuple((id(each), id(self._rules_for(each))) if each is not None else None for each in found)
+            configuration, problems = self._world.once(("ruled", id(owner), host, hosts, port, meant), make)
+        self._problems.extend(problems)
+        return configuration
+
+    def _maker(self, report: Callable[[ConfigurationError], None]) -> RouteMaker:
+        return RouteMaker(
+            self._directory,
+            self._rules_for,
+            self._world.rules_of,
+            self._namespace,
+            self._labels,
+            self._settings.retries,
+            report,
+        )
 
     def _default(self, service: Service, hosts: tuple[str, ...], port: int) -> RouteConfiguration:
         rules = self._rules_for(service)
@@ -331,11 +347,12 @@ class _View:
         chosen_names = frozenset(f"{each.namespace}/{each.name}" for each in chosen)
         attached = [each for each in self._virtual_services if gateway_rules.attached(each, chosen_names)]
         for each in attached:
-            for host, namespace in destinations(self._world.rules_of(each)):
+            for host, namespace in self._world.destinations(each):
                 service = self._directory.find(host, namespace)
                 if service is not None:
                     self._add_clusters(service)
-        return gateway_rules.listeners(chosen, attached, self._make, self._problems.append)
+        make = self._maker(self._problems.append)
+        return gateway_rules.listeners(chosen, attached, make, self._problems.append)
 
 
 def _authority(host: str, port: int) -> str:

@@ -19,7 +19,7 @@ from meshlib.istio.delegates import Rule, rules_of
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
 from meshlib.istio.routes import destinations
 from meshlib.istio.services import Directory, Registry, Service, is_exported
-from meshlib.model import Workload
+from meshlib.model import Cluster, LoadAssignment, Workload
 
 T = TypeVar("T")
 
@@ -65,6 +65,19 @@ class World:
     def rules_of(self, virtual_service: r.Object) -> tuple[Rule, ...]:
         return self._rules_of[virtual_service.key]
 
+    def destinations(self, virtual_service: r.Object) -> tuple[tuple[str, str], ...]:
+        """Every host that its rules send to, and the namespace that names it."""
+        key = ("destinations", virtual_service.key)
+        return self.once(key, lambda: tuple(destinations(self.rules_of(virtual_service))))
+
+    def asks_who_calls(self, virtual_service: r.Object) -> bool:
+        """Whether its routes depend on the caller's labels or namespace."""
+        return any(
+            match.source_labels or match.source_namespace
+            for each in self.rules_of(virtual_service)
+            for match in each.rule.match
+        )
+
     def seen_by(
         self, caller: Caller, *, is_gateway: bool, report: Callable[[ConfigurationError], None]
     ) -> tuple[Directory, Sequence[r.Object], r.Object | None]:
@@ -78,9 +91,7 @@ class World:
             return directory, rules, None
 
         def imported() -> tuple[Directory, list[r.Object]]:
-            return sidecars.imported(
-                sidecar, directory, rules, lambda rule: destinations(self.rules_of(rule)), caller.namespace
-            )
+            return sidecars.imported(sidecar, directory, rules, self.destinations, caller.namespace)
 
         wanted, wanted_rules = self.once(("imported", caller.namespace, sidecar.key), imported)
         return wanted, wanted_rules, sidecar
@@ -88,13 +99,25 @@ class World:
     def rules(self, service: Service, caller: Caller, directory: Directory) -> Rules:
         """What DestinationRules and BackendTrafficPolicies say to `caller` about a service."""
         root = self.settings.root_namespace
-        found = self._destinations.find(service, caller, root, directory)
-        backends = self._backends.find(service, caller, root, directory)
-        key = ("policies", *map(id, found), None, *map(id, backends))
-        return self.once(key, lambda: Rules(found, backends, self.settings))
+
+        def find() -> Rules:
+            found = self._destinations.find(service, caller, root, directory)
+            backends = self._backends.find(service, caller, root, directory)
+            key = ("policies", *map(id, found), None, *map(id, backends))
+            return self.once(key, lambda: Rules(found, backends, self.settings))
+
+        if self._destinations.asks_who_calls:
+            return find()
+        return self.once(("policies of", id(service), id(directory), caller.namespace), find)
 
     def clusters(self, service: Service, rules: Rules) -> tuple[Made, ...]:
         return self.once(("clusters", id(service), id(rules)), lambda: tuple(clusters_of(service, rules)))
+
+    def seen_from(self, made: Made, caller: Caller) -> tuple[Cluster, LoadAssignment | None]:
+        if made.near is None:
+            return made.cluster, made.assignment
+        labels = tuple((name, caller.labels.get(name)) for name in sorted(made.near.labels))
+        return self.once(("near", id(made), caller.locality, labels), lambda: made.seen_by(caller))
 
     def once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """What was made for this key, or is made now. A key may hold ids: of what lives as long as this World."""
