@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import logging
 import os
 import pickle
 import ssl
@@ -228,6 +229,15 @@ def test_multipart_and_json_arrive_as_they_were_meant(here: Mesh, http: urllib3.
         assert peer.received[2].header("user-agent") is None
 
 
+def test_urllib3s_debug_log_goes_on(here: Mesh, http: urllib3.PoolManager, caplog: pytest.LogCaptureFixture) -> None:
+    """The line that everybody looks for first."""
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        with caplog.at_level(logging.DEBUG, "urllib3"):
+            http.request("GET", URL)
+    assert 'http://reviews:9080 "GET /reviews/0 HTTP/1.1" 200 2' in caplog.text
+
+
 def test_urllib3_follows_redirects_and_counts_them(here: Mesh, http: urllib3.PoolManager) -> None:
     """The one thing its Retry is for here."""
     with Peer(paths) as peer:
@@ -329,6 +339,7 @@ def test_connections_to_an_endpoint_that_left_are_closed(
         while gone.open_connections and time.monotonic() < deadline:
             http.request("GET", URL, headers={"connection": "close"})
         assert gone.open_connections == 0
+        assert "to 1 endpoints" in repr(http)
         http.request("GET", URL)
         http.clear()
         while there.open_connections and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import os
 import socket
 import threading
@@ -55,6 +56,7 @@ from meshlib.policy.steps import Deliver, Flow, Reply, Send
 if TYPE_CHECKING:
     from meshlib.model import Cluster
 
+_log = logging.getLogger("urllib3.connectionpool")
 KEEPALIVE = 4.0
 """Seconds an idle connection is kept: less than uvicorn's 5, so that the client is the one who closes."""
 MAX_IDLE = 128
@@ -243,7 +245,7 @@ class _Told(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
-        if not size or size < 0 or len(data) < size:
+        if size is None or size < 0 or len(data) < size:
             self.close()
         return data
 
@@ -280,20 +282,23 @@ class Connections:
             return
         connection.idle_since = time.monotonic()
         stack.append(connection)
+        if self._stacks.get(connection.key) is not stack:  # swept away at this very moment
+            connection.close()
 
     def sweep(self) -> None:
-        """Close what has been idle too long, at most once in KEEPALIVE seconds: nothing else would look at connections
-        to an endpoint that has left."""
+        """Close what has been idle too long and forget who has none, at most once in KEEPALIVE seconds: nothing else
+        would look at an endpoint that has left."""
         now = time.monotonic()
         if now - self._swept < KEEPALIVE:
             return
         self._swept = now
-        for stack in list(self._stacks.values()):
+        for key, stack in list(self._stacks.items()):
             try:
                 while now - stack[0].idle_since > stack[0].keepalive:
                     stack.pop(0).close()
             except IndexError:  # empty, or another thread was faster
-                continue
+                if not stack:
+                    self._stacks.pop(key, None)
 
     def close(self) -> None:
         _close(self._stacks)
@@ -437,7 +442,9 @@ class _Exchange:
         deadline = None if self._carried is None else self._carried.remaining_deadline()
         # A request with an Idempotency-Key may reach the server twice: that is what the key is for
         # (draft-ietf-httpapi-idempotency-key-header).
-        may_resend = self.view.method not in _IDEMPOTENT and self.view.headers.get("idempotency-key") is not None
+        may_resend = self.view.method not in _IDEMPOTENT and any(
+            name.lower() == b"idempotency-key" for name, _ in self._headers
+        )
         return outbound_call(self.view, self.pool.edge.home.call_context(deadline, may_resend))
 
     def send(self, step: Send) -> Outcome:
@@ -755,6 +762,17 @@ class MeshPool(HTTPConnectionPool):
         exchange = _Exchange(self, method, url, body, _lines(headers or {}), chunked, timeout, options)
         response = drive(exchange.flow(), exchange)
         response.retries = retries
+        _log.debug(  # as urllib3 says it
+            '%s://%s:%s "%s %s %s" %s %s',
+            self.scheme,
+            self.host,
+            self.port,
+            method,
+            url,
+            response.version_string,
+            response.status,
+            response.length_remaining,
+        )
         if preload_content:
             response.read(decode_content=options.get("decode_content", True), cache_content=True)
         return response
