@@ -614,13 +614,13 @@ class _Exchange:
             headers=headers,
             status=step.status,
             version=11,
-            version_string="HTTP/1.1",
             reason=_phrase(step.status),
             preload_content=False,
             decode_content=self._options.get("decode_content", True),
             request_method=self.view.method,
             request_url=self.target,
         )
+        made.version_string = "HTTP/1.1"
         made.extensions = {"meshlib.flag": step.flag, "meshlib.reason": step.reason}
         return made
 
@@ -769,7 +769,7 @@ class MeshPool(HTTPConnectionPool):
             self.port,
             method,
             url,
-            response.version_string,
+            getattr(response, "version_string", "HTTP/1.1"),  # urllib3 2.3 and newer
             response.status,
             response.length_remaining,
         )
