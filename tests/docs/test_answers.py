@@ -65,7 +65,7 @@ kind: DestinationRule
 metadata: {{name: limited}}
 spec:
   host: limited
-  trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: 1}}, http: {{http1MaxPendingRequests: 0}}}}}}
+  trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: 1}}, http: {{http2MaxRequests: 1}}}}}}
 """
 REGISTRY_ONLY = """
 apiVersion: v1

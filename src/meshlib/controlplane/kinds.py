@@ -25,7 +25,7 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
-NETWORKING, SECURITY = "networking.istio.io", "security.istio.io"
+NETWORKING, SECURITY, OWN = "networking.istio.io", "security.istio.io", "meshlib.io"
 KINDS = (
     Kind("VirtualService", NETWORKING, "virtualservices", ("vs",)),
     Kind("DestinationRule", NETWORKING, "destinationrules", ("dr",)),
@@ -36,6 +36,7 @@ KINDS = (
     Kind("Sidecar", NETWORKING, "sidecars"),
     Kind("ProxyConfig", NETWORKING, "proxyconfigs"),
     Kind("EnvoyFilter", NETWORKING, "envoyfilters"),
+    Kind("BackendTrafficPolicy", OWN, "backendtrafficpolicies", ("btp",)),
     Kind("PeerAuthentication", SECURITY, "peerauthentications", ("pa",)),
     Kind("AuthorizationPolicy", SECURITY, "authorizationpolicies", ("ap",)),
     Kind("RequestAuthentication", SECURITY, "requestauthentications", ("ra",)),

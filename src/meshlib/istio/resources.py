@@ -428,7 +428,6 @@ class SidecarPort(_Istio, frozen=True):
     number: Port
     protocol: str = ""
     name: str = ""
-    target_port: Unsupported = None
 
 
 class IstioEgressListener(_Istio, frozen=True):
