@@ -791,13 +791,14 @@ def _check_failover(failover: list[r.Failover], priority: list[str], at: str) ->
 
 
 def _check_place(place: str, seen: list[str], at: str) -> None:
-    """`region/zone/subzone`, each part or all of the rest a `*`; none may cover another (Istio, validateLocalities)."""
+    """`region/zone/subzone`, with a `*` for all of the rest; none may cover another (Istio, validateLocalities), but `*`
+    may stand behind others, for the rest of the world."""
     parts = place.split("/")
     wild = [part for part in parts if "*" in part]
     if not place or len(parts) > 3 or not all(parts) or any(part != "*" for part in wild) or "*" in parts[:-1]:
         raise Refused(at, f"must be region/zone/subzone, with * at the end if at all: {place!r}")
     for other in seen:
-        if _covers(other, place) or _covers(place, other):
+        if _covers(other, place) or (place != "*" and _covers(place, other)):
             raise Refused(at, f"{place!r} and {other!r} are both for the same place")
     seen.append(place)
 
