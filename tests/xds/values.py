@@ -3,6 +3,8 @@ form for, so that a real Envoy must accept every one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from meshlib import model as md
@@ -49,9 +51,15 @@ rewrites = st.one_of(
     st.builds(md.Rewrite, authority=names),
 )
 back_offs = st.tuples(seconds, st.integers(1, 20)).map(lambda pair: (pair[0], round(pair[0] * pair[1], 3)))
+reset_headers = st.builds(
+    md.ResetHeader, st.sampled_from(["retry-after", "x-reset"]), st.sampled_from(["seconds", "unix-timestamp"])
+)
+heeded = st.just({"reset_headers": ()}) | st.fixed_dictionaries(
+    {"reset_headers": st.lists(reset_headers, min_size=1, max_size=2).map(tuple), "max_reset": seconds}
+)
 retries = st.builds(
-    lambda attempts, on, codes, per_try, back_off, *others: md.RetryPolicy(
-        attempts, on, codes, per_try, *back_off, *others
+    lambda attempts, on, codes, per_try, back_off, *others, heeded, **named: md.RetryPolicy(
+        attempts, on, codes, per_try, *back_off, *others, **heeded, **named
     ),
     counts,
     st.frozensets(st.sampled_from(["5xx", "reset", "connect-failure", "unavailable"])),
@@ -60,6 +68,23 @@ retries = st.builds(
     back_offs,
     st.integers(0, 20),
     st.booleans(),
+    retriable_headers=st.lists(st.builds(md.HeaderMatch, headers, strings | present, st.booleans()), max_size=2).map(
+        tuple
+    ),
+    heeded=heeded,
+    resend_unsafe=st.booleans(),
+)
+hash_policies = st.one_of(
+    st.builds(md.HashPolicy, st.sampled_from(["header", "query"]), headers, terminal=st.booleans()),
+    st.builds(md.HashPolicy, st.just("source"), terminal=st.booleans()),
+    st.builds(
+        md.HashPolicy,
+        st.just("cookie"),
+        headers,
+        st.none() | st.just(0.0) | seconds,
+        st.sampled_from(["", "/", "/shop"]),
+        st.booleans(),
+    ),
 )
 forwards = st.builds(
     md.Forward,
@@ -68,7 +93,11 @@ forwards = st.builds(
     st.none() | retries,
     rewrites,
     st.lists(st.builds(md.Mirror, names, shares, st.booleans()), max_size=2).map(tuple),
+    st.none() | seconds,
+    st.none() | st.builds(md.HedgePolicy, seconds, counts),
+    st.lists(hash_policies, max_size=3).map(tuple),
 )
+to_the_application = st.just(md.Forward(()))
 redirects = st.builds(
     lambda path, **others: md.Redirect(**{**others, **path}),
     path=st.just({}) | st.fixed_dictionaries({"path": new_paths}) | st.fixed_dictionaries({"prefix": new_paths}),
@@ -86,7 +115,14 @@ faults = st.builds(
     | st.builds(md.FaultAbort, shares, st.just(0), st.integers(0, 16)),
 )
 routes = st.builds(
-    md.Route, matches, forwards | redirects | direct, names, st.none() | faults, operations, operations, texts
+    md.Route,
+    matches,
+    forwards | redirects | direct | to_the_application,
+    names,
+    st.none() | faults,
+    operations,
+    operations,
+    texts,
 )
 virtual_hosts = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
     lambda hosts: st.tuples(
@@ -124,18 +160,19 @@ endpoints = st.builds(
     st.integers(0, 2),
     st.sampled_from(list(md.Health)),
     names,
+    st.just("") | texts,
 )
 sorted_endpoints = st.lists(endpoints, max_size=5, unique=True).map(lambda found: tuple(sorted(found)))
 
 
 @st.composite
 def load_assignments(draw: st.DrawFn) -> md.LoadAssignment:
-    """With weights of their own for all localities, or for none; never just the sum of their endpoints' weights."""
+    """With weights of their own for all localities, or for none."""
     found = draw(sorted_endpoints)
     weights: list[md.LocalityWeight] = []
     if found and draw(st.booleans()):
         for priority, locality in sorted({(each.priority, each.locality) for each in found}):
-            weights.append(md.LocalityWeight(locality, priority, draw(st.integers(501, 1000))))
+            weights.append(md.LocalityWeight(locality, priority, draw(st.integers(0, 5) | st.integers(501, 1000))))
     return md.LoadAssignment(draw(names), found, tuple(weights))
 
 
@@ -149,8 +186,13 @@ limits = st.builds(
     optional_counts,
     optional_counts,
     st.integers(0, 100),
-    seconds,
+    st.none() | st.integers(1, 1000),
+    st.none() | seconds,
+    st.none() | seconds,
+    st.none() | st.builds(md.TcpKeepalive, st.integers(0, 9), st.integers(0, 9000), st.integers(0, 90)),
 )
+percents = st.integers(0, 100)
+sizes = st.integers(0, 1000)
 outliers = st.builds(
     md.OutlierDetection,
     st.integers(0, 9),
@@ -159,8 +201,54 @@ outliers = st.builds(
     st.booleans(),
     seconds,
     seconds,
-    st.integers(0, 100),
-    st.integers(0, 100),
+    percents,
+    percents,
+    st.just(300.0) | seconds,
+    st.just(0.0) | seconds,
+    st.booleans(),
+    percents,
+    sizes,
+    sizes,
+    st.floats(0, 10),
+    percents,
+    percents,
+    sizes,
+    sizes,
+    st.frozensets(st.integers(400, 499), max_size=3),
+)
+retry_budgets = st.builds(md.RetryBudget, percents.map(float), percents) | st.builds(
+    md.RateBudget, st.floats(0, 1000), st.floats(0, 1000), seconds
+)
+rings = st.tuples(st.integers(1, 2000), st.integers(2000, 8 * 1024 * 1024))
+hash_tables = st.builds(
+    lambda sizes, maglev: md.HashTable(*sizes, maglev),
+    st.just((1024, 8 * 1024 * 1024)) | rings,
+    st.sampled_from([65537, 251, 5_000_011]),
+)
+slow_starts = st.builds(md.SlowStart, seconds, st.just(1.0) | st.floats(0.1, 10), st.floats(0, 100))
+zone_aware = st.builds(md.ZoneAware, st.floats(0, 100), sizes)
+ranges = st.tuples(st.integers(100, 300), st.integers(300, 599))
+checking = {
+    "port": st.integers(0, 65535),
+    "interval": seconds,
+    "timeout": seconds,
+    "healthy_threshold": counts,
+    "unhealthy_threshold": counts,
+}
+health_checks = st.one_of(
+    st.builds(
+        md.HealthCheck,
+        st.just("http"),
+        texts.map("/".__add__),
+        st.just("") | names,
+        expected_statuses=st.lists(ranges, min_size=1, max_size=2).map(tuple),
+        **checking,
+    ),
+    st.builds(md.HealthCheck, st.just("grpc"), host=st.just("") | names, service=st.just("") | names, **checking),
+    st.builds(md.HealthCheck, st.just("tcp"), **checking),
+)
+breakers = st.builds(
+    md.BreakerRules, sizes, st.floats(0, 100), st.floats(0, 100), seconds, seconds, counts, seconds, counts
 )
 upstream_tls = st.one_of(
     st.builds(
@@ -180,18 +268,29 @@ service_names = st.builds(md.ServiceName, names, names, names)
 def clusters(draw: st.DrawFn) -> md.Cluster:
     kind = draw(st.sampled_from(list(md.ClusterType)))
     static = kind in (md.ClusterType.STATIC, md.ClusterType.STRICT_DNS, md.ClusterType.LOGICAL_DNS)
-    original = kind is md.ClusterType.ORIGINAL_DST
+    service = draw(st.none() | service_names)
+    checks = draw(st.lists(health_checks, max_size=2))
+    if service is not None:  # a check's own host is one that differs from the service's
+        checks = [replace(each, host="") if each.host == service.host else each for each in checks]
     return md.Cluster(
         draw(names),
         kind,
-        md.LoadBalancing.LEAST_REQUEST if original else draw(st.sampled_from(list(md.LoadBalancing))),
+        draw(st.sampled_from(list(md.LoadBalancing))),
         draw(seconds),
         draw(limits),
-        draw(st.none() | st.builds(md.RetryBudget, st.integers(0, 100).map(float), st.integers(0, 100))),
+        draw(st.none() | retry_budgets),
         draw(st.none() | outliers),
         draw(st.none() | upstream_tls),
         draw(st.booleans()),
         draw(sorted_endpoints) if static else (),
-        draw(st.none() | service_names),
+        service,
         draw(st.just("") | names),
+        draw(st.just(md.HashTable()) | hash_tables),
+        draw(st.none() | slow_starts),
+        draw(st.booleans()),
+        draw(st.none() | zone_aware),
+        tuple(checks),
+        draw(st.none() | breakers),
+        draw(st.frozensets(st.sampled_from(sorted(md.SHADOWABLE)))),
+        draw(st.just("") | texts),
     )

@@ -62,6 +62,11 @@ HttpProtocolOptions = message_class("envoy.extensions.upstreams.http.v3.HttpProt
 _BALANCING = "envoy.extensions.load_balancing_policies."
 LeastRequest = message_class(_BALANCING + "least_request.v3.LeastRequest")
 RoundRobin = message_class(_BALANCING + "round_robin.v3.RoundRobin")
+RingHash = message_class(_BALANCING + "ring_hash.v3.RingHash")
+Maglev = message_class(_BALANCING + "maglev.v3.Maglev")
+ClientSideWeightedRoundRobin = message_class(
+    _BALANCING + "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin"
+)
 Random = message_class(_BALANCING + "random.v3.Random")
 WrrLocality = message_class(_BALANCING + "wrr_locality.v3.WrrLocality")
 PreviousHostsPredicate = message_class("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
@@ -77,6 +82,11 @@ def type_url(message: Message | type[Message]) -> str:
 def pack(message: Any) -> Any:
     """An Any around `message`, with the same bytes for equal messages."""
     return Any_(type_url=type_url(message), value=serialize(message))
+
+
+def pack_into(any_message: Any, message: Any) -> None:
+    """The same in an Any that is there."""
+    any_message.type_url, any_message.value = type_url(message), serialize(message)
 
 
 def serialize(message: Any) -> bytes:
