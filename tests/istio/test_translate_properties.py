@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from views import destination_rule, node, objects, service, virtual_service
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
 from meshlib.istio.translate import translate, view_key
-from meshlib.model import Endpoint, Forward, Node, NodeKind, Snapshot, Workload
+from meshlib.model import Endpoint, Forward, Locality, Node, NodeKind, Snapshot, Workload
 from meshlib.policy.live import compile_live
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.encode import resources_of
@@ -76,8 +77,27 @@ def a_virtual_service(draw: st.DrawFn) -> str:
     )
 
 
-_policy = st.sampled_from(
-    [{"loadBalancer": {"simple": "PASSTHROUGH"}}, {"outlierDetection": {}}, {"tls": {"mode": "SIMPLE"}}]
+_balancer = st.sampled_from(
+    [
+        {"simple": "PASSTHROUGH"},
+        {"consistentHash": {"httpHeaderName": "user"}},
+        {"consistentHash": {"httpCookie": {"name": "c", "ttl": "1s"}, "maglev": {"tableSize": 1021}}},
+        {"localityLbSetting": {"distribute": [{"from": "eu", "to": {"eu/a": 40, "us": 60}}]}},
+        {"localityLbSetting": {"failoverPriority": ["app", "topology.kubernetes.io/region"]}},
+        {"localityLbSetting": {"failover": [{"from": "eu", "to": "us"}]}},
+        {"zoneAwareLbSetting": {"enabled": True}},
+        {"simple": "ROUND_ROBIN", "warmup": {"duration": "1m"}},
+    ]
+)
+_policy = st.fixed_dictionaries(
+    {},
+    optional={
+        "loadBalancer": _balancer,
+        "outlierDetection": st.just({}),
+        "tls": st.just({"mode": "SIMPLE"}),
+        "connectionPool": st.just({"tcp": {"maxConnections": 3}, "http": {"h2UpgradePolicy": "UPGRADE"}}),
+        "retryBudget": st.just({"percent": 10}),
+    },
 )
 
 
@@ -89,6 +109,8 @@ def a_destination_rule(draw: st.DrawFn) -> str:
         "exportTo": draw(export),
         "trafficPolicy": draw(_policy),
     }
+    if spec["subsets"] and draw(st.booleans()):
+        spec["subsets"][0]["trafficPolicy"] = draw(_policy)
     if draw(st.booleans()):
         spec["workloadSelector"] = {"matchLabels": draw(labels)}
     return destination_rule(flow(spec), name=draw(name), namespace=draw(namespace))
@@ -96,18 +118,104 @@ def a_destination_rule(draw: st.DrawFn) -> str:
 
 @st.composite
 def an_entry(draw: st.DrawFn) -> str:
-    resolution = draw(st.sampled_from(("NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN")))
+    resolution = draw(st.sampled_from(("NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")))
     spec: dict[str, object] = {
         "hosts": draw(st.lists(st.sampled_from(("x.e.com", "*.e.com", "b")), min_size=1, max_size=2, unique=True)),
         "ports": [{"number": n, "name": f"p{n}", "protocol": k.upper()} for n, k in draw(_ports).items()],
         "resolution": resolution,
         "exportTo": draw(export),
     }
-    if resolution != "NONE":
-        spec["endpoints"] = [{"address": "10.0.0.1", "labels": draw(labels)}]
+    if resolution in ("STATIC", "DNS") and draw(st.booleans()):
+        spec["workloadSelector"] = {"labels": draw(labels)}
+    elif resolution not in ("NONE", "DYNAMIC_DNS"):
+        spec["endpoints"] = [{"address": "10.0.0.1", "labels": draw(labels), "locality": draw(_place)}]
     return (
         f"apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n"
         f"metadata: {{name: {draw(name)}, namespace: {draw(namespace)}}}\nspec: {flow(spec)}\n"
+    )
+
+
+_place = st.sampled_from(("", "eu/a", "eu/b/1", "us/a"))
+
+
+def whole(version: str, kind: str, where: str, named: str, spec: object) -> str:
+    return f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {named}, namespace: {where}}}\nspec: {flow(spec)}\n"
+
+
+@st.composite
+def a_workload_entry(draw: st.DrawFn) -> str:
+    address = draw(st.sampled_from(("10.0.0.7", "vm.e.com")))
+    spec = {"address": address, "labels": draw(labels), "locality": draw(_place)}
+    return whole("networking.istio.io/v1", "WorkloadEntry", draw(namespace), draw(name), spec)
+
+
+@st.composite
+def a_sidecar(draw: st.DrawFn) -> str:
+    host = st.builds(
+        "/".join,
+        st.tuples(
+            st.sampled_from((".", "*", "~", *NAMESPACES)), st.sampled_from([h for h in HOSTS if "." in h or h == "*"])
+        ),
+    ).filter(lambda each: not each.endswith("10.0.0.1"))
+    listener = st.fixed_dictionaries({"hosts": st.lists(host, min_size=1, max_size=3)})
+    spec: dict[str, object] = {"egress": draw(st.lists(listener, max_size=1))}
+    if draw(st.booleans()):
+        spec["egress"] = [{"port": {"number": draw(port)}, "hosts": ["*/*"]}, *draw(st.lists(listener, max_size=1))]
+    if draw(st.booleans()):
+        spec["workloadSelector"] = {"labels": draw(labels)}
+    if draw(st.booleans()):
+        spec["outboundTrafficPolicy"] = draw(st.sampled_from(({}, {"mode": "ALLOW_ANY"})))
+    return whole("networking.istio.io/v1", "Sidecar", draw(namespace), draw(name), spec)
+
+
+@st.composite
+def a_backend_policy(draw: st.DrawFn) -> str:
+    parts = {
+        "breaker": {"consecutiveFailures": 5},
+        "retryBudget": {"ratio": 0.1},
+        "hedge": {"delay": "10ms"},
+        "loadBalancer": "PEAK_EWMA",
+        "healthChecks": [{"tcp": {}}],
+        "outlierDetection": {"successRateEnforcing": 100},
+        "resendUnsafe": True,
+        "shadow": ["breaker"],
+    }
+    chosen = draw(st.sets(st.sampled_from(sorted(parts)), min_size=1))
+    spec = {"host": draw(st.sampled_from(HOSTS)), "subset": draw(st.sampled_from(("", "v1")))}
+    spec |= {each: parts[each] for each in chosen}
+    return whole("meshlib.io/v1alpha1", "BackendTrafficPolicy", draw(namespace), draw(name), spec)
+
+
+@st.composite
+def a_delegation(draw: st.DrawFn) -> str:
+    """A VirtualService that delegates, or one to delegate to."""
+    where = draw(namespace)
+    if draw(st.booleans()):
+        rules = flow(draw(st.lists(_rule, min_size=1, max_size=2)))
+        return whole("networking.istio.io/v1", "VirtualService", where, "part", {"http": json.loads(rules)})
+    rule = {"match": draw(st.lists(_match, max_size=1)), "delegate": {"name": "part", "namespace": draw(namespace)}}
+    spec = {"hosts": [draw(st.sampled_from(HOSTS))], "http": [rule]}
+    return whole("networking.istio.io/v1", "VirtualService", where, draw(name), spec)
+
+
+@st.composite
+def a_mesh_config(draw: st.DrawFn) -> str:
+    mesh = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "outboundTrafficPolicy": st.sampled_from(({}, {"mode": "ALLOW_ANY"})),
+                "localityLbSetting": st.sampled_from(({"enabled": False}, {"failoverPriority": ["version"]})),
+                "defaultTrafficPolicy": st.just({"outlierDetection": {}}),
+                "defaultHttpRetryPolicy": st.just({"attempts": 1}),
+                "defaultServiceExportTo": export,
+                "h2UpgradePolicy": st.just("UPGRADE"),
+            },
+        )
+    )
+    return (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n"
+        f"data: {flow({'mesh': json.dumps(mesh)})}\n"
     )
 
 
@@ -140,7 +248,22 @@ def a_gateway(draw: st.DrawFn) -> str:
     )
 
 
-texts = st.lists(st.one_of(a_service(), a_virtual_service(), a_destination_rule(), an_entry(), a_gateway()), max_size=8)
+texts = st.lists(
+    st.one_of(
+        a_service(),
+        a_virtual_service(),
+        a_destination_rule(),
+        an_entry(),
+        a_gateway(),
+        a_workload_entry(),
+        a_sidecar(),
+        a_backend_policy(),
+        a_delegation(),
+        a_mesh_config(),
+    ),
+    max_size=10,
+)
+_localities = st.sampled_from((Locality(), Locality("eu", "a"), Locality("us", "a", "1")))
 workloads = st.builds(
     Workload,
     name=name,
@@ -149,10 +272,16 @@ workloads = st.builds(
     labels=labels.map(lambda found: tuple(sorted(found.items()))),
     address=st.sampled_from(("10.1.0.1", "10.1.0.2", "::1", "")),
     port=st.sampled_from((0, 80, 9080)),
+    locality=_localities,
 )
-nodes = st.builds(
-    lambda kind, namespace, labels: node(namespace, kind, **labels), st.sampled_from(NodeKind), namespace, labels
-)
+
+
+def a_node(where: str, kind: NodeKind, given_labels: dict[str, str], locality: Locality) -> Node:
+    made = node(where, kind, **given_labels)
+    return replace(made, workload=replace(made.workload, locality=locality))
+
+
+nodes = st.builds(a_node, namespace, st.sampled_from(NodeKind), labels, _localities)
 
 
 def parsed(given_texts: list[str]) -> list[Object]:
@@ -204,11 +333,24 @@ def test_nodes_with_one_key_see_one_thing(
     """A view is shared by all nodes of its key, so the key must hold all that a translation looks at."""
     found = parsed(given_texts)
     seen: dict[object, object] = {}
-    for values in itertools.product(("x", "y", ""), repeat=2):
+    places = (Locality(), Locality("eu", "a"), Locality("us", "a", "1"))
+    for *values, place in itertools.product(("x", "y", ""), ("x", "y", ""), places):
         given_labels = {key: value for key, value in zip(("app", "version"), values, strict=True) if value}
-        each = node(where, kind, **given_labels)
+        each = a_node(where, kind, given_labels, place)
         made = translate(found, running, each)
         assert seen.setdefault(view_key(found, each), made) == made
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts, st.lists(workloads, max_size=4), st.lists(nodes, min_size=2, max_size=4))
+def test_what_was_made_for_one_node_does_not_show_in_the_next(
+    given_texts: list[str], running: list[Workload], asking: list[Node]
+) -> None:
+    """Of the very same tuples, translations share what they have in common; each is as if it were the only one."""
+    found = parsed(given_texts)
+    shared = (tuple(found), tuple(running))
+    for each in (*asking, *reversed(asking)):
+        assert translate(*shared, each) == translate(list(found), list(running), each)
 
 
 @settings(max_examples=50, deadline=None)
