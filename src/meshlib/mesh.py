@@ -257,7 +257,7 @@ class Mesh:
     def _publish(self, snapshot: Snapshot) -> None:
         """The feed has news: compile, swap, wake who waits. On the feed thread."""
         try:
-            self._live = compile_live(snapshot, self._live, self._rng)
+            self._live = compile_live(snapshot, self._live, self._rng, self.settings.locality, time.monotonic())
         except Exception:
             # Every source checks what it hands over, so this is a defect; calls go on with what they had.
             _log.exception("configuration %s can't be used; %s stays in force", snapshot, self._live)

@@ -1,13 +1,13 @@
-"""What is a picker, and which one does a cluster get?"""
+"""What is a picker, and which one does a group of endpoints get?"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from meshlib.model import Endpoint, LoadBalancing
-from meshlib.state import ClusterState, EndpointState
+from meshlib.model import Cluster, Endpoint, LoadBalancing
+from meshlib.state import EndpointState
 
 
 class Target(NamedTuple):
@@ -21,13 +21,18 @@ class Picker(Protocol):
     """Chooses among the endpoints it was built with, all of which may be called.
 
     Never blocks, takes no lock, may be called from any thread. None only when it was built with no endpoint.
+
+    now: monotonic seconds. key: the request's hash, for those that look it up; None is a random one. attempt: 0 for a
+    call's first try, one more for each after it. avoid: priorities that were tried (Envoy's previous_priorities).
     """
 
-    def pick(self) -> Target | None: ...
+    def pick(
+        self, now: float = 0.0, key: int | None = None, attempt: int = 0, avoid: Collection[int] = ()
+    ) -> Target | None: ...
 
 
 class _Empty:
-    def pick(self) -> None:
+    def pick(self, now: float = 0.0, key: int | None = None, attempt: int = 0, avoid: Collection[int] = ()) -> None:
         return None
 
     def __repr__(self) -> str:
@@ -36,26 +41,43 @@ class _Empty:
 
 EMPTY: Picker = _Empty()
 
+HASHING = frozenset({LoadBalancing.RING_HASH, LoadBalancing.MAGLEV})
+"""The policies that send equal keys to equal endpoints."""
 
-def build_picker(policy: LoadBalancing, targets: Sequence[Target], cluster: ClusterState, rng: random.Random) -> Picker:
-    """The picker of `policy` over `targets`. One endpoint needs no policy."""
+
+def build_picker(
+    cluster: Cluster, targets: Sequence[Target], weights: Sequence[int], turn: list[int], rng: random.Random
+) -> Picker:
+    """The picker of the cluster's policy over `targets`, for every policy that looks nothing up (balancing/hashing has
+    the others).
+
+    weights: of the targets, in their order; larger than an endpoint's own where slow start scales it. turn: round
+    robin's position, one number that outlives the picker.
+    """
+    from meshlib.balancing.client_weighted import ClientWeighted
     from meshlib.balancing.least_request import LeastRequest
+    from meshlib.balancing.peak_ewma import PeakEwma
     from meshlib.balancing.random import Random
     from meshlib.balancing.round_robin import RoundRobin
 
     if not targets:
         return EMPTY
-    if policy is LoadBalancing.ROUND_ROBIN:
-        return RoundRobin(targets, cluster)
-    if policy is LoadBalancing.RANDOM:
-        return Random(targets, rng)
-    return LeastRequest(targets, rng)
+    match cluster.load_balancing:
+        case LoadBalancing.ROUND_ROBIN:
+            return RoundRobin(targets, weights, turn)
+        case LoadBalancing.RANDOM:
+            return Random(targets, weights, rng)
+        case LoadBalancing.PEAK_EWMA:
+            return PeakEwma(targets, rng)
+        case LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN:
+            return ClientWeighted(targets, turn)
+        case _:
+            return LeastRequest(targets, weights, rng)
 
 
-def cumulative_weights(targets: Sequence[Target]) -> list[int] | None:
+def cumulative(weights: Sequence[int]) -> list[int] | None:
     """Running sums for a weighted draw; None where all weights are equal and no draw needs them."""
-    weights = [target.endpoint.weight for target in targets]
-    if len(set(weights)) == 1:
+    if len(set(weights)) <= 1:
         return None
     total = 0
     return [total := total + weight for weight in weights]

@@ -1,6 +1,7 @@
 """The nouns: frozen values that name what xDS and Istio name. Standard library only, no I/O, no clock."""
 
 from meshlib.model.cluster import (
+    NOWHERE,
     PASSTHROUGH,
     SHADOWABLE,
     BreakerRules,
@@ -58,6 +59,7 @@ from meshlib.model.snapshot import Snapshot
 
 __all__ = [
     "CATCH_ALL",
+    "NOWHERE",
     "PASSTHROUGH",
     "SHADOWABLE",
     "BreakerRules",

@@ -5,28 +5,47 @@ Built on the feed thread for each new form of the cluster; its state is carried 
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from meshlib.balancing import EMPTY, Picker, Target, build_picker
-from meshlib.balancing.outlier import record
-from meshlib.model import Cluster, Endpoint, Health, LoadAssignment, OutlierDetection, RetryBudget
+from meshlib.balancing import EMPTY, HASHING, Picker, Target, client_weighted, load_report, peak_ewma
+from meshlib.balancing.locality import Pool, has_young
+from meshlib.balancing.outlier import Detector
+from meshlib.model import (
+    NOWHERE,
+    Cluster,
+    Endpoint,
+    Health,
+    LoadAssignment,
+    LoadBalancing,
+    Locality,
+    Outcome,
+    RetryBudget,
+)
+from meshlib.policy.retry import CLIENT_TIMEOUT, LOCAL, TIMEOUT
 from meshlib.state import NEVER, ClusterState, EndpointState
 
 UNLIMITED = 1 << 62
+_SLOW_START_STEPS = 20
+"""How many steps a weight takes from slow start's beginning to its end."""
 
 
 class LiveCluster:
     """One cluster: its picker over the endpoints that may be called now, and its counters.
 
-    The picker is replaced whole when an endpoint is ejected or returns.
+    The picker is replaced whole when an endpoint is ejected or returns. `targets` are the endpoints that the control
+    plane calls healthy, of all priorities and zones.
     """
 
     __slots__ = (
-        "_outlier",
-        "_rng",
+        "_detector",
+        "_is_hashing",
+        "_measures",
+        "_pool",
         "_states",
         "assignment",
+        "breaker",
         "cluster",
         "max_requests",
         "max_retries",
@@ -42,21 +61,31 @@ class LiveCluster:
         assignment: LoadAssignment | None,
         rng: random.Random,
         previous: LiveCluster | None = None,
+        here: Locality = NOWHERE,
+        now: float = 0.0,
     ) -> None:
         self.cluster = cluster
         self.assignment = assignment
         self.name = cluster.name
-        self._rng = rng
-        self._outlier: OutlierDetection | None = cluster.outlier_detection
         self.state: ClusterState = previous.state if previous else ClusterState()
         endpoints = assignment.endpoints if assignment is not None else cluster.endpoints
         known: dict[str, EndpointState] = previous._states if previous else {}
         # Keyed by address alone: a new weight or zone is no reason to forget what is in flight.
         self._states: dict[str, EndpointState] = {
-            e.authority: known.get(e.authority) or EndpointState() for e in endpoints
+            e.authority: known.get(e.authority) or EndpointState(now) for e in endpoints
         }
-        self.targets = tuple(
-            Target(e, self._states[e.authority]) for e in _first_priority(endpoints) if e.health is Health.HEALTHY
+        self.targets = tuple(Target(e, self._states[e.authority]) for e in endpoints if e.health is Health.HEALTHY)
+        self._is_hashing = cluster.load_balancing in HASHING
+        weights = assignment.locality_weights if assignment is not None else ()
+        self._pool = Pool(cluster, endpoints, self.targets, weights, here, self.state, rng)
+        rules = cluster.outlier_detection
+        self._detector: Detector | None = None
+        if rules is not None:
+            shadow = "outlier-detection" in cluster.shadow
+            self._detector = Detector(rules, self.state, len(self._states), rng, shadow)
+        self._measures = self._detector is not None or cluster.load_balancing in (
+            LoadBalancing.PEAK_EWMA,
+            LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN,
         )
         limits = cluster.limits
         # An HTTP/1.1 connection carries one request, so connections plus the queue for them bound the requests.
@@ -69,24 +98,40 @@ class LiveCluster:
         self.max_requests = min(connections, UNLIMITED if limits.max_requests is None else limits.max_requests)
         self.max_retries = UNLIMITED if limits.max_retries is None else limits.max_retries
         self.picker: Picker = EMPTY
+        self.breaker = None
         with self.state.lock:
-            if self._outlier is None:
-                for target in self.targets:
-                    target.state.ejected_until = 0.0
-            self._rebuild(0.0)
+            if self._detector is None:
+                for state in self._states.values():
+                    state.is_ejected = False
+            self.state.ejected = sum(state.is_ejected for state in self._states.values())
+            self.state.rebuild = self._rebuild
+            self._rebuild(now)
+            self.state.next_sweep = self._next_sweep(now)
 
-    def pick(self, now: float, tried: Sequence[Endpoint], reselect: int) -> Target | None:
+    def pick(
+        self,
+        now: float,
+        tried: Sequence[Endpoint],
+        reselect: int,
+        key: int | None = None,
+        avoid_priorities: Collection[int] = (),
+    ) -> Target | None:
         """An endpoint to call now, one that was not tried if `reselect` further picks find one (Envoy's
-        host_selection_retry_max_attempts: after that, a tried one will do)."""
-        if now >= self.state.next_return:
-            with self.state.lock:
-                self._rebuild(now)
-        target = self.picker.pick()
-        if tried and target is not None:
+        host_selection_retry_max_attempts: after that, a tried one will do).
+
+        key: the request's hash (policy/hash_key); with it there is no reselecting (Istio leaves the previous-hosts
+        predicate out), a retry looks up what comes next. avoid_priorities: those to leave out if there are others.
+        """
+        if now >= self.state.next_sweep:
+            self._sweep(now)
+        if not tried:
+            return self.picker.pick(now, key)
+        target = self.picker.pick(now, key, len(tried), avoid_priorities)
+        if not self._is_hashing:
             for _ in range(reselect):
                 if target is None or target.endpoint not in tried:
                     break
-                target = self.picker.pick()
+                target = self.picker.pick(now, key, 0, avoid_priorities)
         return target
 
     def admit(self) -> bool:
@@ -103,7 +148,7 @@ class LiveCluster:
         with self.state.lock:
             self.state.requests -= 1
 
-    def admit_retry(self) -> bool:
+    def admit_retry(self, now: float) -> bool:
         """Count a retry in, unless the budget forbids it. Every True is paired with one `leave_retry`."""
         state = self.state
         with state.lock:
@@ -128,33 +173,74 @@ class LiveCluster:
         with self.state.lock:
             target.state.in_flight -= 1
 
-    def judge(self, target: Target, status: int | None, now: float) -> None:
-        """Tell outlier detection how an attempt ended; status None when no response head came."""
-        if self._outlier is None:
+    def judge(self, target: Target, outcome: Outcome, seconds: float, now: float) -> None:
+        """How an attempt ended, `seconds` after it was sent, for outlier detection and for pickers that measure."""
+        if not self._measures or outcome.failure in (CLIENT_TIMEOUT, LOCAL):
+            return  # what never left this process, or was given up by its caller, is no endpoint's fault
+        policy = self.cluster.load_balancing
+        report = None
+        if policy is LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN and outcome.headers is not None:
+            report = load_report.read(outcome.headers)
+        status = 504 if outcome.failure == TIMEOUT else outcome.status
+        with self.state.lock:
+            if policy is LoadBalancing.PEAK_EWMA:
+                if status is None or status >= 500 or status == 429:
+                    seconds = max(seconds, peak_ewma.penalty(outcome.headers))
+                peak_ewma.observe(target.state, seconds, now)
+            elif report is not None:
+                client_weighted.observe(target.state, report, now)
+            if self._detector is not None and self._detector.record(target.state, status, now):
+                self.state.rebuild(now)
+
+    def set_health(self, authority: str, is_healthy: bool, now: float) -> None:
+        """What an active health check has found out. A healthy endpoint that was ejected serves again at once (Envoy's
+        successful_active_health_check_uneject_host)."""
+        state = self._states.get(authority)
+        if state is None:
             return
         with self.state.lock:
-            if record(self._outlier, target.state, self.state, len(self._states), status, now):
-                self._rebuild(now)
+            if is_healthy and not state.is_healthy:
+                state.joined_at = now  # slow start begins anew (Envoy)
+            returns = is_healthy and state.is_ejected and self._detector is not None
+            if state.is_healthy is is_healthy and not returns:
+                return
+            state.is_healthy = is_healthy
+            if returns and self._detector is not None:
+                self._detector.restore(state, now)
+            self.state.rebuild(now)
+            self.state.next_sweep = min(self.state.next_sweep, self._next_sweep(now))
+
+    def _sweep(self, now: float) -> None:
+        """What time alone changes: returns, rates, weights. Done by the first call after it is due."""
+        with self.state.lock:
+            due = self.state.next_sweep
+            if now < due:
+                return  # another thread was faster
+            if self._detector is not None and self.cluster.outlier_detection is not None:
+                interval = self.cluster.outlier_detection.interval
+                intervals = 1 + int((now - due) / interval)
+                self._detector.sweep(list(self._states.values()), now, intervals)
+            self.state.rebuild(now)
+            self.state.next_sweep = self._next_sweep(now)
+
+    def _next_sweep(self, now: float) -> float:
+        due = NEVER
+        if self.cluster.outlier_detection is not None:
+            interval = self.cluster.outlier_detection.interval
+            due = (math.floor(now / interval) + 1) * interval
+        slow_start = self.cluster.slow_start
+        if slow_start is not None and has_young(slow_start, self.targets, now):
+            due = min(due, now + slow_start.window / _SLOW_START_STEPS)
+        return due
 
     def _rebuild(self, now: float) -> None:
-        """A picker over the targets that are not ejected at `now`. Called with the lock held."""
-        ejected = [t.state.ejected_until for t in self.targets if t.state.ejected_until > now]
-        ready = [target for target in self.targets if target.state.ejected_until <= now]
-        floor = self._outlier.min_health_percent if self._outlier is not None else 0
-        if self._outlier is not None and 100 * len(ready) < floor * len(self.targets):
-            ready = list(self.targets)  # panic: too few are left, so ejection would do more harm than good (Envoy)
-        self.state.ejected = len(ejected)
-        self.state.next_return = min(ejected, default=NEVER)
-        self.picker = build_picker(self.cluster.load_balancing, ready, self.state, self._rng)
+        """A picker over the targets that may be called at `now`. Called with the lock held."""
+        rules = self.cluster.outlier_detection
+        self.picker = self._pool.picker(_is_ready, 0 if rules is None else rules.min_health_percent, now)
 
     def __repr__(self) -> str:
         return f"<LiveCluster {self.name} {self.picker!r}, {self.state.ejected} ejected>"
 
 
-def _first_priority(endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
-    """The endpoints of the first priority that has a healthy one."""
-    healthy = {e.priority for e in endpoints if e.health is Health.HEALTHY}
-    if len(healthy) <= 1:
-        return [e for e in endpoints if e.priority in healthy]
-    first = min(healthy)
-    return [e for e in endpoints if e.priority == first]
+def _is_ready(target: Target) -> bool:
+    return target.state.is_ready

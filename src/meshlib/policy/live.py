@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from meshlib.model import PASSTHROUGH, Cluster, ClusterType, Snapshot
+from meshlib.model import NOWHERE, PASSTHROUGH, Cluster, ClusterType, Locality, Snapshot
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.router import Router, RouteTable
 
@@ -38,8 +38,13 @@ class Live:
         return f"<Live {self.snapshot!r}>"
 
 
-def compile_live(snapshot: Snapshot, previous: Live | None, rng: random.Random) -> Live:
-    """Matchers, pickers and limits for `snapshot`; takes over from `previous` whatever is unchanged."""
+def compile_live(
+    snapshot: Snapshot, previous: Live | None, rng: random.Random, here: Locality = NOWHERE, now: float = 0.0
+) -> Live:
+    """Matchers, pickers and limits for `snapshot`; takes over from `previous` whatever is unchanged.
+
+    here: where this process runs. now: monotonic seconds.
+    """
     old_tables = previous.router.tables if previous else {}
     tables: dict[str, RouteTable] = {}
     for configuration in snapshot.route_configurations:
@@ -56,7 +61,7 @@ def compile_live(snapshot: Snapshot, previous: Live | None, rng: random.Random) 
         if before is not None and before.cluster == cluster and before.assignment == assignment:
             clusters[cluster.name] = before
         else:
-            clusters[cluster.name] = LiveCluster(cluster, assignment, rng, before)
+            clusters[cluster.name] = LiveCluster(cluster, assignment, rng, before, here, now)
 
     passthrough = (
         previous._passthrough

@@ -3,43 +3,89 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 NEVER = float("inf")
 
 
+def _nothing(_: float) -> None: ...
+
+
 class EndpointState:
-    """One endpoint of one cluster, as this process sees it. Guarded by its cluster's lock; `in_flight` may be read
-    without (a pick that is off by one is still a good pick)."""
+    """One endpoint of one cluster, as this process sees it. Guarded by its cluster's lock; `in_flight` and what
+    balancing measures may be read without (a pick that is off by one is still a good pick)."""
 
     __slots__ = (
         "consecutive_5xx",
         "consecutive_gateway_errors",
         "consecutive_local_failures",
-        "ejected_until",
+        "ejected_at",
+        "ejection_jitter",
         "ejections",
         "in_flight",
+        "is_ejected",
+        "is_healthy",
+        "joined_at",
+        "latency",
+        "latency_at",
+        "reported_weight",
         "returned_at",
+        "weighed_at",
+        "weighed_since",
+        "window_calls",
+        "window_good",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, joined_at: float = 0.0) -> None:
         self.in_flight = 0
+        self.joined_at = joined_at
+        """Monotonic seconds since when it is known, or was last found healthy: where slow start begins."""
+        self.is_healthy = True
+        """What active health checks say; True without any."""
+        # Outlier detection (balancing/outlier)
         self.consecutive_5xx = 0
         self.consecutive_gateway_errors = 0
         self.consecutive_local_failures = 0
-        self.ejected_until = 0.0
-        """Monotonic seconds; 0 when it was never ejected."""
+        self.is_ejected = False
+        self.ejected_at = 0.0
+        self.ejection_jitter = 0.0
         self.ejections = 0
         """Envoy's ejection multiplier: grows with each ejection, shrinks with each quiet interval."""
-        self.returned_at = 0.0
+        self.returned_at = -NEVER
+        self.window_calls = 0
+        self.window_good = 0
+        # What pickers measure: peak EWMA, and weights that the servers report
+        self.latency = 0.0
+        self.latency_at = 0.0
+        self.reported_weight = 0.0
+        self.weighed_at = -NEVER
+        self.weighed_since = -NEVER
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_healthy and not self.is_ejected
 
     def __repr__(self) -> str:
-        return f"<EndpointState {self.in_flight} in flight, {self.ejections} ejections>"
+        ill = "" if self.is_healthy else ", unhealthy"
+        out = ", ejected" if self.is_ejected else ""
+        return f"<EndpointState {self.in_flight} in flight, {self.ejections} ejections{ill}{out}>"
 
 
 class ClusterState:
     """One cluster, as this process sees it: what is in flight, and the lock for it and for its endpoints."""
 
-    __slots__ = ("ejected", "lock", "next_return", "overflows", "requests", "retries", "turn")
+    __slots__ = (
+        "ejected",
+        "ejections_refused",
+        "lock",
+        "next_sweep",
+        "overflows",
+        "rebuild",
+        "requests",
+        "retries",
+        "shadowed_ejections",
+        "turns",
+    )
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -48,10 +94,17 @@ class ClusterState:
         self.retries = 0
         self.overflows = 0
         self.ejected = 0
-        self.next_return = NEVER
-        """When the next ejected endpoint may return (monotonic seconds)."""
-        self.turn = 0
-        """Round robin's position; survives an update, so that an update does not restart the round."""
+        self.ejections_refused = 0
+        """Ejections that max_ejection_percent forbade (Envoy's ejections_overflow)."""
+        self.shadowed_ejections = 0
+        """Ejections that shadow mode counted and did not carry out."""
+        self.next_sweep = NEVER
+        """When ejected endpoints and weights are looked at again (monotonic seconds)."""
+        self.rebuild: Callable[[float], None] = _nothing
+        """Makes the picker anew, of the newest form of the cluster: an attempt that began before an update may eject
+        an endpoint after it. Called with the lock held."""
+        self.turns: dict[object, list[int]] = {}
+        """Round robin's positions by group; they survive an update, so that an update does not restart the round."""
 
     def __repr__(self) -> str:
         return f"<ClusterState {self.requests} in flight, {self.retries} retries, {self.ejected} ejected>"
