@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from meshlib.model import Headers, Outcome, Request
 from meshlib.policy.call import CallContext, outbound_call
-from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Resolve, Send, Step, Wait
+from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Race, Reply, Resolve, Send, Step, Wait, Win
 
 
 def request(
@@ -73,3 +74,82 @@ class Run:
     @property
     def resolved(self) -> list[str]:
         return [step.authority for step in self.steps if isinstance(step, Resolve)]
+
+
+class Answer(NamedTuple):
+    """What a scripted server does with one attempt: `outcome`, `seconds` after it was sent."""
+
+    outcome: Outcome
+    seconds: float = 0.0
+
+
+class Timeline:
+    """One flow over scripted servers on a clock of its own: what outbound/drive does, with attempts side by side, but
+    in no time. Attempt n is answered by `answers[n]` (the last one repeats); one that takes longer than it may ends as
+    a timeout then.
+
+    sent: when each attempt was sent, and what. lost: attempts of races that did not win.
+    """
+
+    def __init__(self, given: Request, context: CallContext, clock: Any, answers: Sequence[Answer]) -> None:
+        self.flow: Flow = outbound_call(given, context)
+        self.clock = clock
+        self.sent: list[tuple[float, Send]] = []
+        self.waits: list[float] = []
+        self.lost = 0
+        self._answers = list(answers)
+
+    def run(self, until: float | None = None) -> Reply | Deliver | None:
+        """To the last step, which is returned; None when the caller has gone at `until`."""
+        answer: Outcome | Finished | None = None
+        out: list[tuple[float, int, Outcome]] = []
+        racers: list[Callable[[], None]] = []
+        try:
+            while True:
+                if until is not None and self.clock.now >= until:
+                    self.flow.close()
+                    return None
+                step = self.flow.send(answer)
+                answer = None
+                if isinstance(step, (Reply, Deliver)):
+                    if isinstance(step, Reply):
+                        self.flow.close()
+                    return step
+                if isinstance(step, Wait):
+                    self.waits.append(step.seconds)
+                    self.clock.now += step.seconds
+                elif isinstance(step, Send):
+                    ends, answer = self._send(step)
+                    self.clock.now = ends
+                elif isinstance(step, Race):
+                    if step.start is not None and step.ended is not None:
+                        ends, outcome = self._send(step.start)
+                        heapq.heappush(out, (ends, len(racers), outcome))
+                        racers.append(step.ended)
+                    gives_up = None if step.seconds is None else self.clock.now + step.seconds
+                    if out and (gives_up is None or out[0][0] <= gives_up):
+                        ends, number, outcome = heapq.heappop(out)
+                        self.clock.now = max(self.clock.now, ends)
+                        answer = Finished(number, outcome)
+                    else:
+                        assert gives_up is not None, "a race without attempts and without an end"
+                        self.clock.now = gives_up
+                elif isinstance(step, Win):
+                    self._end(racers, step.number)
+                    out, racers = [], []
+        finally:
+            self._end(racers, None)
+
+    def _send(self, step: Send) -> tuple[float, Outcome]:
+        number = min(len(self.sent), len(self._answers) - 1)
+        self.sent.append((self.clock.now, step))
+        outcome, seconds = self._answers[number]
+        if step.timeout is not None and seconds >= step.timeout:
+            return self.clock.now + step.timeout, failed("timeout")
+        return self.clock.now + seconds, outcome
+
+    def _end(self, racers: Sequence[Callable[[], None]], winner: int | None) -> None:
+        for number, ended in enumerate(racers):
+            if number != winner:
+                self.lost += 1
+                ended()

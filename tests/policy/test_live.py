@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from flows import request
+from flows import failed, request, responded
 
 from meshlib.model import (
     Cluster,
@@ -76,7 +76,7 @@ def test_five_failures_in_a_row_eject_and_time_brings_back() -> None:
     )
     bad, good = cluster.targets
     for _ in range(5):
-        cluster.judge(bad, 503, 100.0)
+        cluster.judge(bad, responded(503), 0.1, 100.0)
     assert {cluster.pick(100.1, (), 0) for _ in range(10)} == {good}
     assert {cluster.pick(129.9, (), 0) for _ in range(10)} == {good}
     assert {cluster.pick(130.0, (), 0) for _ in range(10)} == {good, bad}
@@ -90,7 +90,7 @@ def test_the_share_of_ejected_endpoints_is_bounded() -> None:
         random.Random(1),
     )
     for _ in range(20):
-        cluster.judge(cluster.targets[0], None, 100.0)
+        cluster.judge(cluster.targets[0], failed("reset"), 0.1, 100.0)
     assert cluster.state.ejected == 0
 
 
@@ -102,7 +102,7 @@ def test_below_the_minimum_health_everything_is_called() -> None:
         LoadAssignment("c", (Endpoint("10.0.0.1", 80), Endpoint("10.0.0.2", 80))),
         random.Random(1),
     )
-    cluster.judge(cluster.targets[0], 500, 1.0)
+    cluster.judge(cluster.targets[0], responded(500), 0.1, 1.0)
     assert {cluster.pick(1.1, (), 0) for _ in range(10)} == set(cluster.targets)
 
 

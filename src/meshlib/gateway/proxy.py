@@ -347,6 +347,11 @@ class _Exchange:
     async def resolve(self, authority: str) -> None:
         """Nothing to ask: a gateway's listeners say all there is."""
 
+    def another(self) -> _Exchange | None:
+        if self._body is not None or h.first(self._headers, b"upgrade") is not None:
+            return None
+        return _Exchange(self._proxy, self._request, self._headers, None)
+
     def mirror(self, flow: Flow) -> None:
         # A body that can be sent once goes to the server that matters, and a tunnel can't be doubled.
         if self._body is None and h.first(self._headers, b"upgrade") is None:

@@ -6,10 +6,11 @@ They do the I/O that `outbound_call` asks for and know no policy. What differs b
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from meshlib.model import Outcome
-from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Resolve, Send, Wait
+from meshlib.outbound.races import Tasks, Threads
+from meshlib.policy.steps import Deliver, Flow, Mirror, Race, Reply, Resolve, Send, Wait, Win
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -24,6 +25,8 @@ class Exchange(Protocol[R_co]):
     deliver: the native response, whose close also closes `flow`; or raises the library's own error.
     reply: a native response that the mesh made itself.
     mirror: runs `flow` beside the call; never blocks, never raises.
+    another: a second exchange of the same call, to be run beside this one; shares nothing with it that changes. None
+      when the request can be sent only once, or when the library can't send it twice at a time. Never raises.
     """
 
     def send(self, step: Send) -> Outcome: ...
@@ -33,6 +36,7 @@ class Exchange(Protocol[R_co]):
     def mirror(self, flow: Flow) -> None: ...
     def reply(self, step: Reply) -> R_co: ...
     def deliver(self, step: Deliver, flow: Flow) -> R_co: ...
+    def another(self) -> Self | None: ...
 
 
 class AsyncExchange(Protocol[R_co]):
@@ -45,10 +49,12 @@ class AsyncExchange(Protocol[R_co]):
     def mirror(self, flow: Flow) -> None: ...
     def reply(self, step: Reply) -> R_co: ...
     def deliver(self, step: Deliver, flow: Flow) -> R_co: ...
+    def another(self) -> Self | None: ...
 
 
 def drive(flow: Flow, exchange: Exchange[R]) -> R:
     """Run one call to its response; raise what the client library would."""
+    race: Threads[R] | None = None
     try:
         step = next(flow)
         while True:
@@ -57,6 +63,8 @@ def drive(flow: Flow, exchange: Exchange[R]) -> R:
             elif isinstance(step, Deliver):
                 return exchange.deliver(step, flow)
             elif isinstance(step, Reply):
+                if race is not None:
+                    race.give_up()
                 exchange.release()
                 flow.close()
                 return exchange.reply(step)
@@ -70,7 +78,16 @@ def drive(flow: Flow, exchange: Exchange[R]) -> R:
             elif isinstance(step, Resolve):
                 exchange.resolve(step.authority)
                 step = next(flow)
+            elif isinstance(step, Race):
+                race = race or Threads(exchange)
+                step = flow.send(race.run(step))
+            elif isinstance(step, Win):
+                assert race is not None
+                exchange, race = race.win(step.number), None
+                step = next(flow)
     except BaseException:
+        if race is not None:
+            race.give_up()
         exchange.release()
         flow.close()
         raise
@@ -78,6 +95,7 @@ def drive(flow: Flow, exchange: Exchange[R]) -> R:
 
 async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
     """`drive`, for asyncio. Cancellation ends the call and frees all that it held."""
+    race: Tasks[R] | None = None
     try:
         step = next(flow)
         while True:
@@ -86,6 +104,8 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
             elif isinstance(step, Deliver):
                 return exchange.deliver(step, flow)
             elif isinstance(step, Reply):
+                if race is not None:
+                    await race.give_up()
                 await exchange.release()
                 flow.close()
                 return exchange.reply(step)
@@ -99,7 +119,16 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
             elif isinstance(step, Resolve):
                 await exchange.resolve(step.authority)
                 step = next(flow)
+            elif isinstance(step, Race):
+                race = race or Tasks(exchange)
+                step = flow.send(await race.run(step))
+            elif isinstance(step, Win):
+                assert race is not None
+                exchange, race = race.win(step.number), None
+                step = next(flow)
     except BaseException:
         flow.close()
+        if race is not None:
+            await race.give_up()
         await exchange.release()
         raise

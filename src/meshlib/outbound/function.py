@@ -225,6 +225,9 @@ class _Attempts(Generic[T]):
         headers = getattr(result, "headers", None)
         return Outcome(self._status, headers if hasattr(headers, "get") else _NO_HEADERS)
 
+    def another(self) -> None:
+        """A function is not run twice for one call at a time."""
+
     def mirror(self, flow: Flow) -> None:
         flow.close()  # a function is not run twice for one call
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 from meshlib.errors import MeshError
 from meshlib.model import Endpoint, Headers, Outcome, Request
@@ -134,6 +134,9 @@ class _Exchange(Generic[W]):
     def _failed(self, error: SendFailed) -> Outcome:
         self._error = error
         return Outcome(None, None, error.failure, self._is_replayable)
+
+    def another(self) -> Self | None:
+        return None if type(self._body) is _Once else type(self)(self.transport, self.request)
 
     def mirror(self, flow: Flow) -> None:
         if type(self._body) is _Once:  # a body that can be sent once goes to the server that matters

@@ -583,14 +583,25 @@ class _Exchange:
     def resolve(self, authority: str) -> None:
         self.pool.edge.home.resolve(authority)
 
-    def mirror(self, flow: Flow) -> None:
-        body, mirrors = self.body, self.pool.edge.mirrors
-        # A body that can be sent once, or that is a file being read, goes to the server that matters.
-        if not isinstance(body, (bytes, str, type(None))) or not mirrors.acquire(blocking=False):
-            return
-        copy = _Exchange(
-            self.pool, self.view.method, self.target, body, self._headers, self.chunked, self._timeout, self._options
+    def another(self) -> _Exchange | None:
+        if not isinstance(self.body, (bytes, str, type(None))):
+            return None
+        return _Exchange(
+            self.pool,
+            self.view.method,
+            self.target,
+            self.body,
+            self._headers,
+            self.chunked,
+            self._timeout,
+            self._options,
         )
+
+    def mirror(self, flow: Flow) -> None:
+        mirrors, copy = self.pool.edge.mirrors, self.another()
+        # A body that can be sent once, or that is a file being read, goes to the server that matters.
+        if copy is None or not mirrors.acquire(blocking=False):
+            return
 
         def run() -> None:
             try:

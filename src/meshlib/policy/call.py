@@ -9,9 +9,10 @@ cleans up, whatever happened.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Generator
+from typing import NamedTuple, Protocol
 
+from meshlib import errors
 from meshlib.balancing import Target
 from meshlib.model import (
     ClusterType,
@@ -19,6 +20,7 @@ from meshlib.model import (
     Endpoint,
     Forward,
     HeaderOperations,
+    HedgePolicy,
     Outcome,
     Redirect,
     Request,
@@ -26,13 +28,28 @@ from meshlib.model import (
     WeightedCluster,
 )
 from meshlib.policy.cluster import LiveCluster
+from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
-from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, TIMEOUT
+from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
-from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Resolve, Send, Wait
+from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Race, Reply, Resolve, Send, Step, Wait, Win
 from meshlib.state import EndpointState
 
 _MILLION = 1_000_000
+_PRIORITIES_UPDATE = 2
+"""Of how many tries the priorities are tried before they are avoided (Istio's previous_priorities.update_frequency)."""
+_RESELECT = 5
+"""Istio's hostSelectionRetryMaxAttempts, for hedges on routes without a retry policy."""
+_OVERLOADED = (("x-envoy-overloaded", "true"),)
+
+
+class Permit(Protocol):
+    """A breaker's leave for one call (state/breaker). Told once how the call ended; what it is told later means
+    nothing."""
+
+    def success(self, seconds: float, now: float) -> None: ...
+    def failure(self, seconds: float, now: float) -> None: ...
+    def cancel(self) -> None: ...
 
 
 class CallContext(NamedTuple):
@@ -42,6 +59,8 @@ class CallContext(NamedTuple):
     deadline: monotonic seconds by which the caller's own caller has given up; None is none.
     route_configuration: match in this one (a gateway's) instead of by the request's authority.
     may_resend: the caller vouches that the request may reach the server twice.
+    finds_its_way: the caller connects by itself, so no endpoint is picked, none is judged and nothing is mirrored.
+    source: the address of who asks, for hash policies; "" is this process.
     """
 
     live: Callable[[], Live]
@@ -50,12 +69,17 @@ class CallContext(NamedTuple):
     deadline: float | None = None
     route_configuration: str = ""
     may_resend: bool = False
+    finds_its_way: bool = False
+    source: str = ""
 
 
 def outbound_call(request: Request, context: CallContext) -> Flow:
     """One outbound call. The last step is Reply or Deliver; after Deliver it stays suspended until it is closed."""
     clock, rng = context.clock, context.rng
     started = clock()
+    if context.deadline is not None and started >= context.deadline:
+        yield _too_late(request)
+        return
     decision = _match(context.live(), request, context.route_configuration)
     if decision is None:
         yield Resolve(with_port(request.authority, request.scheme))
@@ -63,10 +87,16 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
         decision = router.match(request) or router.unknown(request)
         started = clock()
 
+    # Envoy's filter order: fault, then the router, which has the timeout, the retries and the mirrors.
+    delayed = False
     if decision.fault is not None:
         if (delay := decision.fault.delay) is not None and rng.random() * _MILLION < delay.per_million:
-            yield Wait(delay.seconds)
-            started = clock()  # an injected delay does not count against the route's timeout (Envoy's filter order)
+            delayed = True
+            yield Wait(delay.seconds if context.deadline is None else min(delay.seconds, context.deadline - started))
+            started = clock()  # an injected delay does not count against the route's timeout
+            if context.deadline is not None and started >= context.deadline:
+                yield _too_late(request)
+                return
         if (abort := decision.fault.abort) is not None and rng.random() * _MILLION < abort.per_million:
             yield _aborted(abort.status, abort.grpc_status)
             return
@@ -85,40 +115,58 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
         return
+    permit: Permit | None = None
+    if cluster.breaker is not None:
+        permit = cluster.breaker.acquire(started)
+        if permit is None and "breaker" not in cluster.cluster.shadow:
+            yield Reply(
+                503,
+                _OVERLOADED,
+                b"circuit breaker open",
+                "UO",
+                f"{cluster.name}: {cluster.breaker!r}",
+                errors.CircuitOpen,
+            )
+            return
     if not cluster.admit():
+        if permit is not None:
+            permit.cancel()
         yield Reply(
             503,
-            (("x-envoy-overloaded", "true"),),
+            _OVERLOADED,
             b"upstream connect error or disconnect/reset before headers. reset reason: overflow",
             "UO",
             f"{cluster.name}: limit of {cluster.max_requests} concurrent requests reached",
         )
         return
-    retried = False
+    holds_retry = False  # a place in the retry budget, from before the pause until its try has ended
     try:
-        for mirror in action.mirrors:
-            if rng.random() * _MILLION < mirror.per_million and (copy := context.live().cluster(mirror.cluster)):
-                suffix = "-shadow" if mirror.add_shadow_suffix else ""
-                yield Mirror(_mirror(request, copy, decision, suffix, context))
+        if action.mirrors and not context.finds_its_way:
+            for mirror in action.mirrors:
+                if rng.random() * _MILLION < mirror.per_million and (copy := context.live().cluster(mirror.cluster)):
+                    suffix = "-shadow" if mirror.add_shadow_suffix else ""
+                    yield Mirror(_mirror(request, copy, decision, suffix, context))
 
         deadline = context.deadline
         if decision.timeout is not None and (deadline is None or started + decision.timeout < deadline):
             deadline = started + decision.timeout
         authority_on_wire, path, headers = _on_the_wire(request, decision, chosen)
+        key, set_cookie = (
+            hash_key(action.hash_policies, request, context.source, rng) if action.hash_policies else (None, "")
+        )
         retrying = decision.retrying
         tries = None
+        retried = False
         tried: tuple[Endpoint, ...] = ()
         while True:
             now = clock()
             if deadline is not None and now >= deadline:
+                if permit is not None and tried:
+                    permit.failure(now - started, now)
                 yield _timed_out(request, decision)
                 return
             current = context.live().cluster(chosen.cluster) or cluster  # a retry sees today's endpoints
-            if current.cluster.type is ClusterType.ORIGINAL_DST:
-                target: Target | None = _original_destination(request)
-            else:
-                reselect = retrying.policy.host_selection_attempts if tried and retrying else 0
-                target = current.pick(now, tried, reselect)
+            target = _pick(current, request, context, now, tried, key, retrying)
             if target is None:
                 # An attempt that failed says more than "no healthy upstream", but Envoy's answer is this one.
                 yield Reply(503, (), b"no healthy upstream", "UH", f"{current.name}: no endpoint can be called")
@@ -128,15 +176,35 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             if retrying is not None and retrying.policy.per_try_timeout is not None:
                 per_try = retrying.policy.per_try_timeout
                 timeout = per_try if timeout is None else min(per_try, timeout)
-            current.begin(target)
+            send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout)
+            began = False
             try:
-                outcome = yield Send(current, target.endpoint, authority_on_wire, path, headers, timeout)
-                if outcome is None:
-                    raise RuntimeError("the edge answered Send without an Outcome")
-                finished = clock()
-                # 4xx is the caller's fault, and what never left this process is nobody's.
-                if outcome.failure not in (CLIENT_TIMEOUT, LOCAL):
-                    current.judge(target, 504 if outcome.failure == TIMEOUT else outcome.status, finished)
+                if action.hedge is not None and not tried and _may_hedge(request, context, retrying):
+                    raced = yield from _race(
+                        request, context, decision, action.hedge, cluster, send, target, deadline, key
+                    )
+                    if raced is None:
+                        if permit is not None:
+                            finished = clock()
+                            permit.failure(finished - started, finished)
+                        yield _timed_out(request, decision)
+                        return
+                    current, target, tried, outcome, holds_retry = raced
+                    began = True
+                    retried = holds_retry
+                    finished = clock()
+                else:
+                    current.begin(target)
+                    began = True
+                    answer = yield send
+                    if not isinstance(answer, Outcome):
+                        raise RuntimeError("the edge answered Send without an Outcome")
+                    outcome, tried = answer, (*tried, target.endpoint)
+                    finished = clock()
+                    if not context.finds_its_way:
+                        current.judge(target, outcome, finished - now, finished)
+                if outcome.status is None or outcome.status >= 400:
+                    retrying = asked_for(request.headers, retrying, rng) if tries is None else retrying
                 pause: float | None = None
                 if (
                     retrying is not None
@@ -147,28 +215,39 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
                     pause = retrying.again(tries, outcome, request.method, context.may_resend)
                     if pause is not None and deadline is not None and finished + pause >= deadline:
                         pause = None
-                    if pause is not None and not retried:
-                        retried = cluster.admit_retry()
-                        pause = pause if retried else None
+                    if pause is not None:
+                        if holds_retry:
+                            holds_retry = False
+                            cluster.leave_retry()
+                        holds_retry = cluster.admit_retry(finished)
+                        if holds_retry:
+                            retried = True
+                        else:
+                            pause = None
                 if pause is None:
+                    if permit is not None:
+                        _record(permit, outcome, finished - started, finished)
                     if outcome.failure == TIMEOUT:
                         yield _timed_out(request, decision)
                         return
                     yield Deliver(
-                        _response_operations(decision, chosen),
+                        _response_operations(decision, chosen, set_cookie),
                         deadline,
-                        _flag(outcome, retried),
+                        _flag(outcome, retried, delayed),
                         "" if outcome.status else f"{request.authority} at {target.endpoint} ({current.name})",
+                        action.idle_timeout,
                     )
                     return
             finally:
-                current.end(target)
-            tried = (*tried, target.endpoint)
+                if began:
+                    current.end(target)
             yield Wait(pause)
     finally:
-        if retried:
+        if holds_retry:
             cluster.leave_retry()
         cluster.leave()
+        if permit is not None:
+            permit.cancel()  # means nothing once it was told how the call ended
 
 
 def _match(live: Live, request: Request, route_configuration: str) -> Decision | None:
@@ -176,6 +255,146 @@ def _match(live: Live, request: Request, route_configuration: str) -> Decision |
         return live.router.match(request)
     table = live.router.tables.get(route_configuration)
     return NO_ROUTE if table is None else table.match(request) or NO_ROUTE
+
+
+def _pick(
+    cluster: LiveCluster,
+    request: Request,
+    context: CallContext,
+    now: float,
+    tried: tuple[Endpoint, ...],
+    key: int | None,
+    retrying: Retrying | None,
+) -> Target | None:
+    if context.finds_its_way or cluster.cluster.type is ClusterType.ORIGINAL_DST:
+        return _original_destination(request)
+    if not tried:
+        return cluster.pick(now, tried, 0, key)
+    if retrying is None:
+        return cluster.pick(now, tried, _RESELECT, key)
+    avoid: Collection[int] = ()
+    if retrying.policy.retry_remote_localities:
+        avoid = {endpoint.priority for endpoint in tried[: len(tried) - len(tried) % _PRIORITIES_UPDATE]}
+    return cluster.pick(now, tried, retrying.policy.host_selection_attempts, key, avoid)
+
+
+# Hedging
+
+
+class _Raced(NamedTuple):
+    """How a race ended: the attempt whose outcome counts, and all endpoints that were tried."""
+
+    cluster: LiveCluster
+    target: Target
+    tried: tuple[Endpoint, ...]
+    outcome: Outcome
+    holds_retry: bool
+
+
+class _Racer(NamedTuple):
+    cluster: LiveCluster
+    target: Target
+    began: float
+    budget: LiveCluster | None
+
+    def ended(self) -> None:
+        self.cluster.end(self.target)
+        if self.budget is not None:
+            self.budget.leave_retry()
+
+
+def _may_hedge(request: Request, context: CallContext, retrying: Retrying | None) -> bool:
+    """Two copies of a request reach two servers, so it must be one that may be carried out twice."""
+    if context.finds_its_way:
+        return False
+    vouched = context.may_resend or (retrying is not None and retrying.policy.resend_unsafe)
+    return vouched or request.method in IDEMPOTENT
+
+
+def _race(
+    request: Request,
+    context: CallContext,
+    decision: Decision,
+    hedge: HedgePolicy,
+    cluster: LiveCluster,
+    first: Send,
+    target: Target,
+    deadline: float | None,
+    key: int | None,
+) -> Generator[Step, Outcome | Finished | None, _Raced | None]:
+    """The first try of a hedged call: the first good answer wins. None when the deadline passed without one.
+
+    Hedges start by the clock alone, each inside the retry budget. A bad answer starts none and wins only when no other
+    attempt is out: what follows it is the retry policy's word, with its pauses. Who has lost is counted out by the
+    edge, when it is really over, and is not judged: being slower once is no failure.
+    cluster: whose budget it is.
+    """
+    clock, retrying = context.clock, decision.retrying
+    racers: list[_Racer] = []
+    tried: tuple[Endpoint, ...] = ()
+    out, limit, due = 0, max(1, hedge.max_attempts), clock()
+    last: tuple[int, Outcome] | None = None
+    while True:
+        now = clock()
+        if deadline is not None and now >= deadline:
+            return None
+        starts: _Racer | None = None
+        send = first
+        if now >= due and len(racers) < limit:
+            if not racers:
+                starts = _Racer(first.cluster, target, now, None)
+            else:
+                current = context.live().cluster(cluster.name) or cluster
+                another = _pick(current, request, context, now, tried, key, retrying)
+                if another is not None and cluster.admit_retry(now):
+                    starts = _Racer(current, another, now, cluster)
+                    left = None if deadline is None else deadline - now
+                    if retrying is not None and (per_try := retrying.policy.per_try_timeout) is not None:
+                        left = per_try if left is None else min(left, per_try)
+                    send = first._replace(cluster=current, endpoint=another.endpoint, timeout=left)
+                else:
+                    limit = len(racers)  # asking again in a moment would be a loop
+            due = now + hedge.delay
+        until = due if len(racers) + (starts is not None) < limit else None
+        if deadline is not None:
+            until = deadline if until is None else min(until, deadline)
+        seconds = None if until is None else max(0.0, until - now)
+        if starts is None:
+            answer = yield Race(None, None, seconds)
+        else:
+            racers.append(starts)
+            tried = (*tried, starts.target.endpoint)
+            out += 1
+            starts.cluster.begin(starts.target)
+            answer = yield Race(send, starts.ended, seconds)
+        if answer is None:
+            continue
+        if not isinstance(answer, Finished):
+            raise RuntimeError("the edge answered Race with neither Finished nor None")
+        number, outcome = answer
+        out -= 1
+        limit = len(racers)
+        won = racers[number]
+        if number and outcome.failure == LOCAL:
+            pass  # it could not be sent beside the first one
+        else:
+            finished = clock()
+            won.cluster.judge(won.target, outcome, finished - won.began, finished)
+            last = number, outcome
+        is_good = outcome.status is not None and outcome.status < 500
+        if is_good and (retrying is None or not retrying.is_retriable(outcome)):
+            out = 0
+        elif number == 0 and outcome.failure in (CLIENT_TIMEOUT, LOCAL):
+            out = 0  # the application's word, or the request's fault: another attempt would end the same
+        if not out:
+            assert last is not None
+            number, outcome = last
+            won = racers[number]
+            yield Win(number)
+            return _Raced(won.cluster, won.target, tried, outcome, won.budget is not None)
+
+
+# What goes on the wire
 
 
 def _on_the_wire(
@@ -195,10 +414,13 @@ def _on_the_wire(
     return authority, path, ()
 
 
-def _response_operations(decision: Decision, chosen: WeightedCluster) -> tuple[HeaderOperations, ...]:
+def _response_operations(decision: Decision, chosen: WeightedCluster, set_cookie: str) -> tuple[HeaderOperations, ...]:
+    operations: tuple[HeaderOperations, ...] = ()
     if decision.response_headers or chosen.response_headers:
-        return (chosen.response_headers, decision.response_headers)
-    return ()
+        operations = (chosen.response_headers, decision.response_headers)
+    if set_cookie:
+        operations = (*operations, HeaderOperations(add=(("set-cookie", set_cookie),)))
+    return operations
 
 
 def _original_destination(request: Request) -> Target:
@@ -260,8 +482,34 @@ def _timed_out(request: Request, decision: Decision) -> Reply:
     )
 
 
-def _flag(outcome: Outcome, retried: bool) -> str:
-    if outcome.status is not None:
-        return "URX" if retried and outcome.status >= 500 else ""
-    flag = "UF" if outcome.failure == CONNECT_FAILURE else "UC"
-    return f"{flag},URX" if retried else flag
+def _too_late(request: Request) -> Reply:
+    return Reply(
+        504,
+        (("content-type", "text/plain"),),
+        b"upstream request timeout",
+        "UT",
+        f"{request.authority}: not called, the deadline of the request being served has passed",
+    )
+
+
+def _record(permit: Permit, outcome: Outcome, seconds: float, now: float) -> None:
+    """What a breaker learns of a call. A client that gives up waiting says as much as a timeout of the route; what the
+    client library would not send says nothing."""
+    if outcome.failure == LOCAL:
+        permit.cancel()
+    elif outcome.status is None or outcome.status >= 500:
+        permit.failure(seconds, now)
+    else:
+        permit.success(seconds, now)
+
+
+def _flag(outcome: Outcome, retried: bool, delayed: bool) -> str:
+    if outcome.status is None:
+        flag = "UF" if outcome.failure == CONNECT_FAILURE else "DC" if outcome.failure == CLIENT_TIMEOUT else "UC"
+        if retried:
+            flag += ",URX"
+    else:
+        flag = "URX" if retried and outcome.status >= 500 else ""
+    if delayed:
+        return f"DI,{flag}" if flag else "DI"
+    return flag

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from meshlib.balancing import EMPTY, HASHING, Picker, Target, client_weighted, load_report, peak_ewma
 from meshlib.balancing.locality import Pool, has_young
@@ -98,7 +99,7 @@ class LiveCluster:
         self.max_requests = min(connections, UNLIMITED if limits.max_requests is None else limits.max_requests)
         self.max_retries = UNLIMITED if limits.max_retries is None else limits.max_retries
         self.picker: Picker = EMPTY
-        self.breaker = None
+        self.breaker: Any = None
         with self.state.lock:
             if self._detector is None:
                 for state in self._states.values():

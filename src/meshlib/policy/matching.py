@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
-from meshlib.model import HeaderMatch, QueryMatch, Request, RouteMatch, StringMatch
+from meshlib.model import HeaderMatch, HeaderView, QueryMatch, Request, RouteMatch, StringMatch
 
 Predicate = Callable[[Request], bool]
 
@@ -74,20 +74,26 @@ def compile_match(match: RouteMatch) -> Predicate | None:
     return lambda request: all(fits(request) for fits in predicates)
 
 
-def _compile_header(header: HeaderMatch) -> Predicate:
+def compile_header(header: HeaderMatch) -> Callable[[HeaderView], bool]:
+    """The same for a request's headers and for a response's."""
     name = header.name
     if header.match.kind == "present":
         wanted = not header.invert
-        return lambda request: (request.headers.get(name) is not None) is wanted
+        return lambda headers: (headers.get(name) is not None) is wanted
     fits = compile_string(header.match)
     if header.invert:
-        return lambda request: not fits(request.headers.get(name) or "")
+        return lambda headers: not fits(headers.get(name) or "")
 
-    def holds(request: Request) -> bool:
-        value = request.headers.get(name)
+    def holds(headers: HeaderView) -> bool:
+        value = headers.get(name)
         return value is not None and fits(value)
 
     return holds
+
+
+def _compile_header(header: HeaderMatch) -> Predicate:
+    fits = compile_header(header)
+    return lambda request: fits(request.headers)
 
 
 def _compile_query(query: QueryMatch) -> Predicate:

@@ -8,12 +8,16 @@ https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/rout
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from meshlib.model import Outcome, RetryPolicy
+from meshlib.model import HeaderView, Outcome, RetryPolicy
+from meshlib.policy.matching import compile_header
 
 if TYPE_CHECKING:
-    import tenacity
+    from meshlib.policy.backoff import Tries
 
 # Why an attempt brought no response head. Names after Envoy's retry_on where it has one.
 CONNECT_FAILURE = "connect-failure"
@@ -53,52 +57,61 @@ _ON_GRPC = {
     "internal": "13",
     "unavailable": "14",
 }
+CONDITIONS = frozenset(
+    {*_ON_STATUS, *_ON_FAILURE, *_ON_GRPC, "retriable-status-codes", "retriable-headers", "envoy-ratelimited"}
+)
+"""Every condition that `RetryPolicy.on` may name."""
 
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110, 9.2.2
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110, 9.2.2
+
+# What a caller asks for on its own request (Envoy's router takes these from its own service, too).
+RETRY_ON = "x-envoy-retry-on"
+MAX_RETRIES = "x-envoy-max-retries"
+RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes"
+_NO_POLICY = RetryPolicy(attempts=1, on=frozenset(), host_selection_attempts=0)  # Envoy's num_retries
 
 
 class Retrying:
     """A RetryPolicy, compiled. Immutable; shared by all calls on its routes."""
 
-    __slots__ = ("_failures", "_grpc", "_statuses", "_tenacity", "policy")
+    __slots__ = ("_failures", "_grpc", "_headers", "_ratelimited", "_rng", "_statuses", "_tenacity", "policy")
 
-    def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
+    def __init__(self, policy: RetryPolicy, rng: random.Random, wall_clock: Callable[[], float] = time.time) -> None:
+        """wall_clock: seconds since 1970, for servers that name a point in time."""
         import tenacity
 
-        class Backoff(tenacity.wait.wait_base):
-            """Retry n waits for a random part of (2^n - 1) * base, at most max (Envoy's JitteredExponentialBackOff).
-            tenacity's wait_random_exponential would allow 2^(n-1) * base."""
-
-            def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-                ceiling: float = (2**retry_state.attempt_number - 1) * policy.base_interval
-                return rng.random() * min(ceiling, policy.max_interval)
+        from meshlib.policy.backoff import Backoff, StopOnPushback
 
         self.policy = policy
-        self._statuses = policy.status_codes.union(*(_ON_STATUS.get(name, frozenset()) for name in policy.on))
-        self._failures = frozenset[str]().union(*(_ON_FAILURE.get(name, frozenset()) for name in policy.on))
-        self._grpc = frozenset(_ON_GRPC[name] for name in policy.on if name in _ON_GRPC)
+        self._rng = rng
+        on = policy.on
+        self._statuses = policy.status_codes.union(*(_ON_STATUS.get(name, frozenset()) for name in on))
+        self._failures = frozenset[str]().union(*(_ON_FAILURE.get(name, frozenset()) for name in on))
+        self._grpc = frozenset(_ON_GRPC[name] for name in on if name in _ON_GRPC)
+        self._headers: tuple[Callable[[HeaderView], bool], ...] = ()
+        if "retriable-headers" in on:
+            self._headers = tuple(compile_header(each) for each in policy.retriable_headers)
+        self._ratelimited = "envoy-ratelimited" in on
         self._tenacity = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(policy.attempts + 1),
-            wait=Backoff(),
+            stop=tenacity.stop_after_attempt(policy.attempts + 1) | StopOnPushback(),
+            wait=Backoff(policy, rng, wall_clock),
             retry=tenacity.retry_if_result(self.is_retriable),
         )
 
-    def begin(self) -> tenacity.RetryCallState:
+    def begin(self) -> Tries:
         """The bookkeeping of one call's tries, made when its first try has failed."""
-        import tenacity
+        from meshlib.policy.backoff import Tries
 
-        return tenacity.RetryCallState(self._tenacity, None, (), {})
+        return Tries(self._tenacity)
 
-    def again(self, tries: tenacity.RetryCallState, outcome: Outcome, method: str, resend: bool) -> float | None:
+    def again(self, tries: Tries, outcome: Outcome, method: str, resend: bool) -> float | None:
         """Seconds to wait before the next try, or None when `outcome` stands.
 
         resend: the caller vouches that the request may reach the server twice, whatever its method.
         """
         if not outcome.replayable:
             return None
-        if method not in _IDEMPOTENT and outcome.failure not in _UNSEEN and not resend:
-            # Istio resends here, a complaint as old as Istio (istio/istio#13851). A POST that may have been carried
-            # out is not sent again unless its sender says that it may be.
+        if not may_be_resent(method, outcome, resend or self.policy.resend_unsafe):
             return None
         tries.set_result(outcome)
         strategies: Any = self._tenacity
@@ -112,12 +125,55 @@ class Retrying:
         """Whether the conditions name this outcome. Asked after every attempt, so it is cheap for the good ones."""
         if outcome.status is None:
             return outcome.failure in self._failures
-        if outcome.status in self._statuses:
-            return True
-        if outcome.status == 200 and self._grpc and outcome.headers is not None:
+        headers = outcome.headers
+        named = outcome.status in self._statuses
+        if headers is None:
+            return named
+        if not named and self._grpc:
             # A gRPC error without a message has its status in the head ("trailers-only").
-            return outcome.headers.get("grpc-status") in self._grpc
-        return False
+            named = headers.get("grpc-status") in self._grpc
+        if not named and self._headers:
+            named = any(fits(headers) for fits in self._headers)
+        if (named or self._ratelimited) and headers.get("x-envoy-ratelimited") is not None:
+            # Envoy: a rate limit's answer is retried by this condition alone, whatever else its status would mean.
+            return self._ratelimited
+        return named
 
     def __repr__(self) -> str:
         return f"<Retrying {self.policy.attempts} on {','.join(sorted(self.policy.on))}>"
+
+
+def may_be_resent(method: str, outcome: Outcome, resend: bool) -> bool:
+    """Istio resends whatever it can, a complaint as old as Istio (istio/istio#13851). A POST that may have been carried
+    out is not sent again unless its sender says that it may be."""
+    return method in IDEMPOTENT or outcome.failure in _UNSEEN or resend
+
+
+def asked_for(headers: HeaderView, configured: Retrying | None, rng: random.Random) -> Retrying | None:
+    """The policy in force for a request that has failed: the route's, changed by what the request's own headers say.
+
+    As in Envoy: x-envoy-retry-on adds conditions, x-envoy-max-retries replaces the number (0 is none), and names that
+    are not known mean nothing.
+    """
+    on = headers.get(RETRY_ON)
+    if on is None and configured is None:
+        return None
+    maximum = headers.get(MAX_RETRIES)
+    if on is None and maximum is None:
+        return configured
+    policy = _NO_POLICY if configured is None else configured.policy
+    conditions = policy.on | (CONDITIONS.intersection(name.strip() for name in on.split(",")) if on else frozenset())
+    codes = policy.status_codes
+    if "retriable-status-codes" in conditions and (more := headers.get(RETRIABLE_STATUS_CODES)) is not None:
+        codes |= {int(code) for code in map(str.strip, more.split(",")) if code.isascii() and code.isdigit()}
+    attempts = policy.attempts
+    if maximum is not None and maximum.isascii() and maximum.isdigit():
+        attempts = min(int(maximum), 1000)
+    if attempts == 0 or not conditions:
+        return None
+    return Retrying(replace(policy, on=conditions, status_codes=codes, attempts=attempts), rng)
+
+
+def seconds_until_retry(value: str | None) -> float | None:
+    """What a Retry-After header says, when it says it in seconds."""
+    return float(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 10 else None

@@ -1,16 +1,17 @@
 """What does the core ask of the edge? The steps that `outbound_call` yields, and what each expects back.
 
-The edge (outbound/drive) answers Send with an Outcome and everything else with None.
+The edge (outbound/drive) answers Send with an Outcome, Race with a Finished or None, and everything else with None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.model import Endpoint, HeaderOperations, Outcome
 
 if TYPE_CHECKING:
+    from meshlib.errors import MeshError
     from meshlib.policy.cluster import LiveCluster
 
 
@@ -42,6 +43,34 @@ class Send(NamedTuple):
     timeout: float | None
 
 
+class Race(NamedTuple):
+    """Attempts side by side. Send `start`, if there is one, beside those that are out; then answer with the first that
+    has ended and was not answered with yet, or with None when `seconds` have passed first (None is no limit).
+
+    Attempts are numbered from 0 in the order of their start. One that can't be sent beside others (its body can be sent
+    once only, no thread is free) ends at once, with the failure `local`. What an attempt brought is kept until Win.
+    ended: called once, from any thread, when this attempt has lost, is over and its response is released; not for the
+    one that wins. Should the flow end without a Win, then all have lost.
+    """
+
+    start: Send | None
+    ended: Callable[[], None] | None
+    seconds: float | None
+
+
+class Finished(NamedTuple):
+    """What an attempt of a race came to."""
+
+    number: int
+    outcome: Outcome
+
+
+class Win(NamedTuple):
+    """The race is over: what follows is about attempt `number`, all others are given up."""
+
+    number: int
+
+
 class Mirror(NamedTuple):
     """Run `flow` beside the call, fire and forget: its result and its failure matter to no one."""
 
@@ -51,7 +80,8 @@ class Mirror(NamedTuple):
 class Reply(NamedTuple):
     """The mesh answers in the server's place. Last step.
 
-    flag: Envoy's response flag. reason: for logs and exceptions, one sentence.
+    flag: Envoy's response flag. reason: for logs and exceptions, one sentence. error: the class of exception that says
+    more than the flag does; None is what the flag stands for.
     """
 
     status: int
@@ -59,6 +89,7 @@ class Reply(NamedTuple):
     body: bytes = b""
     flag: str = ""
     reason: str = ""
+    error: type[MeshError] | None = None
 
 
 class Deliver(NamedTuple):
@@ -66,14 +97,16 @@ class Deliver(NamedTuple):
     flow stays suspended until the edge closes it, which it does when the body ends.
 
     headers: operations on the response. deadline: monotonic seconds by which the body must be read; None is no limit.
-    flag, reason: for logs and exceptions, when the attempt failed.
+    flag, reason: for logs and exceptions, when the attempt failed. idle_timeout: seconds without a byte of the body
+    after which reading it fails; None is no limit.
     """
 
     headers: tuple[HeaderOperations, ...] = ()
     deadline: float | None = None
     flag: str = ""
     reason: str = ""
+    idle_timeout: float | None = None
 
 
-Step = Resolve | Wait | Send | Mirror | Reply | Deliver
-Flow = Generator[Step, Outcome | None, None]
+Step = Resolve | Wait | Send | Race | Win | Mirror | Reply | Deliver
+Flow = Generator[Step, Outcome | Finished | None, None]
