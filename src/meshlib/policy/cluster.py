@@ -209,26 +209,30 @@ class LiveCluster:
             if returns and self._detector is not None:
                 self._detector.restore(state, now)
             self.state.rebuild(now)
-            self.state.next_sweep = min(self.state.next_sweep, self._next_sweep(now))
+            if self.cluster.slow_start is not None:
+                step = self.cluster.slow_start.window / _SLOW_START_STEPS
+                self.state.next_sweep = min(self.state.next_sweep, now + step)
 
     def _sweep(self, now: float) -> None:
         """What time alone changes: returns, rates, weights. Done by the first call after it is due."""
         with self.state.lock:
-            due = self.state.next_sweep
-            if now < due:
+            if now < self.state.next_sweep:
                 return  # another thread was faster
-            if self._detector is not None and self.cluster.outlier_detection is not None:
-                interval = self.cluster.outlier_detection.interval
-                intervals = 1 + int((now - due) / interval)
-                self._detector.sweep(list(self._states.values()), now, intervals)
+            rules = self.cluster.outlier_detection
+            if self._detector is not None and rules is not None:
+                end = math.floor(now / rules.interval) * rules.interval
+                if end >= self.state.interval_end:
+                    intervals = 1 + round((end - self.state.interval_end) / rules.interval)
+                    self._detector.sweep(list(self._states.values()), end, intervals)
+                    self.state.interval_end = end + rules.interval
             self.state.rebuild(now)
             self.state.next_sweep = self._next_sweep(now)
 
     def _next_sweep(self, now: float) -> float:
         due = NEVER
-        if self.cluster.outlier_detection is not None:
-            interval = self.cluster.outlier_detection.interval
-            due = (math.floor(now / interval) + 1) * interval
+        rules = self.cluster.outlier_detection
+        if rules is not None:
+            due = self.state.interval_end = (math.floor(now / rules.interval) + 1) * rules.interval
         slow_start = self.cluster.slow_start
         if slow_start is not None and has_young(slow_start, self.targets, now):
             due = min(due, now + slow_start.window / _SLOW_START_STEPS)

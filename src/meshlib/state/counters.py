@@ -77,6 +77,7 @@ class ClusterState:
     __slots__ = (
         "ejected",
         "ejections_refused",
+        "interval_end",
         "lock",
         "next_sweep",
         "overflows",
@@ -98,6 +99,8 @@ class ClusterState:
         """Ejections that max_ejection_percent forbade (Envoy's ejections_overflow)."""
         self.shadowed_ejections = 0
         """Ejections that shadow mode counted and did not carry out."""
+        self.interval_end = 0.0
+        """Of outlier detection, in monotonic seconds."""
         self.next_sweep = NEVER
         """When ejected endpoints and weights are looked at again (monotonic seconds)."""
         self.rebuild: Callable[[float], None] = _nothing
