@@ -6,14 +6,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from everything import everything
 from town import EXAMPLES, ROOT, Town, answers, eventually
 
+from ads_peer import AdsPeer
+from meshlib.model import ClusterType
 from peers import unused_port
 
 ENVOY = ROOT / ".venv" / "envoy" / "bin" / "envoy"
@@ -27,7 +33,7 @@ pytestmark = [
 ]
 
 
-def bootstrap(town: Town, admin: int, delta: bool) -> dict[str, Any]:
+def bootstrap(xds: int, admin: int, delta: bool) -> dict[str, Any]:
     """As Istio starts a gateway: everything over one ADS stream."""
     return {
         "node": {
@@ -64,9 +70,7 @@ def bootstrap(town: Town, admin: int, delta: bool) -> dict[str, Any]:
                                 "lb_endpoints": [
                                     {
                                         "endpoint": {
-                                            "address": {
-                                                "socket_address": {"address": "127.0.0.1", "port_value": town.xds}
-                                            }
+                                            "address": {"socket_address": {"address": "127.0.0.1", "port_value": xds}}
                                         }
                                     }
                                 ]
@@ -100,22 +104,13 @@ def test_envoy_serves_productpage_from_our_control_plane(town: Town, tmp_path: P
     port, admin = unused_port(), unused_port()
     gateway = (EXAMPLES / "networking" / "bookinfo-gateway.yaml").read_text()
     town.write("gateway.yaml", gateway.replace("number: 8080", f"number: {port}"))
-    (tmp_path / "bootstrap.json").write_text(json.dumps(bootstrap(town, admin, delta)))
-    log = (tmp_path / "envoy.log").open("wb")
-    # A base id of its own, so that two of them share no memory.
-    envoy = subprocess.Popen(
-        [ENVOY, "-c", tmp_path / "bootstrap.json", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"],
-        stdout=log,
-        stderr=log,
-    )
     page = f"http://127.0.0.1:{port}/productpage"
-    try:
+    with envoy(tmp_path, town.xds, admin, delta):
         eventually(lambda: answers(page), f"Envoy serves; {tmp_path / 'envoy.log'}")
         with httpx.Client(trust_env=False, timeout=30) as client:
             assert "The Comedy of Errors" in client.get(page).text
             assert client.get(f"http://127.0.0.1:{port}/nothing").status_code == 404
-            stats = client.get(f"http://127.0.0.1:{admin}/stats?format=json&filter=update_(rejected|success)").json()
-            counters = {each["name"]: each["value"] for each in stats["stats"] if "name" in each}
+            counters = updates(admin)
             assert sum(value for name, value in counters.items() if name.endswith("update_rejected")) == 0, counters
             assert counters["cluster_manager.cds.update_success"] >= 1
             assert counters["listener_manager.lds.update_success"] >= 1
@@ -129,9 +124,80 @@ def test_envoy_serves_productpage_from_our_control_plane(town: Town, tmp_path: P
             clients = client.get(f"{town.admin_url}/v1/clients").json()["clients"]
             (ours,) = [each for each in clients if each["id"].startswith("router~")]
             assert ours.get("errors", []) == []
-    finally:
-        envoy.terminate()
-        envoy.wait(20)
-        log.close()
     told = (tmp_path / "envoy.log").read_text()
     assert "rejected" not in told, told
+
+
+@pytest.mark.parametrize("delta", [False, True], ids=["state of the world", "delta"])
+def test_envoy_takes_everything_that_the_model_can_say(tmp_path: Path, delta: bool) -> None:
+    """Every policy, check, limit and budget, and what only meshlib understands beside them: nothing is rejected, and
+    calls arrive by every cluster."""
+    port, admin, endpoint = unused_port(), unused_port(), unused_port()
+    with AdsPeer() as peer, serving_everywhere(endpoint):
+        given = everything(port, endpoint)
+        peer.serve(given)
+        with envoy(tmp_path, peer.port, admin, delta), httpx.Client(trust_env=False, timeout=30) as client:
+            first = f"http://127.0.0.1:{port}/round_robin-plain"
+            eventually(lambda: answers(first), f"Envoy serves; {tmp_path / 'envoy.log'}")
+            counters = updates(admin)
+            assert sum(value for name, value in counters.items() if name.endswith("update_rejected")) == 0, counters
+            assert sum(name.endswith("update_success") for name in counters) >= len(given.assignments)
+            for each in given.clusters:
+                if each.type is ClusterType.EDS and not each.http2:
+                    answer = client.get(f"http://127.0.0.1:{port}/{each.name}", headers={"x-user": "jason"})
+                    assert (each.name, answer.status_code) == (each.name, 200)
+            shown = client.get(f"http://127.0.0.1:{admin}/clusters?format=json").json()["cluster_statuses"]
+            assert {each.name for each in given.clusters} <= {each["name"] for each in shown}
+        assert peer.nacks.empty(), peer.nacks.get()
+    told = (tmp_path / "envoy.log").read_text()
+    assert "rejected" not in told, told
+
+
+@contextmanager
+def envoy(folder: Path, xds: int, admin: int, delta: bool) -> Iterator[None]:
+    (folder / "bootstrap.json").write_text(json.dumps(bootstrap(xds, admin, delta)))
+    with (folder / "envoy.log").open("wb") as log:
+        # A base id of its own, so that two of them share no memory.
+        process = subprocess.Popen(
+            [ENVOY, "-c", folder / "bootstrap.json", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def updates(admin: int) -> dict[str, int]:
+    """Envoy's counters of updates that it took, and of those that it rejected."""
+    url = f"http://127.0.0.1:{admin}/stats?format=json&filter=update_(rejected|success)"
+    stats = httpx.get(url, timeout=30, trust_env=False).json()["stats"]
+    return {each["name"]: each["value"] for each in stats if "name" in each}
+
+
+@contextmanager
+def serving_everywhere(port: int) -> Iterator[None]:
+    """A server on every address of loopback, since Linux has 127.0.0.0/8 there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("0.0.0.0", port), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
