@@ -88,7 +88,8 @@ class Timeline:
     in no time. Attempt n is answered by `answers[n]` (the last one repeats); one that takes longer than it may ends as
     a timeout then.
 
-    sent: when each attempt was sent, and what. lost: attempts of races that did not win.
+    sent: when each attempt was sent, and what. outcomes: as the core was told them. lost: attempts of races that did
+    not win. watch: called after every step.
     """
 
     def __init__(self, given: Request, context: CallContext, clock: Any, answers: Sequence[Answer]) -> None:
@@ -96,11 +97,13 @@ class Timeline:
         self.clock = clock
         self.sent: list[tuple[float, Send]] = []
         self.waits: list[float] = []
+        self.outcomes: list[Outcome] = []
         self.lost = 0
+        self.watch: Callable[[], None] = lambda: None
         self._answers = list(answers)
 
     def run(self, until: float | None = None) -> Reply | Deliver | None:
-        """To the last step, which is returned; None when the caller has gone at `until`."""
+        """To the last step, which is returned; None when the caller has gone at `until`. A Reply ends the flow."""
         answer: Outcome | Finished | None = None
         out: list[tuple[float, int, Outcome]] = []
         racers: list[Callable[[], None]] = []
@@ -110,17 +113,19 @@ class Timeline:
                     self.flow.close()
                     return None
                 step = self.flow.send(answer)
+                self.watch()
                 answer = None
-                if isinstance(step, (Reply, Deliver)):
-                    if isinstance(step, Reply):
-                        self.flow.close()
+                if isinstance(step, Reply):
+                    self.flow.close()
+                    return step
+                if isinstance(step, Deliver):
                     return step
                 if isinstance(step, Wait):
                     self.waits.append(step.seconds)
                     self.clock.now += step.seconds
                 elif isinstance(step, Send):
-                    ends, answer = self._send(step)
-                    self.clock.now = ends
+                    self.clock.now, answer = self._send(step)
+                    self.outcomes.append(answer)
                 elif isinstance(step, Race):
                     if step.start is not None and step.ended is not None:
                         ends, outcome = self._send(step.start)
@@ -131,6 +136,7 @@ class Timeline:
                         ends, number, outcome = heapq.heappop(out)
                         self.clock.now = max(self.clock.now, ends)
                         answer = Finished(number, outcome)
+                        self.outcomes.append(outcome)
                     else:
                         assert gives_up is not None, "a race without attempts and without an end"
                         self.clock.now = gives_up

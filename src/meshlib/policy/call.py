@@ -179,7 +179,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout)
             began = False
             try:
-                if action.hedge is not None and not tried and _may_hedge(request, context, retrying):
+                if action.hedge is not None and not tried and _may_hedge(action.hedge, request, context, retrying):
                     raced = yield from _race(
                         request, context, decision, action.hedge, cluster, send, target, deadline, key
                     )
@@ -303,9 +303,9 @@ class _Racer(NamedTuple):
             self.budget.leave_retry()
 
 
-def _may_hedge(request: Request, context: CallContext, retrying: Retrying | None) -> bool:
+def _may_hedge(hedge: HedgePolicy, request: Request, context: CallContext, retrying: Retrying | None) -> bool:
     """Two copies of a request reach two servers, so it must be one that may be carried out twice."""
-    if context.finds_its_way:
+    if context.finds_its_way or hedge.max_attempts < 2:
         return False
     vouched = context.may_resend or (retrying is not None and retrying.policy.resend_unsafe)
     return vouched or request.method in IDEMPOTENT
@@ -332,7 +332,7 @@ def _race(
     clock, retrying = context.clock, decision.retrying
     racers: list[_Racer] = []
     tried: tuple[Endpoint, ...] = ()
-    out, limit, due = 0, max(1, hedge.max_attempts), clock()
+    out, limit, due = 0, hedge.max_attempts, clock()
     last: tuple[int, Outcome] | None = None
     while True:
         now = clock()
