@@ -20,11 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from meshlib.errors import MeshClosed, SettingsError
-from meshlib.model import Locality, Node, NodeKind, Snapshot, Workload
+from meshlib.model import Headers, Locality, Node, NodeKind, Request, Snapshot, Workload
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
+from meshlib.policy.router import with_port
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import urllib3
 
     from meshlib.discovery import Source
+    from meshlib.policy.explain import Explanation
 
 _log = logging.getLogger("meshlib")
 
@@ -381,6 +384,26 @@ class Mesh:
             raise SettingsError(f"engine {engine!r}: there are 'httpcore' and 'aiohttp'")
         transport: httpx.AsyncBaseTransport = async_transport_class(library)(self, sender, ssl_context)
         return transport
+
+    def explain(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Explanation:
+        """What would happen to this request now, and why: routes, endpoints, policies and where they come from.
+        `print` it. Sends nothing and counts nothing.
+
+        Waits for the feed's answer about a host that was not asked for before, as a call would.
+        """
+        from meshlib.policy.explain import explain
+
+        parts = urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        authority = parts.netloc.rpartition("@")[2].lower()
+        if not parts.scheme or not authority:
+            raise ValueError(f"an absolute URL is wanted, as http://reviews:9080/; found {url!r}")
+        request = Request(method.upper(), parts.scheme.lower(), authority, path, Headers(raw))
+        self.start()
+        if self._live.router.match(request) is None:
+            self.resolve(with_port(authority, request.scheme))
+        return explain(self._live, request)
 
     def Client(self, **options: Any) -> httpx.Client:
         """`httpx.Client(transport=mesh.transport(), **options)`."""

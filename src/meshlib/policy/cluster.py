@@ -109,6 +109,12 @@ class LiveCluster:
             self._rebuild(now)
             self.state.next_sweep = self._next_sweep(now)
 
+    @property
+    def everyone(self) -> tuple[Target, ...]:
+        """All endpoints that the control plane names, with those that get no call."""
+        endpoints = self.assignment.endpoints if self.assignment is not None else self.cluster.endpoints
+        return tuple(Target(each, self._states[each.authority]) for each in endpoints)
+
     def pick(
         self,
         now: float,

@@ -174,6 +174,15 @@ class Router:
             return PASS
         return self._unknown.match(request) or NO_ROUTE
 
+    def looked_at(self, request: Request) -> tuple[str, tuple[Decision, ...]]:
+        """The name of the virtual host that its authority means, and the routes that are tried in turn; for explain."""
+        host = self._find(request)
+        if host is None and self._unknown is not None:
+            host = self._unknown.virtual_host(request.authority)
+        if host is None:
+            return "", ()
+        return host.host.name, host.decisions
+
     def knows(self, authority: str) -> bool:
         """Whether the snapshot says anything about `host:port`, be it that it does not exist."""
         return self._complete or authority in self._absent or self._listeners.find(authority) is not None
