@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from meshlib.model import Headers, Outcome, Request
 from meshlib.policy.call import CallContext, outbound_call
-from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Race, Reply, Resolve, Send, Step, Wait, Win
+from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
 
 
 def request(
@@ -35,18 +35,24 @@ class Run:
     def __init__(self, given: Request, context: CallContext, *outcomes: Outcome, clock: Any = None) -> None:
         self.flow: Flow = outbound_call(given, context)
         self.steps: list[Step] = []
-        left = list(outcomes) or [responded()]
+        self._clock = clock
+        self._left = list(outcomes) or [responded()]
+        self.go_on()
+
+    def go_on(self) -> None:
+        """To the last step, or to a queue in which the call has to wait; then once more when its turn has come, or
+        when its time there is over."""
         answer: Outcome | None = None
         while True:
             step = self.flow.send(answer)
             self.steps.append(step)
             answer = None
-            if isinstance(step, (Reply, Deliver)):
+            if isinstance(step, (Reply, Deliver, Queue)):
                 break
             if isinstance(step, Send):
-                answer = left.pop(0) if len(left) > 1 else left[0]
-            elif isinstance(step, Wait) and clock is not None:
-                clock.now += step.seconds
+                answer = self._left.pop(0) if len(self._left) > 1 else self._left[0]
+            elif isinstance(step, Wait) and self._clock is not None:
+                self._clock.now += step.seconds
 
     @property
     def last(self) -> Reply | Deliver:

@@ -30,7 +30,7 @@ from meshlib.model import (
 )
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.live import Live, compile_live
-from meshlib.policy.steps import Deliver, Send, Wait
+from meshlib.policy.steps import Deliver, Queue, Send, Wait
 from snapshots import Clock, context, endpoints, forward, live, route, service, snapshot
 
 ONE = [("10.0.0.1", 9080)]
@@ -132,17 +132,50 @@ def test_no_endpoint_is_503_with_envoys_text() -> None:
     assert (reply.status, reply.flag, reply.body) == (503, "UH", b"no healthy upstream")
 
 
-def test_more_calls_than_the_cluster_admits_are_503_overflow() -> None:
-    """connectionPool's limits; nothing is sent; a finished call makes room."""
+def test_calls_queue_for_a_connection_and_beyond_the_queue_are_503_overflow() -> None:
+    """connectionPool's limits: one connection, one waiting; the next is turned away; a finished call makes room."""
     limited = Cluster("c", limits=ConnectionLimits(max_connections=1, max_pending_requests=1))
     given = live(snapshot({"reviews:9080": [route(forward("c"))]}, {"c": (limited, ONE)}))
-    first, second = Run(request(), context(given)), Run(request(), context(given))
-    third = Run(request(), context(given))
+    first, second, third = (Run(request(), context(given)) for _ in range(3))
+    assert isinstance(first.last, Deliver)
+    waits = second.steps[-1]
+    assert isinstance(waits, Queue)
     assert (third.reply.status, third.reply.flag, third.sends) == (503, "UO", [])
     assert ("x-envoy-overloaded", "true") in third.reply.headers
     first.flow.close()
-    assert isinstance(Run(request(), context(given)).last, Deliver)
+    assert waits.ticket.is_granted
+    second.go_on()
+    assert isinstance(second.last, Deliver)
     second.flow.close()
+    assert given.clusters["c"].state.requests == 0
+
+
+def test_a_turn_that_does_not_come_in_time_is_a_504() -> None:
+    """The route's timeout holds for the queue, too; and a caller that goes leaves the queue to others."""
+    limited = Cluster("c", limits=ConnectionLimits(max_connections=1, max_pending_requests=2))
+    given = live(snapshot({"reviews:9080": [route(forward("c", timeout=0.5))]}, {"c": (limited, ONE)}))
+    first, late, gone = (Run(request(), context(given)) for _ in range(3))
+    waits = late.steps[-1]
+    assert isinstance(waits, Queue)
+    assert waits.seconds == 0.5
+    late.go_on()
+    assert (late.reply.status, late.reply.flag) == (504, "UT")
+    gone.flow.close()
+    state = given.clusters["c"].state
+    assert (state.requests, len(state.queue)) == (1, 0)
+    first.flow.close()
+    assert state.requests == 0
+
+
+def test_http2_multiplexes_so_connections_do_not_bound_its_calls() -> None:
+    """There http2MaxRequests does."""
+    both = ConnectionLimits(max_connections=1, max_pending_requests=1, max_requests=2)
+    given = live(snapshot({"reviews:9080": [route(forward("c"))]}, {"c": (Cluster("c", http2=True, limits=both), ONE)}))
+    runs = [Run(request(), context(given)) for _ in range(3)]
+    assert [isinstance(run.last, Deliver) for run in runs] == [True, True, False]
+    assert runs[2].reply.flag == "UO"
+    for run in runs:
+        run.flow.close()
 
 
 def test_weights_split_the_calls() -> None:

@@ -131,6 +131,16 @@ class ConnectionLimits:
     max_connection_duration: float | None = None
     tcp_keepalive: TcpKeepalive | None = None
 
+    @property
+    def told(self) -> str:
+        """For logs: `limit reached (1 connections, 1 pending)`."""
+        named = (
+            (self.max_connections, "connections"),
+            (self.max_pending_requests, "pending"),
+            (self.max_requests, "requests"),
+        )
+        return f"limit reached ({', '.join(f'{limit} {what}' for limit, what in named if limit is not None)})"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:

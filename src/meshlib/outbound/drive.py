@@ -6,11 +6,13 @@ They do the I/O that `outbound_call` asks for and know no policy. What differs b
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Protocol, Self, TypeVar
 
 from meshlib.model import Outcome
 from meshlib.outbound.races import Tasks, Threads
-from meshlib.policy.steps import Deliver, Flow, Mirror, Race, Reply, Resolve, Send, Wait, Win
+from meshlib.policy.steps import Deliver, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Wait, Win
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -72,6 +74,9 @@ def drive(flow: Flow, exchange: Exchange[R]) -> R:
                 exchange.release()
                 exchange.wait(step.seconds)
                 step = next(flow)
+            elif isinstance(step, Queue):
+                wait_for_turn(step)
+                step = next(flow)
             elif isinstance(step, Mirror):
                 exchange.mirror(step.flow)
                 step = next(flow)
@@ -113,6 +118,9 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
                 await exchange.release()
                 await exchange.wait(step.seconds)
                 step = next(flow)
+            elif isinstance(step, Queue):
+                await wait_for_turn_async(step)
+                step = next(flow)
             elif isinstance(step, Mirror):
                 exchange.mirror(step.flow)
                 step = next(flow)
@@ -132,3 +140,29 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
             await race.give_up()
         await exchange.release()
         raise
+
+
+def wait_for_turn(step: Queue) -> None:
+    """Block until a connection is free, or the call's time is over."""
+    turn = threading.Event()
+    step.ticket.on_grant(turn.set)
+    turn.wait(step.seconds)
+
+
+async def wait_for_turn_async(step: Queue) -> None:
+    """`wait_for_turn`, for asyncio. Whoever ends a call grants the next, from any thread and any loop."""
+    loop = asyncio.get_running_loop()
+    turn = asyncio.Event()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(turn.set)
+        except RuntimeError:  # that loop is closed, and its call with it
+            pass
+
+    step.ticket.on_grant(wake)
+    try:
+        async with asyncio.timeout(step.seconds):
+            await turn.wait()
+    except TimeoutError:
+        pass

@@ -32,8 +32,9 @@ from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
-from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Race, Reply, Resolve, Send, Step, Wait, Win
+from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
 from meshlib.state import EndpointState
+from meshlib.state.limits import Ticket
 
 _MILLION = 1_000_000
 _PRIORITIES_UPDATE = 2
@@ -128,7 +129,8 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
                 errors.CircuitOpen,
             )
             return
-    if not cluster.admit():
+    admitted = cluster.admit(started)
+    if admitted is False:
         if permit is not None:
             permit.cancel()
         yield Reply(
@@ -136,8 +138,11 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             _OVERLOADED,
             b"upstream connect error or disconnect/reset before headers. reset reason: overflow",
             "UO",
-            f"{cluster.name}: limit of {cluster.max_requests} concurrent requests reached",
+            f"{cluster.name}: {cluster.cluster.limits.told}",
         )
+        return
+    if admitted is not True and not (yield from _waited(admitted, cluster, decision, context, started, permit)):
+        yield _timed_out(request, decision)
         return
     holds_retry = False  # a place in the retry budget, from before the pause until its try has ended
     try:
@@ -255,6 +260,30 @@ def _match(live: Live, request: Request, route_configuration: str) -> Decision |
         return live.router.match(request)
     table = live.router.tables.get(route_configuration)
     return NO_ROUTE if table is None else table.match(request) or NO_ROUTE
+
+
+def _waited(
+    ticket: Ticket,
+    cluster: LiveCluster,
+    decision: Decision,
+    context: CallContext,
+    started: float,
+    permit: Permit | None,
+) -> Generator[Step, Outcome | Finished | None, bool]:
+    """Whether a call's turn for a connection came before its time was over. The route's timeout holds for it, too."""
+    ends = [context.deadline] if context.deadline is not None else []
+    if decision.timeout is not None:
+        ends.append(started + decision.timeout)
+    came = False
+    try:
+        yield Queue(ticket, max(0.0, min(ends) - context.clock()) if ends else None)
+        came = ticket.is_granted
+    finally:
+        if not came:
+            cluster.give_up(ticket)
+            if permit is not None:
+                permit.cancel()
+    return came
 
 
 def _pick(
@@ -435,7 +464,12 @@ def _original_destination(request: Request) -> Target:
 def _mirror(request: Request, cluster: LiveCluster, decision: Decision, suffix: str, context: CallContext) -> Flow:
     """One copy of the request to one endpoint; the answer is thrown away."""
     target = cluster.pick(context.clock(), (), 0)
-    if target is None or not cluster.admit():
+    if target is None:
+        return
+    admitted = cluster.admit(context.clock())
+    if admitted is not True:  # a copy that nobody misses does not queue
+        if admitted is not False:
+            cluster.give_up(admitted)
         return
     host, port_mark, port = request.authority.partition(":")
     _, path, headers = _on_the_wire(request, decision, WeightedCluster(cluster.name))

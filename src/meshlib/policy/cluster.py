@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from meshlib.balancing import EMPTY, HASHING, Picker, Target, client_weighted, load_report, peak_ewma
 from meshlib.balancing.locality import Pool, has_young
@@ -22,12 +22,15 @@ from meshlib.model import (
     LoadBalancing,
     Locality,
     Outcome,
-    RetryBudget,
 )
 from meshlib.policy.retry import CLIENT_TIMEOUT, LOCAL, TIMEOUT
 from meshlib.state import NEVER, ClusterState, EndpointState
+from meshlib.state.budget import Budget, budget_of
+from meshlib.state.limits import Limits, Ticket
 
-UNLIMITED = 1 << 62
+if TYPE_CHECKING:
+    from meshlib.state.breaker import Breaker
+
 _SLOW_START_STEPS = 20
 """How many steps a weight takes from slow start's beginning to its end."""
 
@@ -40,16 +43,17 @@ class LiveCluster:
     """
 
     __slots__ = (
+        "_budget",
         "_detector",
         "_is_hashing",
+        "_is_limited",
+        "_limits",
         "_measures",
         "_pool",
         "_states",
         "assignment",
         "breaker",
         "cluster",
-        "max_requests",
-        "max_retries",
         "name",
         "picker",
         "state",
@@ -88,18 +92,16 @@ class LiveCluster:
             LoadBalancing.PEAK_EWMA,
             LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN,
         )
-        limits = cluster.limits
-        # An HTTP/1.1 connection carries one request, so connections plus the queue for them bound the requests.
-        connections = (
-            UNLIMITED
-            if limits.max_connections is None
-            else limits.max_connections
-            + (UNLIMITED if limits.max_pending_requests is None else limits.max_pending_requests)
-        )
-        self.max_requests = min(connections, UNLIMITED if limits.max_requests is None else limits.max_requests)
-        self.max_retries = UNLIMITED if limits.max_retries is None else limits.max_retries
+        self._limits = Limits(cluster.limits, self.state, cluster.http2)
+        self._is_limited = (cluster.limits.max_connections, cluster.limits.max_requests) != (None, None)
+        same = previous is not None and previous.cluster.retry_budget == cluster.retry_budget
+        self._budget: Budget | None
+        if same and previous is not None and cluster.retry_budget is not None:
+            self._budget = previous._budget  # with what was deposited
+        else:
+            self._budget = budget_of(cluster.retry_budget, cluster.limits.max_retries, self.state)
+        self.breaker: Breaker | None = _breaker(cluster, previous)
         self.picker: Picker = EMPTY
-        self.breaker: Any = None
         with self.state.lock:
             if self._detector is None:
                 for state in self._states.values():
@@ -141,30 +143,49 @@ class LiveCluster:
                 target = self.picker.pick(now, key, 0, avoid_priorities)
         return target
 
-    def admit(self) -> bool:
-        """Count a call in, unless the cluster's limits are reached. Every True is paired with one `leave`."""
+    def admit(self, now: float) -> bool | Ticket:
+        """Count a call in, unless the cluster's limits are reached. True, and a Ticket, are paired with one `leave`,
+        or with one `give_up` while the Ticket is not granted."""
         state = self.state
         with state.lock:
-            if state.requests >= self.max_requests:
+            if self._budget is not None:
+                self._budget.began(now)
+            if not self._is_limited:
+                state.requests += 1
+                return True
+            admitted = self._limits.admit()
+            if admitted is not True and "limits" in self.cluster.shadow:
+                if admitted is not False:
+                    self._limits.give_up(admitted)
                 state.overflows += 1
-                return False
-            state.requests += 1
-            return True
+                self._limits.admit_anyway()
+                return True
+            if admitted is False:
+                state.overflows += 1
+            return admitted
 
     def leave(self) -> None:
+        """A call that was admitted has ended."""
         with self.state.lock:
-            self.state.requests -= 1
+            following = self._limits.leave()
+        if following is not None:
+            following.grant()
+
+    def give_up(self, ticket: Ticket) -> None:
+        """A call no longer waits for its turn."""
+        with self.state.lock:
+            following = self._limits.give_up(ticket)
+        if following is not None:
+            following.grant()
 
     def admit_retry(self, now: float) -> bool:
         """Count a retry in, unless the budget forbids it. Every True is paired with one `leave_retry`."""
         state = self.state
         with state.lock:
-            budget = self.cluster.retry_budget
-            limit = self.max_retries
-            if isinstance(budget, RetryBudget):  # it overrides max_retries (Envoy)
-                limit = max(budget.min_concurrency, int(state.requests * budget.percent / 100))
-            if state.retries >= limit:
-                return False
+            if self._budget is not None and not self._budget.admits(now):
+                state.retries_refused += 1
+                if "retry-budget" not in self.cluster.shadow:
+                    return False
             state.retries += 1
             return True
 
@@ -255,3 +276,16 @@ class LiveCluster:
 
 def _is_ready(target: Target) -> bool:
     return target.state.is_ready
+
+
+def _breaker(cluster: Cluster, previous: LiveCluster | None) -> Breaker | None:
+    """The cluster's breaker, with the state it had."""
+    if cluster.breaker is None:
+        return None
+    from meshlib.state.breaker import Breaker
+
+    is_shadow = "breaker" in cluster.shadow
+    if previous is None or previous.breaker is None:
+        return Breaker(cluster.breaker, cluster.name, is_shadow)
+    previous.breaker.update(cluster.breaker, is_shadow)
+    return previous.breaker

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.model import Endpoint, HeaderOperations, Outcome
+from meshlib.state.limits import Ticket
 
 if TYPE_CHECKING:
     from meshlib.errors import MeshError
@@ -25,6 +26,13 @@ class Wait(NamedTuple):
     """Let `seconds` pass: an injected delay, or the pause before a retry."""
 
     seconds: float
+
+
+class Queue(NamedTuple):
+    """Wait until `ticket` is granted, `seconds` at most (None is no limit): all connections are in use."""
+
+    ticket: Ticket
+    seconds: float | None
 
 
 class Send(NamedTuple):
@@ -108,5 +116,5 @@ class Deliver(NamedTuple):
     idle_timeout: float | None = None
 
 
-Step = Resolve | Wait | Send | Race | Win | Mirror | Reply | Deliver
+Step = Resolve | Wait | Queue | Send | Race | Win | Mirror | Reply | Deliver
 Flow = Generator[Step, Outcome | Finished | None, None]

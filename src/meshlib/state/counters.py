@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 NEVER = float("inf")
 
@@ -81,9 +83,11 @@ class ClusterState:
         "lock",
         "next_sweep",
         "overflows",
+        "queue",
         "rebuild",
         "requests",
         "retries",
+        "retries_refused",
         "shadowed_ejections",
         "turns",
     )
@@ -93,7 +97,12 @@ class ClusterState:
         self.requests = 0
         """Calls that were admitted and are not finished (a call with three tries is one)."""
         self.retries = 0
+        self.retries_refused = 0
+        """Retries that the budget did not admit; in shadow mode, that it would not have."""
         self.overflows = 0
+        """Calls that were turned away by a limit; in shadow mode, that would have been."""
+        self.queue: deque[Any] = deque()
+        """Tickets of calls that wait for a connection (state/limits), first come first served."""
         self.ejected = 0
         self.ejections_refused = 0
         """Ejections that max_ejection_percent forbade (Envoy's ejections_overflow)."""
