@@ -171,6 +171,16 @@ async def test_a_passed_deadline_is_answered_without_the_work() -> None:
     assert sent[1]["body"] == b"upstream request timeout"
 
 
+async def test_a_grpc_request_without_time_is_answered_in_grpcs_words() -> None:
+    """DEADLINE_EXCEEDED in a head without a body, and the work is not begun."""
+    headers = [(b"content-type", b"application/grpc"), (b"grpc-timeout", b"0n")]
+    sent = Sent()
+    await MeshASGI(answer_ok, clock=Clock())({**http_scope(), "headers": headers}, nothing_to_receive, sent)
+    assert [message.get("status") for message in sent] == [200, None]
+    assert dict(sent[0]["headers"])[b"grpc-status"] == b"4"
+    assert sent[1]["body"] == b""
+
+
 async def test_a_path_cannot_write_lines_of_its_own_into_our_log(caplog: pytest.LogCaptureFixture) -> None:
     """ASGI's path is percent-decoded; a line break in it stays visible text."""
     clock = Clock()

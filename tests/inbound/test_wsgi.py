@@ -238,6 +238,15 @@ def test_a_passed_deadline_is_answered_without_the_work() -> None:
     assert body == [b"upstream request timeout"]
 
 
+def test_a_grpc_request_without_time_is_answered_in_grpcs_words() -> None:
+    """DEADLINE_EXCEEDED in a head without a body (gRPC-Web bridges run on WSGI)."""
+    given = environ(HTTP_GRPC_TIMEOUT="0n") | {"CONTENT_TYPE": "application/grpc"}
+    response = Started()
+    assert list(MeshWSGI(answer_ok, clock=Clock())(given, response)) == []
+    assert response[0] == "200 OK"
+    assert response[1]["grpc-status"] == "4"
+
+
 def test_serving_is_announced_when_the_application_is_wrapped() -> None:
     """No WSGI server tells when it serves, and the first request would come too late: nobody calls the unregistered."""
     told: list[str] = []

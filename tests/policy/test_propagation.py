@@ -169,13 +169,15 @@ def test_an_own_span_keeps_all_of_its_format_away() -> None:
         ({"x-envoy-expected-rq-timeout-ms": "9" * 400}, None),
         ({"x-envoy-expected-rq-timeout-ms": "100, 200"}, None),
         ({"grpc-timeout": "100000000m"}, None),
-        ({"grpc-timeout": "0S"}, None),
+        ({"grpc-timeout": "0S"}, 0.0),
+        ({"grpc-timeout": "0n", "x-envoy-expected-rq-timeout-ms": "150"}, 0.0),
         ({"grpc-timeout": "5 S"}, None),
         ({}, None),
     ],
 )
 def test_the_deadline_is_what_envoy_and_grpc_say_it_is(headers: dict[str, str], seconds: float | None) -> None:
-    """0 is no timeout, a proxy's header counts before a client's, and gRPC's own when it is shorter."""
+    """0 is no timeout (but for gRPC, where it is no time), a proxy's header counts before a client's, and gRPC's own
+    when it is shorter."""
     clock = Clock()
     carried = take_up(*headers.items(), clock=clock)
     assert carried.remaining_deadline() == (None if seconds is None else pytest.approx(clock.now + seconds))
@@ -208,6 +210,20 @@ def test_the_attempts_own_timeout_goes_along_when_it_is_shorter() -> None:
 
     assert [expected(carried, timeout) for timeout in (None, 0.25, 9.0)] == [b"1500", b"250", b"1500"]
     assert [expected(None, timeout) for timeout in (None, 0.25, 0.0)] == [None, b"250", b"1"]
+
+
+def test_a_grpc_request_carries_the_deadline_in_grpcs_own_way() -> None:
+    """Envoy overrides grpc-timeout in the same manner; one that the application has set stays."""
+
+    def sent(*present: tuple[bytes, bytes], timeout: float | None = 0.25) -> bytes | None:
+        return dict(outbound_headers(None, Headers(present), timeout)).get(b"grpc-timeout")
+
+    assert sent((b"Content-Type", b"application/grpc+proto")) == b"250m"
+    assert sent((b"content-type", b"application/grpc"), timeout=1e9) == b"99999999m"
+    assert sent((b"content-type", b"application/grpc"), timeout=None) is None
+    assert sent((b"content-type", b"application/grpc-web+proto")) is None
+    assert sent((b"content-type", b"application/grpc"), (b"grpc-timeout", b"1S")) is None
+    assert sent() is None
 
 
 def test_a_finished_request_keeps_nobody_waiting() -> None:

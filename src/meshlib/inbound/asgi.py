@@ -9,7 +9,7 @@ from contextvars import Token
 from typing import Any
 
 from meshlib.inbound import threads
-from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current
+from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,6 +21,11 @@ _log = logging.getLogger("meshlib.inbound")
 
 TOO_LATE = b"upstream request timeout"
 """Envoy's words for a request whose time is over."""
+GRPC_TOO_LATE = [
+    (b"content-type", b"application/grpc"),
+    (b"grpc-status", b"4"),
+    (b"grpc-message", TOO_LATE),
+]
 
 
 class MeshASGI:
@@ -28,7 +33,7 @@ class MeshASGI:
 
     What a request brings is in force in `app` and in the tasks and threads that it starts. Messages pass through as
     they are, both ways. A request without x-request-id gets one, which the application sees. A request whose deadline
-    has passed before the work begins is answered 504.
+    has passed before the work begins is answered 504 (a gRPC request with DEADLINE_EXCEEDED).
 
     forward_headers: names of headers to hand on besides trace context. on_serving: called once the application has
     started up, or with the first request where the server tells of no startup; must neither block nor raise.
@@ -130,6 +135,11 @@ def _reset(token: Token[Carried | None]) -> None:
 
 async def _answer_too_late(scope: Scope, send: Send) -> None:
     _log.info("%s %r: not started, the caller's deadline has passed", scope["method"], scope["path"])
+    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    if is_grpc(content_type):  # a gRPC client reads its status from a head without a body
+        await send({"type": "http.response.start", "status": 200, "headers": GRPC_TOO_LATE})
+        await send({"type": "http.response.body", "body": b""})
+        return
     length = str(len(TOO_LATE)).encode("ascii")
     headers = [(b"content-type", b"text/plain"), (b"content-length", length)]
     await send({"type": "http.response.start", "status": 504, "headers": headers})

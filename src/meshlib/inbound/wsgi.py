@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from meshlib.inbound import threads
-from meshlib.inbound.asgi import TOO_LATE
-from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current
+from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE
+from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -116,6 +116,9 @@ def _environ_key(name: bytes) -> str:
 def _answer_too_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
     _log.info("%s %r: not started, the caller's deadline has passed", method, path)
+    if is_grpc(environ.get("CONTENT_TYPE", "").encode("latin-1")):
+        start_response("200 OK", [(name.decode(), value.decode()) for name, value in GRPC_TOO_LATE])
+        return []
     headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(TOO_LATE)))]
     start_response("504 Gateway Timeout", headers)
     return [TOO_LATE]

@@ -82,7 +82,8 @@ class Threads(Generic[R]):
         if number == 0:
             self._finished.put((0, self._exchange.send(send)))
         else:
-            racer.exchange = None
+            racer.has_lost = True
+            ended()
             self._finished.put((number, _IMPOSSIBLE))
 
     def _send(self, number: int, send: Send) -> None:
@@ -138,7 +139,8 @@ class Tasks(Generic[R]):
             number = len(self._racers)
             exchange = self._exchange if number == 0 else self._exchange.another()
             if exchange is None:
-                self._racers.append((None, None, step.ended))
+                self._racers.append((None, None, _nothing))
+                step.ended()
                 return Finished(number, _IMPOSSIBLE)
             task: asyncio.Task[Outcome] = asyncio.ensure_future(_sent(exchange, step.start))
             self._racers.append((exchange, task, step.ended))
@@ -171,6 +173,9 @@ class Tasks(Generic[R]):
             task.add_done_callback(_background.discard)
         if ending:
             await asyncio.wait(ending)
+
+
+def _nothing() -> None: ...
 
 
 async def _sent(exchange: AsyncExchange[R], send: Send) -> Outcome:

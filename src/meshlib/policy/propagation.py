@@ -213,19 +213,31 @@ def outbound_headers(
     """What to add to an outbound request that has the headers `present`: what is carried and not already there.
 
     The time left goes along as x-envoy-expected-rq-timeout-ms, for whoever serves the call to hand on in turn: until
-    the deadline, or `timeout` seconds, which the attempt itself has, whichever ends first.
+    the deadline, or `timeout` seconds, which the attempt itself has, whichever ends first. A gRPC request without a
+    deadline of its own gets it as grpc-timeout, too, which every gRPC server heeds.
     """
-    there = {name.lower() for name, _ in present.raw}
+    there = {name.lower(): value for name, value in present.raw}
     added: list[tuple[bytes, bytes]] = []
     if carried is not None:
-        added += [pair for pair in carried.headers if there.isdisjoint(_FORMAT_OF.get(pair[0]) or (pair[0],))]
+        sent = there.keys()
+        added += [pair for pair in carried.headers if sent.isdisjoint(_FORMAT_OF.get(pair[0]) or (pair[0],))]
         remaining = carried.remaining_time()
         if remaining is not None and (timeout is None or remaining < timeout):
             timeout = remaining
-    if timeout is not None and EXPECTED_TIMEOUT not in there:
+    if timeout is not None:
         # Envoy (FilterUtility::setTimeoutHeaders): 0 would be no timeout at all, so one out of time is given 1 ms.
-        added.append((EXPECTED_TIMEOUT, b"%d" % max(1, int(timeout * 1000))))
+        milliseconds = max(1, int(timeout * 1000))
+        if EXPECTED_TIMEOUT not in there:
+            added.append((EXPECTED_TIMEOUT, b"%d" % milliseconds))
+        if GRPC_TIMEOUT not in there and is_grpc(there.get(b"content-type", b"")):
+            added.append((GRPC_TIMEOUT, b"%dm" % min(milliseconds, 99_999_999)))
     return added
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """`application/grpc`, `application/grpc+proto`, but not `application/grpc-web` (Envoy's isGrpcContentType)."""
+    head, rest = content_type[:16], content_type[16:17]
+    return head == b"application/grpc" and rest in (b"", b"+", b";")
 
 
 class CarryingHeaders:
@@ -253,13 +265,14 @@ def _whole_members(value: bytes, limit: int) -> bytes:
 
 
 def _timeout(found: dict[bytes, bytes]) -> float | None:
-    """Seconds that the caller waits, by the header that says the least; 0 is no timeout, as in Envoy."""
+    """Seconds that the caller waits, by the header that says the least. 0 is no timeout in Envoy's headers, and no
+    time in gRPC's, whose servers answer it with DEADLINE_EXCEEDED."""
     # Envoy's router with respect_expected_rq_timeout: the other counts only without this one, which a proxy has set.
     milliseconds = found.get(EXPECTED_TIMEOUT) or found.get(UPSTREAM_TIMEOUT) or b""
     timeouts = []
-    if _MILLISECONDS.fullmatch(milliseconds):
+    if _MILLISECONDS.fullmatch(milliseconds) and int(milliseconds) > 0:
         timeouts.append(int(milliseconds) / 1000)
     # "TimeoutValue: positive integer as ASCII string of at most 8 digits" (gRPC over HTTP/2).
     if match := _GRPC_TIMEOUT.fullmatch(found.get(GRPC_TIMEOUT, b"")):
         timeouts.append(int(match[1]) * _GRPC_UNITS[match[2]])
-    return min((timeout for timeout in timeouts if timeout > 0), default=None)
+    return min(timeouts, default=None)
