@@ -169,7 +169,6 @@ def mesh(text: str) -> str:
         (policy("tls: {mode: ISTIO_MUTUAL}"), f"{TLS}.mode", "mesh identities are not there yet"),
         (policy("tls: {mode: SIMPLE, credentialName: x}"), f"{TLS}.credentialName", "name files"),
         (policy("tls: {mode: MUTUAL, clientCertificate: /c}"), TLS, "MUTUAL needs clientCertificate and privateKey"),
-        (policy("tls: {mode: SIMPLE, privateKey: /k}"), TLS, "SIMPLE shows no certificate; MUTUAL does"),
         (policy("tls: {mode: SIMPLE, subjectAltNames: ['*.e.com']}"), f"{TLS}.subjectAltNames[0]", "one whole name"),
         (
             policy("tls: {mode: SIMPLE, subjectAltNames: [a], insecureSkipVerify: true}"),
@@ -220,13 +219,6 @@ def mesh(text: str) -> str:
             ),
             "spec.endpoints",
             "has no meaning with resolution DYNAMIC_DNS",
-        ),
-        (
-            istio(
-                "ServiceEntry", "hosts: [x.e.com], ports: [{number: 80, name: h}], workloadSelector: {labels: {a: b}}"
-            ),
-            "spec.workloadSelector",
-            "has no meaning with resolution NONE",
         ),
         (
             istio("ServiceEntry", "hosts: [x.e.com], ports: [{number: 80, name: h}], subjectAltNames: ['*.e']"),
@@ -321,6 +313,35 @@ def test_failover_without_outlier_detection_is_warned_of(setting: str) -> None:
         assert warning.field == f"spec.trafficPolicy{place}.loadBalancer.{name}.{kind}"
         assert warning.reason == "has no effect without outlierDetection"
     assert parse_text(policy(f"loadBalancer: {{{setting}}}, outlierDetection: {{}}"), "f.yaml").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        (policy("tls: {mode: SIMPLE, clientCertificate: /c}"), f"{TLS}.clientCertificate", "has no effect with SIMPLE"),
+        (
+            istio(
+                "ServiceEntry", "hosts: [x.e.com], ports: [{number: 80, name: h}], workloadSelector: {labels: {a: b}}"
+            ),
+            "spec.workloadSelector",
+            "has no effect with resolution NONE",
+        ),
+        (istio("Sidecar", "ingress: []"), "spec.ingress", "has no effect yet"),
+        (policy("retryBudget: {budgetInterval: 10s}"), "spec.trafficPolicy.retryBudget.budgetInterval", "no effect"),
+        (
+            hashing("httpCookie: {name: a, attributes: [{name: SameSite, value: Strict}]}"),
+            f"{BALANCER}.consistentHash.httpCookie.attributes",
+            "has no effect yet",
+        ),
+    ],
+)
+def test_what_is_valid_and_has_no_effect_is_warned_of(text: str, field: str, reason: str) -> None:
+    """The object is used all the same."""
+    parsed = parse_text(text, "f.yaml")
+    assert parsed.objects
+    (warning,) = parsed.warnings
+    assert warning.field == field
+    assert reason in warning.reason
 
 
 def test_a_kind_of_the_same_name_in_another_group_is_passed_over() -> None:

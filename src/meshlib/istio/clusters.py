@@ -475,13 +475,14 @@ def _outlier(given: r.OutlierDetection | None, own: r.StatisticalDetection | Non
 def _tls(given: r.ClientTLSSettings | None, service: Service) -> UpstreamTls | None:
     if given is None or given.mode == "DISABLE":
         return None
+    shows = given.mode == "MUTUAL"
     return UpstreamTls(
         given.mode,
         given.sni,
         () if given.insecure_skip_verify else tuple(given.subject_alt_names or service.subject_alt_names),
         given.ca_certificates,
-        given.client_certificate,
-        given.private_key,
+        given.client_certificate if shows else "",
+        given.private_key if shows else "",
         given.insecure_skip_verify,
     )
 

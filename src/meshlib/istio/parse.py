@@ -661,8 +661,6 @@ def _check_tls(tls: r.ClientTLSSettings, at: str) -> None:
         raise Refused(f"{at}.credentialName", "secrets are not read yet; name files")
     if tls.mode == "MUTUAL" and not (tls.client_certificate and tls.private_key):
         raise Refused(at, "MUTUAL needs clientCertificate and privateKey (files)")
-    if tls.mode == "SIMPLE" and (tls.client_certificate or tls.private_key):
-        raise Refused(at, "SIMPLE shows no certificate; MUTUAL does")
     if tls.ca_crl is not None:
         raise Refused(f"{at}.caCrl", "is not checked yet, so this is refused")
     for index, name in enumerate(tls.subject_alt_names):
@@ -791,8 +789,8 @@ def _check_failover(failover: list[r.Failover], priority: list[str], at: str) ->
 
 
 def _check_place(place: str, seen: list[str], at: str) -> None:
-    """`region/zone/subzone`, with a `*` for all of the rest; none may cover another (Istio, validateLocalities), but `*`
-    may stand behind others, for the rest of the world."""
+    """`region/zone/subzone`, with a `*` for all of the rest; none may cover another (Istio, validateLocalities). Only
+    `*` may, behind all others: the rest of the world."""
     parts = place.split("/")
     wild = [part for part in parts if "*" in part]
     if not place or len(parts) > 3 or not all(parts) or any(part != "*" for part in wild) or "*" in parts[:-1]:
@@ -853,8 +851,6 @@ def _check_service_entry(spec: r.ServiceEntry) -> None:
         for index, host in enumerate(spec.hosts):
             if "*" not in host:
                 raise Refused(f"hosts[{index}]", f"DYNAMIC_DNS is for wildcards; {host!r} wants resolution DNS")
-    if spec.resolution == "NONE" and spec.workload_selector is not None:
-        raise Refused("workloadSelector", "has no meaning with resolution NONE")
     names = {port.name for port in spec.ports}
     for index, endpoint in enumerate(spec.endpoints):
         at = f"endpoints[{index}]"
@@ -1045,8 +1041,11 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
     if isinstance(given.spec, r.DestinationRule):
-        for field in _pointless(given.spec):
-            yield ConfigurationWarning(given.source, given.title, field, "has no effect without outlierDetection")
+        for field, reason in _pointless(given.spec):
+            yield ConfigurationWarning(given.source, given.title, field, reason)
+    if isinstance(given.spec, r.ServiceEntry) and given.spec.resolution == "NONE" and given.spec.workload_selector:
+        reason = "has no effect with resolution NONE"
+        yield ConfigurationWarning(given.source, given.title, "spec.workloadSelector", reason)
     if isinstance(given.spec, r.VirtualService):
         for index, rule in enumerate(given.spec.http):
             for kind, fault in (("delay", rule.fault and rule.fault.delay), ("abort", rule.fault and rule.fault.abort)):
@@ -1057,24 +1056,28 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
                     )
 
 
-def _pointless(spec: r.DestinationRule) -> Iterator[str]:
-    """Nobody fails over from an endpoint that nobody finds to be bad (Istio, ValidateLocalityLbSetting)."""
+def _pointless(spec: r.DestinationRule) -> Iterator[tuple[str, str]]:
+    """What is valid, and can't have the effect that its author expects."""
     policy = spec.traffic_policy
-    for at, each in (
-        *(((("spec.trafficPolicy"), policy),) if policy else ()),
-        *(
-            (f"spec.trafficPolicy.portLevelSettings[{index}]", level)
-            for index, level in enumerate(policy.port_level_settings if policy else ())
-        ),
-    ):
-        balancer = each.load_balancer
+    if policy is None:
+        return
+    levels: list[tuple[str, r.TrafficPolicy | r.PortTrafficPolicy]] = [("spec.trafficPolicy", policy)]
+    levels += [
+        (f"spec.trafficPolicy.portLevelSettings[{n}]", each) for n, each in enumerate(policy.port_level_settings)
+    ]
+    for at, each in levels:
+        tls, balancer = each.tls, each.load_balancer
+        if tls is not None and tls.mode == "SIMPLE" and (tls.client_certificate or tls.private_key):
+            yield f"{at}.tls.clientCertificate", "has no effect with SIMPLE: a certificate is shown with MUTUAL"
         if balancer is None or each.outlier_detection is not None:
             continue
+        # Nobody fails over from an endpoint that nobody finds to be bad (Istio, ValidateLocalityLbSetting).
         for name in ("locality_lb_setting", "zone_aware_lb_setting"):
             setting = getattr(balancer, name)
             for kind in ("failover", "failover_priority"):
                 if setting is not None and getattr(setting, kind):
-                    yield f"{at}.loadBalancer.{msgspec_name(name)}.{msgspec_name(kind)}"
+                    field = f"{at}.loadBalancer.{msgspec_name(name)}.{msgspec_name(kind)}"
+                    yield field, "has no effect without outlierDetection"
 
 
 _HARMLESS = frozenset({"stat_prefix"})
