@@ -240,7 +240,7 @@ def _destination(live: Live, weighted: WeightedCluster, percent: float) -> Desti
         tuple(policies),
         state.requests,
         state.retries,
-        "" if cluster.breaker is None or found.breaker is None else str(found.breaker),
+        "" if cluster.breaker is None or found.breaker is None else repr(found.breaker).strip("<>"),
         problem,
     )
 
