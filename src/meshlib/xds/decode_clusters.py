@@ -69,9 +69,8 @@ def decode_cluster(message: Any) -> Cluster:
     # "If multiple Thresholds are defined with the same RoutingPriority, the first one in the list is used"
     first = next((each for each in message.circuit_breakers.thresholds if each.priority == 0), None)
     filter_metadata = message.metadata.filter_metadata
-    metadata = read.plain(filter_metadata[ISTIO]) if ISTIO in filter_metadata else {}
     noted = read.plain(filter_metadata[OWN]) if OWN in filter_metadata else {}
-    service = _service(metadata)
+    service = _service(filter_metadata[ISTIO].fields) if ISTIO in filter_metadata else None
     balancing = _balancing(message, noted)
     return Cluster(
         message.name,
@@ -87,7 +86,7 @@ def decode_cluster(message: Any) -> Cluster:
         http2 is not None,
         endpoints,
         service,
-        read.text(metadata, "subset"),
+        read.note(message.metadata, ISTIO, "subset"),
         balancing.hash_table,
         balancing.slow_start,
         balancing.locality_weighted,
@@ -101,12 +100,16 @@ def decode_cluster(message: Any) -> Cluster:
     )
 
 
-def _service(metadata: dict[str, Any]) -> ServiceName | None:
-    services = metadata.get("services")
-    if not isinstance(services, list) or not services or not isinstance(services[0], dict):
+def _service(noted: Any) -> ServiceName | None:
+    """As Istio tells it: the first of a list."""
+    services = noted["services"].list_value.values if "services" in noted else ()
+    if not services or services[0].WhichOneof("kind") != "struct_value":
         return None
-    text, service = read.text, services[0]
-    return ServiceName(text(service, "host"), text(service, "name"), text(service, "namespace"))
+    named = services[0].struct_value.fields
+    host, name, namespace = (
+        str(named[key].string_value) if key in named else "" for key in ("host", "name", "namespace")
+    )
+    return ServiceName(host, name, namespace)
 
 
 # Load balancing
