@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from benchmarks.by_hand import AsyncByHand, ByHand
+from benchmarks.picks import Pick, pick_costs
 from meshlib.inbound.asgi import MeshASGI
 from meshlib.inbound.wsgi import MeshWSGI
 from meshlib.mesh import Mesh, Settings
@@ -456,12 +457,18 @@ def _print_policy(rows: list[Cost]) -> None:
         print(f"{row.what:38} {row.microseconds:8.1f} {added:>8}")
 
 
+def _print_picks(picks: list[Pick]) -> None:
+    print(f"\n{'pick':34} {'endpoints':>9} {'us':>7} {'x empty':>8} {'ejection ms':>12}")
+    for pick in picks:
+        print(f"{pick.policy:34} {pick.endpoints:9} {pick.microseconds:7.2f} {pick.ratio:8.1f} {pick.rebuild_ms:12.2f}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32, 128], metavar="N")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that each contestant plays (default 7)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round (default 1)")
-    parser.add_argument("--only", choices=("calls", "policy"), help="one of the two measurements")
+    parser.add_argument("--only", choices=("calls", "policy", "picks"), help="one of the measurements")
     parser.add_argument("--quick", action="store_true", help="only see that it runs; the numbers mean nothing")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too; - is the standard output, alone")
     chosen = parser.parse_args(arguments)
@@ -471,7 +478,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_told = chosen.json != "-"
     calls: list[Row] = []
     costs: list[Cost] = []
-    if chosen.only != "policy":
+    picks: list[Pick] = []
+    if chosen.only in (None, "calls"):
         if is_told:
             _print_head()
         plans = [(0.0, concurrency) for concurrency in chosen.concurrency]
@@ -497,12 +505,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calls += rows
             if is_told:
                 _print_calls(rows)
-    if chosen.only != "calls":
+    if chosen.only in (None, "policy"):
         costs = policy_costs(batches, size)
         if is_told:
             _print_policy(costs)
+    if chosen.only in (None, "picks"):
+        picks = pick_costs(batches, size * 25)
+        if is_told:
+            _print_picks(picks)
     if chosen.json:
         found = {"calls": [row._asdict() for row in calls], "policy": [row._asdict() for row in costs]}
+        found["picks"] = [pick._asdict() for pick in picks]
         text = json.dumps(found, indent=1) + "\n"
         if is_told:
             Path(chosen.json).write_text(text, encoding="utf-8")

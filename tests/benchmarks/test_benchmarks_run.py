@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from meshlib.model import LoadBalancing
+
 ROOT = Path(__file__).parents[2]
 BARE = ("httpx", "httpx, every connection kept")
 MODES = {
@@ -64,3 +66,14 @@ def test_the_tables_are_printed_and_written(tmp_path: Path) -> None:
         assert row["contestant"] in text
     for row in rows["policy"]:
         assert row["what"] in text
+
+
+@pytest.mark.processes
+def test_every_policy_picks_at_every_size() -> None:
+    """Three sizes each."""
+    found = json.loads(run("--only", "picks", "--json", "-"))
+    assert not found["calls"]
+    assert [(row["policy"], row["endpoints"]) for row in found["picks"]] == [
+        (policy.lower(), size) for policy in LoadBalancing for size in (10, 1_000, 10_000)
+    ]
+    assert all(row["microseconds"] > 0 and row["ratio"] > 0 and row["rebuild_ms"] > 0 for row in found["picks"])

@@ -1,0 +1,74 @@
+"""What does it cost to choose an endpoint? Microseconds for each policy, by the number of endpoints."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from typing import NamedTuple
+
+from meshlib.model import Cluster, Endpoint, LoadAssignment, LoadBalancing, Outcome, OutlierDetection
+from meshlib.policy.cluster import LiveCluster
+
+SIZES = (10, 1_000, 10_000)
+
+
+class Pick(NamedTuple):
+    """microseconds: of one pick. ratio: to calling an empty function in the same round. rebuild_ms: what the call pays
+    that ejects an endpoint, or that lets some return."""
+
+    policy: str
+    endpoints: int
+    microseconds: float
+    ratio: float
+    rebuild_ms: float
+
+
+def _nothing(now: float, tried: tuple[()], reselect: int, key: int) -> None: ...
+
+
+def _seconds(call: object, size: int) -> float:
+    assert callable(call)
+    keys = [random.getrandbits(64) for _ in range(size)]
+    began = time.perf_counter()
+    for key in keys:
+        call(1.0, (), 0, key)
+    return (time.perf_counter() - began) / size
+
+
+def cluster_of(policy: LoadBalancing, endpoints: int) -> LiveCluster:
+    addresses = tuple(Endpoint(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80) for n in range(endpoints))
+    rules = OutlierDetection(max_ejection_percent=50)
+    cluster = Cluster("c", load_balancing=policy, outlier_detection=rules)
+    return LiveCluster(cluster, LoadAssignment("c", addresses), random.Random(1), now=1.0)
+
+
+def pick_costs(batches: int, size: int) -> list[Pick]:
+    rows = []
+    for policy in LoadBalancing:
+        for endpoints in SIZES:
+            cluster = cluster_of(policy, endpoints)
+            costs, ratios = [], []
+            for number in range(batches + 1):
+                empty, cost = _seconds(_nothing, size), _seconds(cluster.pick, size)
+                if number:
+                    costs.append(cost * 1e6)
+                    ratios.append(cost / empty)
+            rebuilds = []
+            for target in cluster.targets[:batches]:
+                bad = Outcome(500)
+                for _ in range(4):
+                    cluster.judge(target, bad, 0.01, 1.0)
+                began = time.perf_counter()
+                cluster.judge(target, bad, 0.01, 1.0)
+                rebuilds.append((time.perf_counter() - began) * 1e3)
+            rows.append(
+                Pick(
+                    policy.lower(),
+                    endpoints,
+                    statistics.median(costs),
+                    statistics.median(ratios),
+                    statistics.median(rebuilds),
+                )
+            )
+    return rows
