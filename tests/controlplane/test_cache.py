@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from meshlib.controlplane.ads import delta_response, sotw_response
 from meshlib.controlplane.cache import KEYS_LIMIT, RENAMED_LIMIT, VIEWS_LIMIT, Cache, Encoder, View
+from meshlib.controlplane.kinds import find_kind
 from meshlib.controlplane.subscriptions import Answer
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
 from meshlib.istio.translate import Translation
-from meshlib.model import CATCH_ALL, Cluster, Listener, Node, NodeKind, Snapshot, Workload
+from meshlib.model import CATCH_ALL, Cluster, Listener, Locality, Node, NodeKind, Snapshot, Workload
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER
@@ -260,3 +261,41 @@ def test_names_that_clients_make_up_do_not_fill_the_memory() -> None:
     for i in range(RENAMED_LIMIT + 10):
         view.find(LISTENER, f"host{i}:80", has_catch_all=True)
     assert len(view._renamed) <= RENAMED_LIMIT
+
+
+async def test_nodes_of_two_places_share_a_view_until_places_count() -> None:
+    """And then each has the endpoints' priorities as it sees them; clusters and routes are the very same."""
+    here, there = (
+        Node(name, Workload(name, locality=Locality(region))) for name, region in (("one", "eu"), ("two", "us"))
+    )
+    running = tuple(
+        Workload("reviews-v1", service="reviews", address="127.0.0.1", port=port, locality=Locality(region))
+        for port, region in ((9001, "eu"), (9002, "us"))
+    )
+    cache = Cache()
+    await cache.update(objects(SERVICES), running, (here, there))
+    assert await cache.view(here) is await cache.view(there)
+    prefers_near = (
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\n"
+        "spec: {host: reviews, trafficPolicy: {outlierDetection: {}}}\n"
+    )
+    await cache.update(objects(SERVICES + prefers_near), running, (here, there))
+    one, two = await cache.view(here), await cache.view(there)
+    name = "outbound|9080||reviews.default.svc.cluster.local"
+    first = {
+        view: next(each for each in assignments.endpoints if each.priority == 0).port
+        for view, assignments in (
+            (view, next(each for each in view.snapshot.assignments if each.cluster == name)) for view in (one, two)
+        )
+    }
+    assert first == {one: 9001, two: 9002}
+    assert one.resources[ENDPOINT][name].version != two.resources[ENDPOINT][name].version
+    assert one.resources[CLUSTER][name] is two.resources[CLUSTER][name]
+
+
+def test_our_own_kind_has_a_short_name() -> None:
+    """For `meshctl get btp`."""
+    for word in ("btp", "backendtrafficpolicies", "BackendTrafficPolicy", "backendtrafficpolicy.meshlib.io"):
+        found = find_kind(word)
+        assert found is not None
+        assert (found.kind, found.group) == ("BackendTrafficPolicy", "meshlib.io")
