@@ -129,6 +129,10 @@ class Timeline:
                 if isinstance(step, Wait):
                     self.waits.append(step.seconds)
                     self.clock.now += step.seconds
+                elif isinstance(step, Queue):
+                    ends = until if step.seconds is None else self.clock.now + step.seconds
+                    assert ends is not None, "a call waits for its turn for ever"
+                    self.clock.now = ends
                 elif isinstance(step, Send):
                     self.clock.now, answer = self._send(step)
                     self.outcomes.append(answer)

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlib.model import (
+    SHADOWABLE,
+    BreakerRules,
     Cluster,
     ConnectionLimits,
     Fault,
@@ -21,6 +23,8 @@ from meshlib.model import (
     HedgePolicy,
     LoadBalancing,
     Outcome,
+    OutlierDetection,
+    RateBudget,
     RetryBudget,
     RetryPolicy,
 )
@@ -28,7 +32,8 @@ from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import Live
 from meshlib.policy.retry import CONDITIONS, IDEMPOTENT
-from meshlib.policy.steps import Deliver, Finished, Flow, Race, Reply, Send, Wait, Win
+from meshlib.policy.steps import Deliver, Finished, Flow, Queue, Race, Reply, Send, Wait, Win
+from meshlib.state.breaker import Breaker, Permit
 from snapshots import Clock, context, forward, live, route, snapshot
 
 UNSEEN = {"connect-failure", "refused-stream", "reset-before-request"}
@@ -76,9 +81,18 @@ clusters = st.builds(
     load_balancing=st.sampled_from(list(LoadBalancing)),
     hash_table=st.just(HashTable(16, 64, 251)),
     limits=st.builds(
-        ConnectionLimits, max_requests=st.none() | st.integers(0, 4), max_retries=st.none() | st.integers(0, 2)
+        ConnectionLimits,
+        max_requests=st.none() | st.integers(0, 4),
+        max_connections=st.none() | st.integers(1, 4),
+        max_pending_requests=st.none() | st.integers(0, 2),
+        max_retries=st.none() | st.integers(0, 2),
     ),
-    retry_budget=st.none() | st.builds(RetryBudget, st.sampled_from([0.0, 20.0, 100.0]), st.integers(0, 2)),
+    breaker=st.none() | st.builds(BreakerRules, consecutive_failures=st.integers(0, 2), open_for=seconds),
+    retry_budget=st.none()
+    | st.builds(RetryBudget, st.sampled_from([0.0, 20.0, 100.0]), st.integers(0, 2))
+    | st.builds(RateBudget, ratio=st.sampled_from([0.0, 0.2]), min_per_second=st.sampled_from([0.0, 0.2, 1.0])),
+    outlier_detection=st.none() | st.builds(OutlierDetection, consecutive_5xx=st.just(2)),
+    shadow=st.frozensets(st.sampled_from(sorted(SHADOWABLE))),
 )
 requests = st.builds(
     request,
@@ -90,27 +104,36 @@ requests = st.builds(
 
 
 @dataclass
-class FakePermit:
+class SpiedPermit:
+    permit: Permit
     told: list[str] = field(default_factory=list)
 
     def success(self, seconds: float, now: float) -> None:
         self.told.append("success")
+        self.permit.success(seconds, now)
 
     def failure(self, seconds: float, now: float) -> None:
         self.told.append("failure")
+        self.permit.failure(seconds, now)
 
     def cancel(self) -> None:
         self.told.append("cancel")
+        self.permit.cancel()
 
 
-class FakeBreaker:
-    """Closed; remembers what it was told."""
+class SpiedBreaker:
+    """The real one, whose permits remember what they were told."""
 
-    def __init__(self) -> None:
-        self.permits: list[FakePermit] = []
+    def __init__(self, breaker: Breaker | None) -> None:
+        self.breaker = breaker
+        self.permits: list[SpiedPermit] = []
 
-    def acquire(self, now: float) -> FakePermit:
-        self.permits.append(FakePermit())
+    def acquire(self, now: float) -> SpiedPermit | None:
+        assert self.breaker is not None
+        permit = self.breaker.acquire(now)
+        if permit is None:
+            return None
+        self.permits.append(SpiedPermit(permit))
         return self.permits[-1]
 
 
@@ -120,7 +143,7 @@ class World:
 
     live: Live
     cluster: LiveCluster
-    breaker: FakeBreaker
+    breaker: SpiedBreaker
     clock: Clock
     timeout: float | None
     hedge: HedgePolicy | None
@@ -129,15 +152,19 @@ class World:
     def check(self) -> None:
         state = self.cluster.state
         assert state.retries >= 0
-        most = self.cluster.cluster.limits.max_requests
+        limits = self.cluster.cluster.limits
         assert state.requests >= 0
-        assert most is None or state.requests <= most
+        if "limits" not in self.cluster.cluster.shadow:
+            assert limits.max_requests is None or state.requests <= limits.max_requests
+            assert limits.max_connections is None or state.requests <= limits.max_connections
+            assert limits.max_pending_requests is None or len(state.queue) <= limits.max_pending_requests
         assert all(target.state.in_flight >= 0 for target in self.cluster.targets)
 
     def check_empty(self) -> None:
         state = self.cluster.state
         assert (state.requests, state.retries) == (0, 0)
         assert [target.state.in_flight for target in self.cluster.targets] == [0] * len(self.cluster.targets)
+        assert not state.queue
         # Of what a permit is told, the first counts, and it is always told something.
         assert all(permit.told for permit in self.breaker.permits)
 
@@ -152,8 +179,9 @@ def worlds(draw: st.DrawFn) -> World:
     given = snapshot({"reviews:9080": [route(action, fault=draw(faults))]}, {"c": (draw(clusters), addresses)})
     current = live(given, draw(st.integers(0, 99)))
     cluster = current.clusters["c"]
-    breaker: Any = FakeBreaker()
-    cluster.breaker = breaker
+    breaker: Any = SpiedBreaker(cluster.breaker)
+    if cluster.breaker is not None:
+        cluster.breaker = breaker
     return World(current, cluster, breaker, Clock(), timeout, hedge, policy)
 
 
@@ -240,6 +268,11 @@ class Player:
             answer = self.rng.choice(self.outcomes)
         elif isinstance(step, Wait):
             self.clock.now += step.seconds
+        elif isinstance(step, Queue):
+            if not step.ticket.is_granted:
+                if step.seconds is None or self.rng.random() < 0.7:
+                    return True  # still waiting
+                self.clock.now += step.seconds
         elif isinstance(step, Race):
             if step.seconds is not None and (not self.unanswered or self.rng.random() < 0.5):
                 self.clock.now += step.seconds
@@ -276,9 +309,9 @@ def test_a_crowd_of_calls_keeps_every_limit_and_leaves_nothing_behind(
         if not players[chosen].advance():
             del players[chosen]
         world.check()
-        if world.cluster.state.retries > before and world.cluster.cluster.retry_budget is None:
-            most = world.cluster.cluster.limits.max_retries
-            assert most is None or world.cluster.state.retries <= most
+        after, cluster = world.cluster.state.retries, world.cluster.cluster
+        if after > before and cluster.retry_budget is None and "retry-budget" not in cluster.shadow:
+            assert cluster.limits.max_retries is None or after <= cluster.limits.max_retries
     for player in players:
         player.flow.close()
         player.give_up(None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Generator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib import errors
 from meshlib.balancing import Target
@@ -36,21 +36,15 @@ from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, R
 from meshlib.state import EndpointState
 from meshlib.state.limits import Ticket
 
+if TYPE_CHECKING:
+    from meshlib.state.breaker import Permit
+
 _MILLION = 1_000_000
 _PRIORITIES_UPDATE = 2
 """Of how many tries the priorities are tried before they are avoided (Istio's previous_priorities.update_frequency)."""
 _RESELECT = 5
 """Istio's hostSelectionRetryMaxAttempts, for hedges on routes without a retry policy."""
 _OVERLOADED = (("x-envoy-overloaded", "true"),)
-
-
-class Permit(Protocol):
-    """A breaker's leave for one call (state/breaker). Told once how the call ended; what it is told later means
-    nothing."""
-
-    def success(self, seconds: float, now: float) -> None: ...
-    def failure(self, seconds: float, now: float) -> None: ...
-    def cancel(self) -> None: ...
 
 
 class CallContext(NamedTuple):
@@ -119,7 +113,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)
-        if permit is None and "breaker" not in cluster.cluster.shadow:
+        if permit is None:
             yield Reply(
                 503,
                 _OVERLOADED,
