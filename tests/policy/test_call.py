@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
-from flows import Run, failed, request, responded
+from flows import Answer, Run, Timeline, failed, request, responded
 
+from meshlib.errors import CircuitOpen
 from meshlib.model import (
     CATCH_ALL,
     PASSTHROUGH,
+    BreakerRules,
     Cluster,
     ClusterType,
     ConnectionLimits,
     DirectResponse,
+    Endpoint,
     Fault,
     FaultAbort,
     FaultDelay,
+    HashPolicy,
     HeaderMatch,
     HeaderOperations,
+    HedgePolicy,
+    LoadAssignment,
+    LoadBalancing,
     Mirror,
+    Outcome,
     Redirect,
     RetryPolicy,
     Rewrite,
     RouteMatch,
+    Snapshot,
     StringMatch,
     WeightedCluster,
 )
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.live import Live, compile_live
-from meshlib.policy.steps import Deliver, Queue, Send, Wait
+from meshlib.policy.steps import Deliver, Finished, Queue, Race, Reply, Send, Wait, Win
 from snapshots import Clock, context, endpoints, forward, live, route, service, snapshot
 
 ONE = [("10.0.0.1", 9080)]
 TWO = [("10.0.0.1", 9080), ("10.0.0.2", 9080)]
+THREE = [("10.0.0.1", 9080), ("10.0.0.2", 9080), ("10.0.0.3", 9080)]
 ALWAYS = 1_000_000
 
 
@@ -429,3 +441,281 @@ def test_passthrough_keeps_the_port_of_the_scheme() -> None:
     }.items():
         endpoint = Run(request(url), context(anywhere)).sends[0].endpoint
         assert (endpoint.address, endpoint.port) == address
+
+
+# Retries, once more
+
+
+def answered(*pairs: tuple[Outcome, float]) -> list[Answer]:
+    return [Answer(outcome, seconds) for outcome, seconds in pairs]
+
+
+def test_the_answers_of_a_request_that_asks_for_retries_are_retried() -> None:
+    """x-envoy-retry-on, on a route that has no policy."""
+    asked = request(headers={"x-envoy-retry-on": "gateway-error"})
+    run = Run(asked, context(service("reviews:9080", TWO)), responded(503), responded())
+    assert len(run.sends) == 2
+    assert isinstance(run.last, Deliver)
+
+
+def test_a_server_that_says_when_is_asked_then() -> None:
+    """Unless the caller has no time for it: then its answer stands."""
+    policy = RetryPolicy(on=frozenset({"5xx"}))
+    told = responded(503, {"retry-after": "2"})
+    clock = Clock()
+    run = Run(request(), context(service("reviews:9080", TWO, retry=policy), clock), told, responded(), clock=clock)
+    assert 2.0 <= run.waits[0] < 3.0
+    hurried = Run(request(), context(service("reviews:9080", TWO, retry=policy, timeout=1.5)), told, responded())
+    assert (len(hurried.sends), hurried.waits) == (1, [])
+
+
+def test_a_place_in_the_retry_budget_is_held_by_one_retry_at_a_time() -> None:
+    """Taken before its pause, given back when it has ended: the call's third try needs no second place."""
+    one = Cluster("c", limits=ConnectionLimits(max_retries=1))
+    policy = RetryPolicy(attempts=3, on=frozenset({"5xx"}))
+    given = live(snapshot({"reviews:9080": [route(forward("c", retry=policy))]}, {"c": (one, TWO)}))
+    state = given.clusters["c"].state
+    flow = outbound_call(request(), context(given))
+    next(flow)
+    assert isinstance(flow.send(responded(503)), Wait)
+    assert state.retries == 1
+    other = Run(request(), context(given), responded(503))
+    assert (len(other.sends), state.retries) == (1, 1)
+    next(flow)
+    assert isinstance(flow.send(responded(503)), Wait)
+    assert state.retries == 1
+    next(flow)
+    assert isinstance(flow.send(responded(200)), Deliver)
+    assert state.retries == 1
+    flow.close()
+    other.flow.close()
+    assert state.retries == 0
+
+
+def test_remote_localities_are_tried_after_two_tries_in_this_one() -> None:
+    """Istio's retryRemoteLocalities is Envoy's previous_priorities with an update_frequency of 2."""
+    cluster = Cluster("c", load_balancing=LoadBalancing.ROUND_ROBIN)
+    near = tuple(Endpoint(f"10.0.0.{n}", 80) for n in (1, 2, 3))
+    far = tuple(Endpoint(f"10.1.0.{n}", 80, priority=1) for n in (1, 2, 3))
+    policy = RetryPolicy(attempts=3, on=frozenset({"5xx"}), retry_remote_localities=True)
+    given = snapshot({"reviews:9080": [route(forward("c", retry=policy))]}, {"c": (cluster, [])})
+    given = replace(given, assignments=(LoadAssignment("c", near + far),))
+    run = Run(request(), context(given), responded(503))
+    assert [send.endpoint.priority for send in run.sends] == [0, 0, 1, 1]
+
+
+# Deadlines
+
+
+def test_a_call_whose_caller_has_gone_is_not_started_at_all() -> None:
+    """Not routed, not delayed, not mirrored: one answer, 504."""
+    clock = Clock()
+    slow = Fault(delay=FaultDelay(7.0, ALWAYS))
+    given = snapshot({"reviews:9080": [route(forward("c", mirrors=(Mirror("c"),)), fault=slow)]}, {"c": ONE})
+    late = Run(request(), context(given, clock, deadline=clock.now))
+    assert [type(step).__name__ for step in late.steps] == ["Reply"]
+    assert (late.reply.status, late.reply.flag) == (504, "UT")
+    soon = Run(request(), context(given, clock, deadline=clock.now + 2.0), clock=clock)
+    assert soon.waits == [2.0]
+    assert (soon.reply.status, soon.sends, soon.mirrors) == (504, [], [])
+
+
+def test_the_body_has_the_deadline_and_the_idle_timeout() -> None:
+    """For adapters, which read it."""
+    clock = Clock()
+    run = Run(request(), context(service("reviews:9080", ONE, timeout=3.0, idle_timeout=0.5), clock))
+    assert isinstance(run.last, Deliver)
+    assert (run.last.deadline, run.last.idle_timeout) == (clock.now + 3.0, 0.5)
+
+
+def test_a_delay_is_flagged_on_what_it_delayed() -> None:
+    """Envoy's DI, beside what else happened."""
+    slow = Fault(delay=FaultDelay(7.0, ALWAYS))
+    given = snapshot({"reviews:9080": [route(forward("c"), fault=slow)]}, {"c": ONE})
+    for outcome, flag in (
+        (responded(), "DI"),
+        (failed("connect-failure"), "DI,UF"),
+        (failed("client-timeout"), "DI,DC"),
+    ):
+        last = Run(request(), context(given), outcome).last
+        assert last.flag == flag
+
+
+# What stands before a call
+
+
+def test_an_open_circuit_answers_at_once_and_tells_which_error_it_is() -> None:
+    """503, UO, x-envoy-overloaded, nothing sent; in shadow mode the call goes on."""
+    rules = BreakerRules(consecutive_failures=1, open_for=30.0)
+    for shadow, sends in ((frozenset[str](), 0), (frozenset({"breaker"}), 1)):
+        cluster = Cluster("c", breaker=rules, shadow=shadow)
+        called = context(live(snapshot({"reviews:9080": [route(forward("c"))]}, {"c": (cluster, ONE)})))
+        assert len(Run(request(), called, failed("client-timeout")).sends) == 1
+        refused = Run(request(), called)
+        assert len(refused.sends) == sends
+        if not sends:
+            assert (refused.reply.status, refused.reply.flag, refused.reply.error) == (503, "UO", CircuitOpen)
+            assert ("x-envoy-overloaded", "true") in refused.reply.headers
+
+
+@pytest.mark.parametrize(
+    ("outcome", "counts"),
+    [
+        (responded(500), True),
+        (failed("reset"), True),
+        (failed("client-timeout"), True),
+        (responded(404), False),
+        (failed("local"), False),
+    ],
+)
+def test_a_breaker_counts_how_a_call_ended_whatever_its_tries(outcome: Outcome, counts: bool) -> None:
+    """One call, one verdict: two tries that failed before a good one are no failure."""
+    cluster = Cluster("c", breaker=BreakerRules(consecutive_failures=1))
+    policy = RetryPolicy(on=frozenset({"5xx"}))
+    given = live(snapshot({"reviews:9080": [route(forward("c", retry=policy))]}, {"c": (cluster, ONE)}))
+    called = context(given)
+    Run(request(), called, responded(503), responded(503), responded(200))
+    assert len(Run(request(), called, outcome).sends) >= 1
+    assert (Run(request(), called).last.flag == "UO") is counts
+
+
+def test_a_cancelled_call_says_nothing_to_the_breaker() -> None:
+    """Neither good nor bad; and a half-open circuit gets its probe back."""
+    clock = Clock()
+    cluster = Cluster("c", breaker=BreakerRules(consecutive_failures=1, open_for=1.0, probes=1))
+    given = live(snapshot({"reviews:9080": [route(forward("c"))]}, {"c": (cluster, ONE)}))
+    called = context(given, clock)
+    Run(request(), called, responded(503))
+    clock.now += 2.0
+    probe = outbound_call(request(), called)
+    assert isinstance(next(probe), Send)
+    assert Run(request(), called).last.flag == "UO"
+    probe.close()
+    assert isinstance(Run(request(), called).last, Deliver)
+
+
+def test_a_generated_cookie_comes_with_the_response_and_keeps_its_endpoint() -> None:
+    """Consistent hashing by a cookie that the client does not have yet."""
+    ring = Cluster("c", load_balancing=LoadBalancing.RING_HASH)
+    by_cookie = (HashPolicy("cookie", "session", ttl=0.0, path="/"),)
+    many = [(f"10.0.0.{n}", 80) for n in range(8)]
+    called = context(
+        live(snapshot({"reviews:9080": [route(forward("c", hash_policies=by_cookie))]}, {"c": (ring, many)}))
+    )
+    first = Run(request(), called)
+    assert isinstance(first.last, Deliver)
+    ((name, cookie),) = first.last.headers[-1].add
+    assert name == "set-cookie"
+    for _ in range(5):
+        again = Run(request(headers={"cookie": cookie.partition(";")[0]}), called)
+        assert again.sends[0].endpoint == first.sends[0].endpoint
+        assert isinstance(again.last, Deliver)
+        assert again.last.headers == ()
+
+
+def test_a_caller_that_finds_its_own_way_has_all_the_rules_but_an_endpoint() -> None:
+    """No endpoint is needed, none is judged, nothing is mirrored; the limits hold."""
+    limited = Cluster("c", limits=ConnectionLimits(max_requests=1))
+    given = live(snapshot({"ratings:9080": [route(forward("c", mirrors=(Mirror("c"),)))]}, {"c": (limited, [])}))
+    called = context(given, finds_its_way=True)
+    run = Run(request("http://ratings:9080/"), called)
+    assert (run.sends[0].endpoint, run.mirrors) == (Endpoint("ratings", 9080), [])
+    assert Run(request("http://ratings:9080/"), called).last.flag == "UO"
+    run.flow.close()
+
+
+# Hedging
+
+
+def hedged(delay: float = 0.1, attempts: int = 3, **fields: Any) -> Snapshot:
+    cluster = fields.pop("cluster", Cluster("c"))
+    action = forward("c", hedge=HedgePolicy(delay, attempts), **fields)
+    return snapshot({"reviews:9080": [route(action)]}, {"c": (cluster, THREE)})
+
+
+def raced(given: Snapshot, *pairs: tuple[Outcome, float], method: str = "GET") -> tuple[Timeline, Reply | Deliver]:
+    clock = Clock()
+    timeline = Timeline(request(method=method), context(given, clock), clock, answered(*pairs))
+    last = timeline.run()
+    assert last is not None
+    timeline.flow.close()
+    return timeline, last
+
+
+def test_a_slow_call_is_sent_again_elsewhere_and_the_first_answer_wins() -> None:
+    """After the delay, and again after another; each to an endpoint that has none of them."""
+    timeline, last = raced(hedged(), (responded(), 9.0), (responded(), 9.0), (responded(), 0.05))
+    assert [at - 1000.0 for at, _ in timeline.sent] == pytest.approx([0.0, 0.1, 0.2])
+    assert len({send.endpoint for _, send in timeline.sent}) == 3
+    assert isinstance(last, Deliver)
+    assert (timeline.clock.now, timeline.lost) == (pytest.approx(1000.25), 2)
+
+
+def test_a_call_that_is_fast_enough_is_sent_once() -> None:
+    """Its answer is there before the delay has passed."""
+    timeline, _ = raced(hedged(), (responded(), 0.09))
+    assert (len(timeline.sent), timeline.lost) == (1, 0)
+
+
+def test_what_must_not_be_carried_out_twice_is_not_hedged() -> None:
+    """A POST, unless the policy allows to send it twice."""
+    timeline, _ = raced(hedged(), (responded(), 9.0), method="POST")
+    assert len(timeline.sent) == 1
+    allowed = RetryPolicy(attempts=0, resend_unsafe=True)
+    assert len(raced(hedged(retry=allowed), (responded(), 9.0), method="POST")[0].sent) == 1  # attempts: 0 is no policy
+    allowed = RetryPolicy(resend_unsafe=True)
+    assert len(raced(hedged(retry=allowed), (responded(), 9.0), method="POST")[0].sent) == 3
+
+
+def test_hedges_stay_inside_the_retry_budget() -> None:
+    """One place, one hedge."""
+    one = Cluster("c", limits=ConnectionLimits(max_retries=1))
+    timeline, _ = raced(hedged(cluster=one), (responded(), 9.0))
+    assert len(timeline.sent) == 2
+
+
+def test_a_server_that_fails_fast_does_not_win() -> None:
+    """Its answer counts only when no other attempt is left."""
+    timeline, last = raced(hedged(), (responded(), 0.5), (responded(503), 0.01))
+    assert isinstance(last, Deliver)
+    assert timeline.clock.now == pytest.approx(1000.5)
+    assert last.flag == ""
+    timeline, _ = raced(hedged(attempts=2), (responded(503), 0.15), (responded(500), 0.1))
+    assert timeline.clock.now == pytest.approx(1000.2)
+
+
+def test_a_bad_answer_starts_no_hedge_but_what_the_retry_policy_says() -> None:
+    """With its pause; the retries themselves are not hedged."""
+    policy = RetryPolicy(attempts=2, on=frozenset({"5xx"}))
+    timeline, last = raced(hedged(retry=policy), (responded(503), 0.0), (responded(), 9.0))
+    assert (len(timeline.sent), len(timeline.waits), timeline.lost) == (2, 1, 0)
+    assert isinstance(last, Deliver)
+
+
+def test_a_hedged_call_ends_at_its_deadline() -> None:
+    """504, and what is out has lost."""
+    timeline, last = raced(hedged(timeout=0.25), (responded(), 9.0))
+    assert (last.flag, timeline.clock.now) == ("UT", pytest.approx(1000.25))
+    assert [send.timeout for _, send in timeline.sent] == pytest.approx([0.25, 0.15, 0.05])
+
+
+def test_who_has_lost_is_counted_until_it_is_over() -> None:
+    """An attempt on a thread can't be interrupted; least request sees that its endpoint is still busy with it."""
+    clock = Clock()
+    given = live(hedged())
+    cluster = given.clusters["c"]
+    flow = outbound_call(request(), context(given, clock))
+    first = next(flow)
+    assert isinstance(first, Race)
+    clock.now += 0.1
+    second = flow.send(None)
+    assert isinstance(second, Race)
+    assert (first.ended is not None, second.ended is not None) == (True, True)
+    assert isinstance(flow.send(Finished(1, responded())), Win)
+    assert isinstance(next(flow), Deliver)
+    assert (sum(t.state.in_flight for t in cluster.targets), cluster.state.retries) == (2, 1)
+    flow.close()
+    assert (sum(t.state.in_flight for t in cluster.targets), cluster.state.retries) == (1, 0)
+    assert first.ended is not None
+    first.ended()
+    assert sum(t.state.in_flight for t in cluster.targets) == 0
