@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from meshlib.discovery import Source
     from meshlib.policy.explain import Explanation
+    from meshlib.state.breaker import Breaker
 
 _log = logging.getLogger("meshlib")
 
@@ -404,6 +405,25 @@ class Mesh:
         if self._live.router.match(request) is None:
             self.resolve(with_port(authority, request.scheme))
         return explain(self._live, request)
+
+    def breaker(self, host: str, subset: str = "") -> Breaker | None:
+        """The circuit breaker of a destination, a pybreaker.CircuitBreaker: to add listeners, to look at it, to open or
+        close it by hand. None when the configuration gives it none.
+
+        host: `reviews:9080`, as in a URL. Waits for the feed's answer about a host that was not asked for before. Stays
+        the same object as long as the destination has a breaker.
+        """
+        self.start()
+        authority = with_port(host.lower(), "http")
+        self.resolve(authority)
+        live = self._live
+        _, decisions = live.router.looked_at(Request("GET", "http", authority, "/", Headers()))
+        for decision in decisions:
+            for chosen in getattr(decision.action, "clusters", ()):
+                cluster = live.cluster(chosen.cluster)
+                if cluster is not None and cluster.cluster.subset == subset and cluster.breaker is not None:
+                    return cluster.breaker
+        return None
 
     def Client(self, **options: Any) -> httpx.Client:
         """`httpx.Client(transport=mesh.transport(), **options)`."""

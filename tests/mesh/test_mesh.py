@@ -271,3 +271,22 @@ def test_a_snapshot_without_hosts_is_still_a_snapshot() -> None:
     """An empty mesh passes everything through."""
     with Peer() as peer, mesh(snapshot({}, {})) as made, made.Client() as client:
         assert client.get(f"http://127.0.0.1:{peer.port}/").text == "ok"
+
+
+def test_a_breaker_is_found_by_its_host_and_is_the_one_that_calls_ask() -> None:
+    """Opened by hand, it refuses at once; a host without one has none."""
+    from meshlib.model import BreakerRules, Cluster
+
+    with Peer() as peer, mesh() as made, made.Client() as client:
+        publish(made, service("reviews:80", [peer.address], cluster=Cluster("c", breaker=BreakerRules())))
+        breaker = made.breaker("reviews")
+        assert breaker is not None
+        assert client.get("http://reviews/").status_code == 200
+        breaker.open()
+        refused = client.get("http://reviews/")
+        assert (refused.status_code, refused.headers["x-envoy-overloaded"]) == (503, "true")
+        breaker.close()
+        assert client.get("http://reviews/").status_code == 200
+        publish(made, service("reviews:80", [peer.address]))
+        assert made.breaker("reviews") is None
+        assert made.breaker("stranger:9080") is None
