@@ -89,11 +89,17 @@ class Peer:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        for _ in range(5):  # a connection that was being accepted has its task after so many turns at the most
+        # A connection that was being accepted becomes a task of ours in the end, or, if it is still shaking hands, a
+        # cancelled one.
+        this = asyncio.current_task()
+        while others := asyncio.all_tasks() - {this}:
+            accepting = others - self._tasks
+            if accepting:
+                await asyncio.wait(accepting, timeout=0.1)
+            for task in asyncio.all_tasks() - {this}:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
             await asyncio.sleep(0)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
