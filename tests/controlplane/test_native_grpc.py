@@ -59,7 +59,6 @@ class Judge:
 
     serving: Serving
     process: asyncio.subprocess.Process
-    before: tuple[Cluster, LoadAssignment] | None = None
 
     def order(self, word: str, *, calls: int = 1, **metadata: str) -> None:
         assert self.process.stdin is not None
@@ -77,22 +76,19 @@ class Judge:
         return await self.told()
 
     async def publish(self, cluster: Cluster, *servers: Echo, **action: Any) -> None:
-        """One cluster, and a route to it. The cluster before it stays for the calls that still use it: C-core accepts
-        routes at once, and follows them when their clusters are ready."""
+        """One cluster and a route to it; the cluster before it is gone."""
         made = mesh(cluster.name)
         (table,) = made.route_configurations
         (host,) = table.virtual_hosts
         (route,) = host.routes
         assert isinstance(route.action, md.Forward)
         route = replace(route, action=replace(route.action, **action))
-        now = cluster, LoadAssignment(cluster.name, tuple(Endpoint("127.0.0.1", each.port) for each in servers))
-        shown = sorted({each[0].name: each for each in (self.before or now, now)}.values(), key=lambda e: e[0].name)
-        self.before = now
+        endpoints = tuple(Endpoint("127.0.0.1", each.port) for each in servers)
         await self.serving.publish(
             replace(
                 made,
-                clusters=tuple(each for each, _ in shown),
-                assignments=tuple(each for _, each in shown),
+                clusters=(cluster,),
+                assignments=(LoadAssignment(cluster.name, endpoints),),
                 route_configurations=(replace(table, virtual_hosts=(replace(host, routes=(route,)),)),),
             )
         )
@@ -157,7 +153,8 @@ async def test_a_native_grpc_client_follows_endpoints_and_routes() -> None:
 
 @pytest.mark.processes
 async def test_a_native_grpc_client_takes_everything_that_the_model_can_say() -> None:
-    """Every policy, limit, budget and check: what C-core does not know, it finds something else for, or passes over."""
+    """Every policy, limit, budget and check: what C-core does not know, it finds something else for, or passes over.
+    Each time the cluster before is gone, and no call fails."""
     async with judging() as (judge, one, two):
         given = [each for each in everything(0, 0).clusters if each.type is ClusterType.EDS]
         assert {each.load_balancing for each in given} == set(LoadBalancing)

@@ -354,6 +354,36 @@ def test_a_client_that_names_its_clusters_waits_for_nothing(make: type[Client]) 
     assert client.ask(ROUTE, "r", now=now) == ["RDS r"]
 
 
+def test_sotw_a_cluster_that_is_gone_stays_for_a_client_that_still_names_it() -> None:
+    """C-core's calls take the old cluster until the new one is ready, long after the route was accepted."""
+    client = sotw()
+    before = view("old", routes=[("r", "old")], listeners=["l"])
+    after = view("new", routes=[("r", "new")], listeners=["l"])
+    for type_url, name in ((LISTENER, "l"), (ROUTE, "r"), (CLUSTER, "old"), (ENDPOINT, "old")):
+        client.ask(type_url, name, now=before)
+        client.ack(type_url, name, now=before)
+    assert client.due(after) == ["RDS r"]
+    assert client.ack(ROUTE, "r", now=after) == []
+    nonces = {type_url: client.last[type_url].nonce for type_url in (CLUSTER, ENDPOINT)}
+    assert client.ask(CLUSTER, "new", "old", now=after, nonce=nonces[CLUSTER]) == ["CDS new old"]
+    assert client.ack(CLUSTER, "new", "old", now=after) == []
+    assert client.ask(ENDPOINT, "new", "old", now=after, nonce=nonces[ENDPOINT]) == ["EDS new"]
+    assert client.ack(ENDPOINT, "new", "old", now=after) == []
+    assert client.ask(ENDPOINT, "new", now=after, nonce=client.last[ENDPOINT].nonce) == []
+    assert client.ask(CLUSTER, "new", now=after, nonce=client.last[CLUSTER].nonce) == []
+
+
+def test_sotw_a_cluster_that_is_gone_and_that_a_route_leads_to_is_taken_away() -> None:
+    """Nobody will come to the end of using it: calls shall get 503 as on every other client."""
+    client = sotw()
+    before = view("old", routes=[("r", "old")], listeners=["l"])
+    after = view(routes=[("r", "old")], listeners=["l"])
+    for type_url, name in ((LISTENER, "l"), (ROUTE, "r"), (CLUSTER, "old"), (ENDPOINT, "old")):
+        client.ask(type_url, name, now=before)
+        client.ack(type_url, name, now=before)
+    assert client.due(after) == ["CDS", "EDS old"]
+
+
 @pytest.mark.parametrize("make", [delta, sotw])
 def test_a_type_in_flight_holds_back_what_may_name_it(make: type[Client]) -> None:
     """The first push is not answered; the second one brings a cluster and the route to it."""

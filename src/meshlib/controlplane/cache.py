@@ -17,6 +17,7 @@ from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,
     Cluster,
+    Forward,
     Listener,
     LoadAssignment,
     Locality,
@@ -92,6 +93,18 @@ class View:
         self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
         self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
         self._renamed: dict[tuple[str, bool], Resource | None] = {}
+
+    @cached_property
+    def routed(self) -> frozenset[str]:
+        """The clusters that any route leads to, whether they are there or not."""
+        actions = (
+            route.action
+            for configuration in self.snapshot.route_configurations
+            for host in configuration.virtual_hosts
+            for route in host.routes
+            if isinstance(route.action, Forward)
+        )
+        return frozenset(each.cluster for action in actions for each in (*action.clusters, *action.mirrors))
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         """The resource that a client asked for by name.

@@ -33,6 +33,9 @@ Order (make before break)
     names it; there is nothing to wait for.
 12. Clusters and endpoints that are gone are taken away last, when everything else was accepted: who has refused the new
     routes still uses the old.
+13. SotW: a cluster that is gone and that no route leads to any more is left, with its endpoints, to a client that still
+    names it: C-core accepts routes at once, follows them when their clusters are ready, and names the old one for as
+    long as calls may still take it. (Delta is spoken by clients that hold on to it themselves.)
 """
 
 from __future__ import annotations
@@ -291,9 +294,12 @@ class SotwStream(Stream):
             if resource is not None
         }
         owed, sent = subscription.owed, subscription.sent
+        lingering = self._lingering(subscription, view, wanted)
         if subscription.type_url in WHOLE_SET:
             if not may_remove:
                 wanted = {**subscription.kept, **wanted}
+            elif lingering:
+                wanted.update((name, subscription.kept[name]) for name in lingering)
             is_due = subscription.owes_answer or bool(owed)
             if not is_due and sent == {name: resource.version for name, resource in wanted.items()}:
                 return None
@@ -303,13 +309,22 @@ class SotwStream(Stream):
             subscription.kept = wanted
             return self._send(subscription, view, (wanted[name] for name in sorted(wanted)))
         if subscription.type_url == ENDPOINT:
-            for name in subscription.names - wanted.keys():
+            for name in subscription.names - wanted.keys() - lingering:
                 if name in owed or (may_remove and sent.get(name) is not None):
                     wanted[name] = empty_assignment(name)
         if may_remove:
-            for name in sent.keys() - wanted.keys():
+            for name in sent.keys() - wanted.keys() - lingering:
                 del sent[name]  # it is sent again when it is born again
         changed = [wanted[name] for name in sorted(wanted) if name in owed or sent.get(name) != wanted[name].version]
         owed.clear()
         subscription.owes_answer = False
         return self._send(subscription, view, changed) if changed else None
+
+    def _lingering(self, subscription: Subscription, view: View, wanted: Mapping[str, Resource]) -> set[str]:
+        """What rule 13 leaves to a client that names its clusters."""
+        clusters = self.subscriptions.get(CLUSTER)
+        if subscription.type_url not in (CLUSTER, ENDPOINT) or clusters is None or clusters.is_wildcard:
+            return set()
+        gone = (clusters.kept.keys() & clusters.names) - view.resources[CLUSTER].keys()
+        gone = (gone & subscription.names) - wanted.keys()
+        return gone - view.routed if gone else gone
