@@ -102,9 +102,13 @@ class View:
             for configuration in self.snapshot.route_configurations
             for host in configuration.virtual_hosts
             for route in host.routes
-            if isinstance(route.action, Forward)
         )
-        return frozenset(each.cluster for action in actions for each in (*action.clusters, *action.mirrors))
+        forwards = (action for action in actions if isinstance(action, Forward))
+        found: set[str] = set()
+        for action in forwards:
+            found.update(each.cluster for each in action.clusters)
+            found.update(each.cluster for each in action.mirrors)
+        return frozenset(found)
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         """The resource that a client asked for by name.
