@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from meshlib.state.breaker import Permit
 
 _MILLION = 1_000_000
+_ORIGINAL_DST = ClusterType.ORIGINAL_DST
 _PRIORITIES_UPDATE = 2
 """Of how many tries the priorities are tried before they are avoided (Istio's previous_priorities.update_frequency)."""
 _RESELECT = 5
@@ -165,7 +166,10 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
                 yield _timed_out(request, decision)
                 return
             current = context.live().cluster(chosen.cluster) or cluster  # a retry sees today's endpoints
-            target = _pick(current, request, context, now, tried, key, retrying)
+            if tried or context.finds_its_way or current.cluster.type is _ORIGINAL_DST:
+                target = _pick(current, request, context, now, tried, key, retrying)
+            else:
+                target = current.pick(now, (), 0, key)
             if target is None:
                 # An attempt that failed says more than "no healthy upstream", but Envoy's answer is this one.
                 yield Reply(503, (), b"no healthy upstream", "UH", f"{current.name}: no endpoint can be called")
@@ -289,10 +293,9 @@ def _pick(
     key: int | None,
     retrying: Retrying | None,
 ) -> Target | None:
-    if context.finds_its_way or cluster.cluster.type is ClusterType.ORIGINAL_DST:
+    """For a retry, a hedge, or a call that goes where its caller says."""
+    if context.finds_its_way or cluster.cluster.type is _ORIGINAL_DST:
         return _original_destination(request)
-    if not tried:
-        return cluster.pick(now, tried, 0, key)
     if retrying is None:
         return cluster.pick(now, tried, _RESELECT, key)
     avoid: Collection[int] = ()

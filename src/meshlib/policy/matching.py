@@ -92,8 +92,17 @@ def compile_header(header: HeaderMatch) -> Callable[[HeaderView], bool]:
 
 
 def _compile_header(header: HeaderMatch) -> Predicate:
-    fits = compile_header(header)
-    return lambda request: fits(request.headers)
+    name, match = header.name, header.match
+    if header.invert or match.kind == "present":
+        holds = compile_header(header)
+        return lambda request: holds(request.headers)
+    fits = compile_string(match)
+
+    def is_there(request: Request) -> bool:  # the commonest, without a step in between
+        value = request.headers.get(name)
+        return value is not None and fits(value)
+
+    return is_there
 
 
 def _compile_query(query: QueryMatch) -> Predicate:
