@@ -89,17 +89,14 @@ class Peer:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        # A connection that was being accepted becomes a task of ours in the end, or, if it is still shaking hands, a
-        # cancelled one.
-        this = asyncio.current_task()
+        # A connection that was being accepted becomes a task, which registers itself as it begins: cancelled before
+        # that, it would close nothing. One that is still shaking hands after a second is cancelled all the same.
+        this, patience = asyncio.current_task(), 10
         while others := asyncio.all_tasks() - {this}:
-            accepting = others - self._tasks
-            if accepting:
-                await asyncio.wait(accepting, timeout=0.1)
-            for task in asyncio.all_tasks() - {this}:
+            for task in others & self._tasks if patience else others:
                 task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await asyncio.sleep(0)
+            await asyncio.wait(others, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            patience -= 1 if others == asyncio.all_tasks() - {this} and patience else 0
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
