@@ -307,3 +307,15 @@ async def test_what_must_end_a_call_ends_an_async_race(world: Live) -> None:
     with pytest.raises(ZeroDivisionError):
         await drive_async(call(world), Async(servers))
     assert counts(world) == (0, 0, 0)
+
+
+def test_a_loop_that_ends_leaves_no_count_behind(world: Live) -> None:
+    """asyncio.run() ends with the winner's answer, before the loser's task has had its turn."""
+    servers = Servers(threading.Event(), GOOD)
+
+    async def main() -> Flow:
+        _, flow = await drive_async(call(world), Async(servers))
+        return flow
+
+    asyncio.run(main()).close()
+    assert counts(world) == (0, 0, 0)

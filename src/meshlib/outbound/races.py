@@ -158,19 +158,14 @@ class Tasks(Generic[R]):
         assert exchange is not None
         for each, racer in enumerate(self._racers):
             if each != number:
-                task = asyncio.ensure_future(_abandoned(*racer))
-                _background.add(task)
-                task.add_done_callback(_background.discard)
+                _abandon(*racer)
         self._racers.clear()
         return exchange
 
     async def give_up(self) -> None:
         """End the race without a winner; returns when all is released, and raises nothing but another cancellation."""
         racers, self._racers = self._racers, []
-        ending = [asyncio.ensure_future(_abandoned(*racer)) for racer in racers]
-        _background.update(ending)
-        for task in ending:
-            task.add_done_callback(_background.discard)
+        ending = [_abandon(*racer) for racer in racers]
         if ending:
             await asyncio.wait(ending)
 
@@ -182,15 +177,26 @@ async def _sent(exchange: AsyncExchange[R], send: Send) -> Outcome:
     return await exchange.send(send)
 
 
-async def _abandoned(
+def _abandon(
     exchange: AsyncExchange[R] | None, task: asyncio.Task[Outcome] | None, ended: Callable[[], None]
-) -> None:
-    try:
-        if exchange is not None and task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen: it is nobody's any more
-            await exchange.release()
-    finally:
+) -> asyncio.Task[None]:
+    abandoning: asyncio.Task[None] = asyncio.ensure_future(_released(exchange, task))
+    _background.add(abandoning)
+
+    def over(task: asyncio.Task[None]) -> None:
+        # Here and not in the task: one that is cancelled before it has begun, by a loop that ends, runs nothing.
+        _background.discard(task)
         ended()
+
+    abandoning.add_done_callback(over)
+    return abandoning
+
+
+async def _released(exchange: AsyncExchange[R] | None, task: asyncio.Task[Outcome] | None) -> None:
+    if exchange is None or task is None:
+        return
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen: it is nobody's any more
+    await exchange.release()
