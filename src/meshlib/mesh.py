@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import urllib3
 
     from meshlib.discovery import Source
+    from meshlib.discovery.health import HealthChecker
     from meshlib.policy.explain import Explanation
     from meshlib.state.breaker import Breaker
 
@@ -202,6 +203,7 @@ class Mesh:
         self._unanswered: set[str] = set()
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
+        self._health: HealthChecker | None = None
         self._is_started = False
         self._closing = threading.Event()
         self._ready_thread: threading.Thread | None = None
@@ -266,6 +268,7 @@ class Mesh:
             # Every source checks what it hands over, so this is a defect; calls go on with what they had.
             _log.exception("configuration %s can't be used; %s stays in force", snapshot, self._live)
             return
+        self._check_health()
         with self._changed:
             self._unanswered.clear()
             self._changed.notify_all()
@@ -275,6 +278,17 @@ class Mesh:
                 loop.call_soon_threadsafe(event.set)
             except RuntimeError:  # that loop is closed; its waiter is gone with it
                 pass
+
+    def _check_health(self) -> None:
+        """Active checks of what the configuration asks for; nothing is started while it asks for none."""
+        if self._health is None:
+            if self._closing.is_set() or not any(each.cluster.health_checks for each in self._live.clusters.values()):
+                return
+            from meshlib.discovery.health import HealthChecker
+            from meshlib.outbound.tls import client_context
+
+            self._health = HealthChecker(self._read_live, time.monotonic, client_context)
+        self._health.update(self._live)
 
     # Calls out
 
@@ -547,6 +561,8 @@ class Mesh:
         child reads its copy of `live` and gets feeds, a node id and a registration of its own."""
         was_started, was_serving, was_closed = self._is_started, self._ready_thread is not None, self._closed
         self.node = self.settings.node(self.node.kind)
+        if self._health is not None:
+            _orphans.append(self._health)  # its loop is the parent's: neither used nor closed here
         self._forget_threads()
         if was_closed:
             self._closing.set()
@@ -578,6 +594,8 @@ class Mesh:
         for running in (thread, ready):
             if running is not None and running is not threading.current_thread():
                 running.join(5.0)
+        if self._health is not None:
+            self._health.stop()
         for transport in list(self._transports):
             transport.close()
         _instances.discard(self)
@@ -627,6 +645,7 @@ def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]
 
 
 _instances: weakref.WeakSet[Mesh] = weakref.WeakSet()
+_orphans: list[object] = []
 
 
 def _mesh_here(settings: Settings, kind: NodeKind) -> Mesh:

@@ -106,6 +106,9 @@ class LiveCluster:
             if self._detector is None:
                 for state in self._states.values():
                     state.is_ejected = False
+            if not cluster.health_checks:
+                for state in self._states.values():
+                    state.is_healthy = True
             self.state.ejected = sum(state.is_ejected for state in self._states.values())
             self.state.rebuild = self._rebuild
             self._rebuild(now)
