@@ -414,6 +414,30 @@ def test_the_timeout_covers_the_body_too(call: Caller, here: Mesh) -> None:
         assert isinstance(caught.value, meshlib.UpstreamTimeout)
 
 
+def test_a_body_that_stalls_is_cut_by_the_idle_timeout(call: Caller, here: Mesh) -> None:
+    """Forward.idle_timeout: without a byte for so long it is over; with one now and then it may take as long as it
+    likes."""
+    stalls = False
+
+    async def some(_: Received) -> Answer:
+        async def chunks():  # type: ignore[no-untyped-def]
+            for _ in range(8):
+                yield b"x"
+                await asyncio.sleep(0.05)
+            if stalls:
+                await asyncio.sleep(60)
+
+        return Answer(chunks=chunks())
+
+    with Peer(some) as peer:
+        publish(here, service("reviews:9080", [peer.address], idle_timeout=0.25))
+        assert call.get(URL).text == "x" * 8
+        stalls = True
+        with pytest.raises(call.errors.late) as caught:
+            call.get(URL)
+        assert isinstance(caught.value, meshlib.UpstreamTimeout)
+
+
 def test_answers_of_the_mesh_look_like_a_servers(call: Caller, here: Mesh) -> None:
     """Direct response, fault, empty service: responses, not exceptions, as behind a sidecar."""
     broken = Fault(abort=FaultAbort(1_000_000, 500))

@@ -547,3 +547,11 @@ def test_a_call_inside_the_call_says_by_itself_what_happened(here: Mesh) -> None
         get_ratings()
     assert isinstance(caught.value, meshlib.UpstreamConnectionFailure)
     assert caught.value.endpoint == f"127.0.0.1:{closed[1]}"
+
+
+def test_a_function_finds_its_own_way_where_the_mesh_knows_no_endpoint(here: Mesh) -> None:
+    """A database's host, say: the rules of the destination hold, nobody is picked."""
+    publish(here, service("ratings:80", [], retry=AT_ONCE))
+    work = Failing(1)
+    assert here.outbound("ratings", idempotent=True)(lambda: work())() == "done"
+    assert work.calls == 2

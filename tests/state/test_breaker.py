@@ -16,7 +16,6 @@ from meshlib.policy.cluster import LiveCluster
 from meshlib.state.breaker import Breaker, Permit
 from snapshots import Clock
 
-
 EVENTS = ("take", "success", "failure", "cancel", "wait", "open", "close")
 
 

@@ -78,7 +78,8 @@ class Destination:
         deadline = None if carried is None else carried.remaining_deadline()
         headers = _NO_HEADERS if carried is None else propagation.CarryingHeaders(_NO_HEADERS, carried)
         request = Request("GET" if self.idempotent else "POST", "http", self.authority, self.path, headers)
-        return outbound_call(request, self.home.call_context(deadline, self.idempotent))
+        context = self.home.call_context(deadline, self.idempotent)
+        return outbound_call(request, context._replace(finds_its_way=True))
 
     def report_unknown(self, function: Callable[..., Any]) -> None:
         """Once; and not at all where no mesh is configured, since there every name is unknown."""

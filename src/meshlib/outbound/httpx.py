@@ -60,7 +60,18 @@ class Home(Protocol):
 class _Exchange(Generic[W]):
     """One call in httpx's terms: what the sync and the async exchange share (outbound/drive.Exchange)."""
 
-    __slots__ = ("_body", "_carried", "_endpoint", "_error", "_response", "_timeouts", "request", "transport", "view")
+    __slots__ = (
+        "_body",
+        "_carried",
+        "_endpoint",
+        "_error",
+        "_response",
+        "_sent_timeouts",
+        "_timeouts",
+        "request",
+        "transport",
+        "view",
+    )
 
     def __init__(self, transport: _Transport, request: httpx.Request) -> None:
         url = request.url
@@ -100,7 +111,8 @@ class _Exchange(Generic[W]):
             headers = [*headers, *propagation.outbound_headers(self._carried, self.request.headers, step.timeout)]
         if step.headers:
             headers = apply(step.headers, headers)
-        timeouts = dict(self._timeouts)
+        # The engine looks at them again when the body is read, so that `deliver` may shorten them.
+        self._sent_timeouts = timeouts = dict(self._timeouts)
         connect = timeouts.get("connect")
         timeouts["connect"] = cluster.connect_timeout if connect is None else min(connect, cluster.connect_timeout)
         if step.timeout is not None:
@@ -171,12 +183,16 @@ class _Exchange(Generic[W]):
             kind = getattr(library, self._error.error, library.TransportError)
             error = kind(str(self._error), request=self.request)
             raise failed(error, self._error.failure, step.flag, step.reason, self._endpoint) from self._error.__cause__
+        idle = step.idle_timeout
+        if idle is not None:
+            limit = self._sent_timeouts.get("read")
+            self._sent_timeouts["read"] = idle if limit is None else min(limit, idle)
         return cast(
             "httpx.Response",
             library.Response(
                 response.status,
                 headers=apply(step.headers, response.headers) if step.headers else response.headers,
-                stream=self.transport.body(response, flow, step.deadline),
+                stream=self.transport.body(response, flow, step.deadline, idle),
                 extensions=dict(response.extensions),
             ),
         )
@@ -278,6 +294,10 @@ class _Transport:
             Exception, failed(error, TIMEOUT, "UT", "the route's timeout passed while the response's body was read")
         )
 
+    def _idled(self) -> Exception:
+        error = self.library.ReadTimeout("the response has stalled")
+        return cast(Exception, failed(error, TIMEOUT, "UT", "the route's idle timeout passed between two reads"))
+
 
 class _SyncTransport(_Transport):
     def __init__(self, home: Home, engine: Engine, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -365,8 +385,8 @@ def sync_transport_class(library: ModuleType) -> type[Any]:
     class MeshTransport(_SyncTransport, library.BaseTransport):  # type: ignore[name-defined, misc]
         """An httpx transport whose calls go through the mesh. Thread-safe, as httpx.Client is."""
 
-        def body(self, response: WireResponse, flow: Flow, deadline: float | None) -> Body:
-            return Body(self, response, flow, deadline)
+        def body(self, response: WireResponse, flow: Flow, deadline: float | None, idle: float | None) -> Body:
+            return Body(self, response, flow, deadline)  # a read that takes longer than `idle` ends by itself
 
     MeshTransport.library = library
     return MeshTransport
@@ -377,29 +397,39 @@ def async_transport_class(library: ModuleType) -> type[Any]:
     """The async transport over `library` (httpx or httpx2), whose AsyncBaseTransport it subclasses."""
 
     class Body(library.AsyncByteStream):  # type: ignore[name-defined, misc]
-        __slots__ = ("_deadline", "_flow", "_response", "_transport")
+        __slots__ = ("_deadline", "_flow", "_idle", "_response", "_transport")
 
-        def __init__(self, transport: _AsyncTransport, response: AsyncWireResponse, flow: Flow, deadline: float | None):
+        def __init__(
+            self,
+            transport: _AsyncTransport,
+            response: AsyncWireResponse,
+            flow: Flow,
+            deadline: float | None,
+            idle: float | None,
+        ) -> None:
             self._transport, self._response, self._flow, self._deadline = transport, response, flow, deadline
+            self._idle = idle
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
-                if self._deadline is None:
+                if self._deadline is None and self._idle is None:
                     async for chunk in self._response.stream:
                         yield chunk
                 else:
                     chunks = aiter(self._response.stream)
-                    while (part := await self._next(chunks, self._deadline)) is not None:
+                    while (part := await self._next(chunks)) is not None:
                         yield part
             except Exception as error:
                 raise self._transport._read_error(error) from error
 
-        async def _next(self, chunks: AsyncIterator[bytes], deadline: float) -> bytes | None:
+        async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            is_idle = self._idle is not None and (left is None or self._idle < left)
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+                async with asyncio.timeout(self._idle if is_idle else left):
                     return await anext(chunks, None)
             except TimeoutError:
-                raise self._transport._too_late() from None
+                raise (self._transport._idled() if is_idle else self._transport._too_late()) from None
 
         async def aclose(self) -> None:
             try:
@@ -410,8 +440,8 @@ def async_transport_class(library: ModuleType) -> type[Any]:
     class AsyncMeshTransport(_AsyncTransport, library.AsyncBaseTransport):  # type: ignore[name-defined, misc]
         """An httpx async transport whose calls go through the mesh, on asyncio."""
 
-        def body(self, response: AsyncWireResponse, flow: Flow, deadline: float | None) -> Body:
-            return Body(self, response, flow, deadline)
+        def body(self, response: AsyncWireResponse, flow: Flow, deadline: float | None, idle: float | None) -> Body:
+            return Body(self, response, flow, deadline, idle)
 
     AsyncMeshTransport.library = library
     return AsyncMeshTransport

@@ -645,7 +645,10 @@ class _Exchange:
         connection: Any = self._connection
         if step.headers:
             _changed(response, apply(step.headers, _lines(response.headers)))
-        connection.patience.until = step.deadline
+        patience: Patience = connection.patience
+        patience.until = step.deadline
+        if step.idle_timeout is not None and (patience.pause is None or step.idle_timeout < patience.pause):
+            patience.pause = step.idle_timeout
         connection.end = flow.close
         response._patience, response._endpoint = connection.patience, self._endpoint
         response.extensions = {"meshlib.flag": step.flag, "meshlib.reason": step.reason}
