@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from everything import everything
 from town import EXAMPLES, ROOT, Town, answers, eventually
 
 from ads_peer import AdsPeer
+from everything import everything
 from meshlib.model import ClusterType
 from peers import unused_port
 

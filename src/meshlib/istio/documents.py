@@ -32,6 +32,7 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAG = "tag:yaml.org,2002:"
 
 MAX_DEPTH = 100
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_VALUES = 1_000_000
 """Aliases count as often as they are used, so a few lines can't stand for billions of values."""
 
@@ -110,6 +111,8 @@ class _Builder:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line if mark else 0
+            if "nesting depth" in (error.problem or ""):  # libyaml has a bound of its own, which may be reached first
+                raise InvalidYaml(self._document.first_line + line + 1, _TOO_DEEP) from error
             raise InvalidYaml(self._document.first_line + line + 1, _sentence(error)) from error
         except (yaml.YAMLError, UnicodeError) as error:
             first = self._document.first_line + 1
@@ -139,7 +142,7 @@ class _Builder:
     def _bound_depth(self, event: Any, more: int) -> None:
         """Aliases count with what they stand for: whoever walks a value by recursion walks MAX_DEPTH levels at most."""
         if len(self._stack) + more > MAX_DEPTH:
-            raise self._wrong(event, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._wrong(event, _TOO_DEEP)
 
     def _add(self, value: Any, event: Any, anchor: str | None, size: int, depth: int) -> None:
         if anchor is not None:

@@ -15,31 +15,67 @@ import aiohttp
 from yarl import URL
 
 from meshlib.errors import SettingsError
+from meshlib.model import ConnectionLimits
+from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
 from meshlib.outbound.wire import AsyncWireResponse, SendFailed, WireRequest
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 
-KEEPALIVE = 4.0
-"""Seconds an idle connection is kept: less than uvicorn's 5, so that the client is the one who closes."""
 _BODILESS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE"})
 
 
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's connections under a destination's rules."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        idle = KEEPALIVE if limits.idle_timeout is None else limits.idle_timeout
+        super().__init__(limit=0, keepalive_timeout=idle, use_dns_cache=False)
+        self.limits = limits
+        self._lives: weakref.WeakKeyDictionary[Any, tuple[float, int]] = weakref.WeakKeyDictionary()
+        """By connection: when it was opened, and how many requests it has taken."""
+
+    async def connect(self, *request: Any, **options: Any) -> Any:
+        while True:
+            connection = await super().connect(*request, **options)
+            protocol: Any = connection.protocol
+            now = time.monotonic()
+            known = self._lives.get(protocol)
+            opened, served = known or (now, 0)
+            if known is None:
+                transport = connection.transport
+                set_options(None if transport is None else transport.get_extra_info("socket"), self.limits)
+            elif not may_serve(self.limits, served, opened, now):
+                connection.close()  # it has grown too old while it was idle
+                continue
+            self._lives[protocol] = opened, served + 1
+            if not may_serve(self.limits, served + 1, opened, now):
+                protocol.force_close()  # after this request, which is its last
+            return connection
+
+
+def set_options(sock: Any, limits: ConnectionLimits) -> None:
+    for option in socket_options(limits) if sock is not None else ():
+        sock.setsockopt(*option)
+
+
 class AiohttpEngine:
-    """One aiohttp session for each (event loop, cluster), so that clusters share no connection."""
+    """One aiohttp session for each (event loop, cluster), so that clusters share no connection; another where the rules
+    for the cluster's connections have changed."""
 
     def __init__(self) -> None:
-        self._sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, aiohttp.ClientSession]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._sessions: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, dict[tuple[str, ConnectionLimits], aiohttp.ClientSession]
+        ] = weakref.WeakKeyDictionary()
 
     def _session(self, request: WireRequest) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
         sessions = self._sessions.get(loop)
         if sessions is None:
             sessions = self._sessions.setdefault(loop, {})
-        session = sessions.get(request.cluster.name)
+        key = request.cluster.name, request.cluster.cluster.limits
+        session = sessions.get(key)
         if session is None:
-            session = sessions[request.cluster.name] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, use_dns_cache=False),
+            session = sessions[key] = aiohttp.ClientSession(
+                connector=_Connector(key[1]),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 raise_for_status=False,

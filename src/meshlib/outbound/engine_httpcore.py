@@ -4,6 +4,10 @@ httpcore's own pool scans every connection for every request, twice, and collaps
 #1035); it also shares a connection between two services behind one address. Here each (cluster, endpoint) has a stack
 of idle connections: take one, or open one; give it back when the body ends. `httpcore2` has the same classes, so both
 use this file.
+
+HTTP/2 is spoken where the cluster says so (Istio's h2UpgradePolicy, ports named http2 or grpc), one call at a time on a
+connection: httpcore's sends from several threads get in each other's way, and a stream that is given up there leaves
+what still arrives for it uncounted, so that the connection's window shrinks until all its calls stand still.
 """
 
 from __future__ import annotations
@@ -12,15 +16,16 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from meshlib.model import ConnectionLimits
+from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
 from meshlib.outbound.wire import AsyncWireResponse, SendFailed, WireRequest, WireResponse
-from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
+from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, REFUSED_STREAM, RESET, TIMEOUT
 
-KEEPALIVE = 4.0
-"""Seconds an idle connection is kept: less than uvicorn's 5, so that the client is the one who closes."""
 MAX_IDLE = 128
 """Idle connections kept for one endpoint; one more is closed when it comes back."""
 
@@ -36,7 +41,10 @@ _FAILURES = {
     "WriteTimeout": CLIENT_TIMEOUT,
 }
 _TIMEOUTS = frozenset({"ConnectTimeout", "ReadTimeout", "WriteTimeout"})
-_STALE = frozenset({"ReadError", "WriteError", "RemoteProtocolError"})
+_STALE = frozenset({"ReadError", "WriteError", "RemoteProtocolError", "ConnectionNotAvailable"})
+_REFUSED = 7
+"""HTTP/2's REFUSED_STREAM (RFC 9113, 7): the server has not looked at the request."""
+_HAS_H2 = find_spec("h2") is not None
 
 
 def _key(request: WireRequest) -> _Key:
@@ -60,10 +68,77 @@ def _native(core: Any, request: WireRequest) -> Any:
 
 def _failed(error: Exception, request: WireRequest, started: float) -> SendFailed:
     name = type(error).__name__
+    if _is_refused(error):
+        return SendFailed(
+            REFUSED_STREAM, "RemoteProtocolError", f"the server has refused the stream: {str(error) or name}"
+        )
     failure = _FAILURES.get(name, LOCAL)
     if name in _TIMEOUTS and request.timeout is not None and time.monotonic() - started >= request.timeout - 0.001:
         failure = TIMEOUT  # the phase was cut to the call's remaining time, so it is the mesh's timeout that passed
     return SendFailed(failure, name, str(error) or name)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the server says that it has not begun with this request, so that any method may be sent again: its stream
+    was refused, or lies beyond the last one that a GOAWAY lets in (RFC 9113, 6.8)."""
+    if type(error).__name__ == "ConnectionNotAvailable":
+        return True
+    (event, *_) = error.args or (None,)
+    if type(event).__name__ == "ConnectionTerminated":
+        return not getattr(event, "last_stream_id", 1)
+    return type(event).__name__ == "StreamReset" and getattr(event, "error_code", None) == _REFUSED
+
+
+def _protocols(request: WireRequest) -> dict[str, bool]:
+    """How httpcore is told which HTTP to speak: with TLS the server chooses, without it knows beforehand."""
+    if not request.cluster.cluster.http2 or not _HAS_H2:
+        return {}
+    return {"http1": request.scheme == b"https", "http2": True}
+
+
+class _Body:
+    """The body of an HTTP/2 response. A stream whose end was not seen still has data coming, for nobody."""
+
+    __slots__ = ("_body", "is_whole")
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.is_whole = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._body
+        self.is_whole = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._body:
+            yield chunk
+        self.is_whole = True
+
+
+def _is_http2(response: Any) -> bool:
+    return bool(response.extensions.get("http_version") == b"HTTP/2")
+
+
+class _Held:
+    """A connection, and what the destination's rules ask of it. Used by one call at a time."""
+
+    __slots__ = ("connection", "opened", "served")
+
+    def __init__(self, connection: Any, now: float) -> None:
+        self.connection = connection
+        self.opened = now
+        self.served = 0
+
+
+def _options(request: WireRequest) -> dict[str, Any]:
+    """What httpcore's connections are made with, besides the origin."""
+    limits = request.cluster.cluster.limits
+    return {
+        "ssl_context": request.tls,
+        "keepalive_expiry": KEEPALIVE if limits.idle_timeout is None else limits.idle_timeout,
+        "socket_options": socket_options(limits),
+        **_protocols(request),
+    }
 
 
 class _Idle:
@@ -72,15 +147,15 @@ class _Idle:
     __slots__ = ("_owner", "_stacks", "_swept")
 
     def __init__(self) -> None:
-        self._stacks: dict[_Key, list[Any]] = {}
+        self._stacks: dict[_Key, list[_Held]] = {}
         self._owner = os.getpid()
         self._swept = time.monotonic()
 
-    def stack(self, key: _Key) -> list[Any]:
+    def stack(self, key: _Key) -> list[_Held]:
         if os.getpid() != self._owner:
             # A fork: the sockets belong to the parent. They are neither used nor closed here (closing a TLS
             # connection would speak on the parent's behalf), just kept from being collected with a warning.
-            _ORPHANS.extend(connection for stack in self._stacks.values() for connection in stack)
+            _ORPHANS.extend(held for stack in self._stacks.values() for held in stack)
             self._stacks, self._owner = {}, os.getpid()
         found = self._stacks.get(key)
         return self._stacks.setdefault(key, []) if found is None else found
@@ -97,21 +172,21 @@ class _Idle:
         self._swept = now
         for stack in list(self._stacks.values()):
             try:
-                while stack[0].has_expired():
-                    yield stack.pop(0)
+                while stack[0].connection.has_expired():
+                    yield stack.pop(0).connection
             except IndexError:  # empty, or another thread was faster
                 continue
 
     def drain(self) -> Iterator[Any]:
         for stack in list(self._stacks.values()):
             while stack:
-                yield stack.pop()
+                yield stack.pop().connection
 
     def __repr__(self) -> str:
         return f"<Idle {sum(map(len, self._stacks.values()))} connections to {len(self._stacks)} endpoints>"
 
 
-_ORPHANS: list[Any] = []
+_ORPHANS: list[_Held] = []
 
 
 class HttpcoreEngine:
@@ -126,15 +201,16 @@ class HttpcoreEngine:
         key = _key(request)
         stack = self._idle.stack(key)
         native = _native(self._core, request)
+        limits = request.cluster.cluster.limits
         while True:
-            connection = _reusable(stack)
-            reused = connection is not None
-            if connection is None:
+            held = _reusable(stack, limits)
+            reused = held is not None
+            if held is None:
                 for expired in self._idle.expired():
                     expired.close()
-                connection = self._core.HTTPConnection(
-                    native.url.origin, ssl_context=request.tls, keepalive_expiry=KEEPALIVE
-                )
+                held = _Held(self._core.HTTPConnection(native.url.origin, **_options(request)), time.monotonic())
+            connection = held.connection
+            held.served += 1
             try:
                 response = connection.handle_request(native)
                 break
@@ -147,17 +223,19 @@ class HttpcoreEngine:
                 connection.close()
                 raise
 
+        body = _Body(response.stream) if _is_http2(response) else None
+
         def close() -> None:
             try:
                 response.close()
             except Exception:
                 connection.close()
-            if connection.is_idle() and len(stack) < MAX_IDLE:
-                stack.append(connection)
+            if _is_good(held, stack, limits, body):
+                stack.append(held)
             else:
                 connection.close()
 
-        return WireResponse(response.status, response.headers, response.stream, response.extensions, close)
+        return WireResponse(response.status, response.headers, body or response.stream, response.extensions, close)
 
     def close(self) -> None:
         for connection in self._idle.drain():
@@ -167,17 +245,27 @@ class HttpcoreEngine:
         return f"<HttpcoreEngine {self._idle!r}>"
 
 
-def _reusable(stack: list[Any]) -> Any | None:
+def _reusable(stack: list[_Held], limits: ConnectionLimits) -> _Held | None:
     """The connection used last that is still good; those found dead on the way are closed."""
     while stack:
         try:
-            connection = stack.pop()
+            held = stack.pop()
         except IndexError:  # another thread was faster
             return None
-        if not connection.has_expired():
-            return connection
-        connection.close()
+        if not held.connection.has_expired() and may_serve(limits, held.served, held.opened, time.monotonic()):
+            return held
+        held.connection.close()
     return None
+
+
+def _is_good(held: _Held, stack: list[_Held], limits: ConnectionLimits, body: _Body | None) -> bool:
+    """Whether a connection whose call has ended is kept for another."""
+    return (
+        held.connection.is_idle()
+        and len(stack) < MAX_IDLE
+        and (body is None or body.is_whole)
+        and may_serve(limits, held.served, held.opened, time.monotonic())
+    )
 
 
 class AsyncHttpcoreEngine:
@@ -203,15 +291,16 @@ class AsyncHttpcoreEngine:
         idle = self._of_this_loop()
         stack = idle.stack(_key(request))
         native = _native(self._core, request)
+        limits = request.cluster.cluster.limits
         while True:
-            connection = await _reusable_async(stack)
-            reused = connection is not None
-            if connection is None:
+            held = await _reusable_async(stack, limits)
+            reused = held is not None
+            if held is None:
                 for expired in idle.expired():
                     await expired.aclose()
-                connection = self._core.AsyncHTTPConnection(
-                    native.url.origin, ssl_context=request.tls, keepalive_expiry=KEEPALIVE
-                )
+                held = _Held(self._core.AsyncHTTPConnection(native.url.origin, **_options(request)), time.monotonic())
+            connection = held.connection
+            held.served += 1
             try:
                 if request.timeout is None:
                     response = await connection.handle_async_request(native)
@@ -232,17 +321,20 @@ class AsyncHttpcoreEngine:
                 await connection.aclose()
                 raise
 
+        body = _Body(response.stream) if _is_http2(response) else None
+
         async def close() -> None:
             try:
                 await response.aclose()
             except Exception:
                 await connection.aclose()
-            if connection.is_idle() and len(stack) < MAX_IDLE:
-                stack.append(connection)
+            if _is_good(held, stack, limits, body):
+                stack.append(held)
             else:
                 await connection.aclose()
 
-        return AsyncWireResponse(response.status, response.headers, response.stream, response.extensions, close)
+        stream = body or response.stream
+        return AsyncWireResponse(response.status, response.headers, stream, response.extensions, close)
 
     async def aclose(self) -> None:
         for connection in self._of_this_loop().drain():
@@ -252,10 +344,10 @@ class AsyncHttpcoreEngine:
         return f"<AsyncHttpcoreEngine {list(self._idle.values())!r}>"
 
 
-async def _reusable_async(stack: list[Any]) -> Any | None:
+async def _reusable_async(stack: list[_Held], limits: ConnectionLimits) -> _Held | None:
     while stack:
-        connection = stack.pop()
-        if not connection.has_expired():
-            return connection
-        await connection.aclose()
+        held = stack.pop()
+        if not held.connection.has_expired() and may_serve(limits, held.served, held.opened, time.monotonic()):
+            return held
+        await held.connection.aclose()
     return None
