@@ -55,6 +55,7 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedCluster,
 )
+from meshlib.model.security import UNKNOWN_PEER, Peer, SpiffeId
 from meshlib.model.snapshot import Snapshot
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "NOWHERE",
     "PASSTHROUGH",
     "SHADOWABLE",
+    "UNKNOWN_PEER",
     "BreakerRules",
     "Cluster",
     "ClusterType",
@@ -94,6 +96,7 @@ __all__ = [
     "NodeKind",
     "Outcome",
     "OutlierDetection",
+    "Peer",
     "QueryMatch",
     "RateBudget",
     "Redirect",
@@ -108,6 +111,7 @@ __all__ = [
     "ServiceName",
     "SlowStart",
     "Snapshot",
+    "SpiffeId",
     "StringMatch",
     "TcpKeepalive",
     "UpstreamTls",

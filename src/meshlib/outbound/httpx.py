@@ -112,7 +112,8 @@ class _Exchange(Generic[W]):
         if step.headers:
             headers = apply(step.headers, headers)
         # The engine looks at them again when the body is read, so that `deliver` may shorten them.
-        self._sent_timeouts = timeouts = dict(self._timeouts)
+        timeouts: dict[str, float | None] = dict(self._timeouts)
+        self._sent_timeouts: dict[str, float | None] = timeouts
         connect = timeouts.get("connect")
         timeouts["connect"] = cluster.connect_timeout if connect is None else min(connect, cluster.connect_timeout)
         if step.timeout is not None:

@@ -1,0 +1,1 @@
+"""What does Kubernetes say? Lists and watches, with nothing missed and nothing doubled."""
