@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from meshlib.errors import MeshClosed, SettingsError
+from meshlib.identity.holder import IdentityHolder
 from meshlib.model import Headers, Locality, Node, NodeKind, Request, Snapshot, Workload
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from meshlib.discovery import Source
     from meshlib.discovery.health import HealthChecker
+    from meshlib.identity.credentials import Credentials, CredentialsSource
     from meshlib.policy.explain import Explanation
     from meshlib.state.breaker import Breaker
 
@@ -45,6 +47,7 @@ _log = logging.getLogger("meshlib")
 
 RESOLVE_TIMEOUT = 5.0
 """Seconds a call waits for the feed's answer about a host it has not asked for before."""
+IDENTITY_TIMEOUT = 10.0
 _PREFIX = "MESHLIB_"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +68,9 @@ class Settings:
       context and x-request-id; as `end-user,tenant`.
     cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
     resolve_timeout: seconds that a call waits for the first answer about a host.
+    identity: who vouches for this process: `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so
+      it has no certificate.
+    identity_timeout: seconds for which a call that needs the first certificate waits for it.
     """
 
     control_plane: str = ""
@@ -80,6 +86,8 @@ class Settings:
     forward_headers: tuple[str, ...] = ()
     cache_dir: str = ""
     resolve_timeout: float = RESOLVE_TIMEOUT
+    identity: str = ""
+    identity_timeout: float = IDENTITY_TIMEOUT
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -171,12 +179,21 @@ def _address(text: str) -> str:
     return text
 
 
+def _identity(text: str) -> str:
+    kind, _, where = text.partition(":")
+    if kind != "files" or not where:
+        raise ValueError("an identity comes from files:FOLDER")
+    return text
+
+
 _parsers: dict[str, Callable[[str], Any]] = {
     "labels": _labels,
     "locality": _locality,
     "forward_headers": _names,
     "address": _address,
     "resolve_timeout": float,
+    "identity": _identity,
+    "identity_timeout": float,
 }
 
 
@@ -191,6 +208,7 @@ class Mesh:
         self.node = settings.node(kind)
         self._rng = random.Random()
         self._live = empty_live(self._rng)
+        self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
         _instances.add(self)
@@ -226,6 +244,8 @@ class Mesh:
             if self._is_started:
                 return
             self._is_started = True
+            if self._identity is not None:
+                self._identity.start()
             if not self.settings.control_plane:
                 self._live = compile_live(Snapshot("no control plane", complete=True), None, self._rng)
                 return
@@ -248,6 +268,32 @@ class Mesh:
         from meshlib.discovery.xds import XdsSource
 
         return XdsSource(control_plane, self.node, cache_dir=self._cache_dir())
+
+    # Who this process is
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What proves who this process is, now; None before the first, and without `settings.identity`."""
+        return self._identity.credentials if self._identity is not None else None
+
+    def wait_for_credentials(self, timeout: float | None = None) -> Credentials | None:
+        """`credentials`, waited for at most so many seconds (default `settings.identity_timeout`) where there are none
+        yet. Starts the feeds. Raises MeshClosed after close()."""
+        if self._identity is None:
+            return None
+        self.start()
+        return self._identity.wait(self.settings.identity_timeout if timeout is None else timeout)
+
+    def on_rotation(self, tell: Callable[[Credentials], None]) -> None:
+        """`tell` is called with each new Credentials, the first too, on a thread of the mesh; it must not block. It
+        outlives a fork."""
+        if self._identity is not None:
+            self._identity.on_rotation(tell)
+
+    def _make_credentials_source(self, present: Credentials | None) -> CredentialsSource:
+        from meshlib.identity.files import FilesSource
+
+        return FilesSource(Path(_identity(self.settings.identity).partition(":")[2]))
 
     def _cache_dir(self) -> Path | None:
         if self.settings.cache_dir == "-":
@@ -563,10 +609,12 @@ class Mesh:
         self.node = self.settings.node(self.node.kind)
         if self._health is not None:
             _orphans.append(self._health)  # its loop is the parent's: neither used nor closed here
+        if self._identity is not None:
+            self._identity = self._identity.restarted()
         self._forget_threads()
         if was_closed:
             self._closing.set()
-        elif was_started and self.settings.control_plane:
+        elif was_started and (self.settings.control_plane or self.settings.identity):
             self.start()
         else:
             self._is_started = was_started
@@ -591,6 +639,8 @@ class Mesh:
             self._changed.notify_all()
         if source is not None:
             source.stop()
+        if self._identity is not None:
+            self._identity.stop()
         for running in (thread, ready):
             if running is not None and running is not threading.current_thread():
                 running.join(5.0)
