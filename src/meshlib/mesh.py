@@ -24,7 +24,17 @@ from urllib.parse import urlsplit
 
 from meshlib.errors import MeshClosed, SettingsError
 from meshlib.identity.holder import IdentityHolder
-from meshlib.model import Headers, Locality, Node, NodeKind, Request, Snapshot, Workload
+from meshlib.model import (
+    INBOUND_PREFIX,
+    Endpoint,
+    Headers,
+    Locality,
+    Node,
+    NodeKind,
+    Request,
+    Snapshot,
+    Workload,
+)
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
 from meshlib.policy.router import with_port
@@ -40,7 +50,9 @@ if TYPE_CHECKING:
     from meshlib.discovery import Source
     from meshlib.discovery.health import HealthChecker
     from meshlib.identity.credentials import Credentials, CredentialsSource
+    from meshlib.inbound.admit import Reception
     from meshlib.policy.explain import Explanation
+    from meshlib.policy.guard import Guard
     from meshlib.state.breaker import Breaker
 
 _log = logging.getLogger("meshlib")
@@ -67,7 +79,10 @@ class Settings:
     forward_headers: headers that a request brings in and that calls made while serving it take out, besides trace
       context and x-request-id; as `end-user,tenant`.
     cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
-    resolve_timeout: seconds that a call waits for the first answer about a host.
+    resolve_timeout: seconds that a call waits for the first answer about a host, and a request that comes in for the
+      first rules.
+    failure_policy: `deny` or `allow`: what becomes of requests that come in while the control plane was never reached,
+      so that nobody knows who may call. Without a control plane nothing is enforced.
     identity: who vouches for this process: `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so
       it has no certificate.
     identity_timeout: seconds for which a call that needs the first certificate waits for it.
@@ -88,6 +103,7 @@ class Settings:
     resolve_timeout: float = RESOLVE_TIMEOUT
     identity: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
+    failure_policy: str = "deny"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -186,6 +202,12 @@ def _identity(text: str) -> str:
     return text
 
 
+def _failure_policy(text: str) -> str:
+    if text not in ("deny", "allow"):
+        raise ValueError("there are deny and allow")
+    return text
+
+
 _parsers: dict[str, Callable[[str], Any]] = {
     "labels": _labels,
     "locality": _locality,
@@ -194,6 +216,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "resolve_timeout": float,
     "identity": _identity,
     "identity_timeout": float,
+    "failure_policy": _failure_policy,
 }
 
 
@@ -207,6 +230,7 @@ class Mesh:
         self.settings = settings
         self.node = settings.node(kind)
         self._rng = random.Random()
+        self._has_reception = False
         self._live = empty_live(self._rng)
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
@@ -219,6 +243,7 @@ class Mesh:
         self._changed = threading.Condition()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._unanswered: set[str] = set()
+        self._inbound_unanswered = False
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._health: HealthChecker | None = None
@@ -250,6 +275,8 @@ class Mesh:
                 self._live = compile_live(Snapshot("no control plane", complete=True), None, self._rng)
                 return
             self._source = self._make_source(self.settings.control_plane)
+            if self._has_reception:
+                self._want_inbound(self._source)
             thread = threading.Thread(target=self._feed, args=(self._source,), name="meshlib-feed", daemon=True)
             self._thread = thread
             thread.start()
@@ -560,13 +587,64 @@ class Mesh:
         is handed to the outbound calls made while it is served. Registers this process once it serves."""
         from meshlib.inbound.asgi import MeshASGI
 
-        return MeshASGI(app, forward_headers=self.settings.forward_headers, on_serving=self.serve)
+        return MeshASGI(
+            app,
+            forward_headers=self.settings.forward_headers,
+            on_serving=self.serve,
+            reception=self.reception(),
+        )
 
     def wsgi(self, app: Any) -> Any:
         """`asgi`, for a WSGI application."""
         from meshlib.inbound.wsgi import MeshWSGI
 
-        return MeshWSGI(app, forward_headers=self.settings.forward_headers, on_serving=self.serve)
+        return MeshWSGI(
+            app,
+            forward_headers=self.settings.forward_headers,
+            on_serving=self.serve,
+            reception=self.reception(),
+        )
+
+    def reception(self) -> Reception:
+        """Who may call this process: asked by the middleware with each request."""
+        from meshlib.inbound.admit import Reception
+        from meshlib.inbound.authorize import AuthorizationEdge
+
+        self._has_reception = True
+        source = self._source
+        if source is not None:
+            self._want_inbound(source)
+        return Reception(self, AuthorizationEdge(self.transport))
+
+    def _want_inbound(self, source: Source) -> None:
+        want = getattr(source, "want_inbound", None)  # only a control plane has to be asked
+        if want is not None:
+            workload = self.node.workload
+            want(INBOUND_PREFIX + Endpoint(workload.address or "0.0.0.0", workload.port).authority)
+
+    def inbound_guard(self) -> Guard:
+        """The rules in force for calls that come in."""
+        if not self._is_started:
+            try:
+                self.start()
+            except MeshClosed:
+                pass
+        return self._live.guard
+
+    def await_inbound(self) -> Guard:
+        """The rules, waiting at most `resolve_timeout` seconds for the first."""
+        if not self._inbound_unanswered:
+            deadline = time.monotonic() + self.settings.resolve_timeout
+            with self._changed:
+                while not self._live.guard.is_configured and not self._closing.is_set():
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                        self._inbound_unanswered = True  # the next ones don't wait: it would hold up a whole server
+                        break
+        return self._live.guard
+
+    def admits_unconfigured(self) -> bool:
+        """Whether requests come in while no rules are known."""
+        return not self.settings.control_plane or self.settings.failure_policy == "allow"
 
     def serve(self) -> None:
         """Join the mesh as an endpoint of `settings.service`, as soon as `settings.address` accepts connections.

@@ -7,8 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextvars import Token
 from typing import Any
+from urllib.parse import quote
 
+from meshlib.inbound import peer as peers
 from meshlib.inbound import threads
+from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
+from meshlib.model import Headers, Peer, Request
+from meshlib.policy.admission import Allow, Deny
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 Scope = MutableMapping[str, Any]
@@ -37,10 +42,12 @@ class MeshASGI:
 
     forward_headers: names of headers to hand on besides trace context. on_serving: called once the application has
     started up, or with the first request where the server tells of no startup; must neither block nor raise.
+    reception: who may come in; None admits everybody. The application finds the caller in
+      `scope["meshlib.peer"]`, and whom a verified token names in `scope["meshlib.principal"]` and `["meshlib.claims"]`.
     Raises SettingsError for a name in forward_headers that can't be used.
     """
 
-    __slots__ = ("_clock", "_intake", "_is_serving", "_on_serving", "app")
+    __slots__ = ("_clock", "_intake", "_is_serving", "_on_serving", "_reception", "app")
 
     def __init__(
         self,
@@ -48,9 +55,11 @@ class MeshASGI:
         *,
         forward_headers: Iterable[str] = (),
         on_serving: Callable[[], None] | None = None,
+        reception: Reception | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
+        self._reception = reception
         self._intake = Intake(forward_headers)
         self._on_serving = on_serving
         self._is_serving = on_serving is None
@@ -67,6 +76,15 @@ class MeshASGI:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        if self._reception is not None:
+            peer = peers.of_scope(scope)
+            verdict = await self._reception.admit_async(request_of(scope), peer)
+            if isinstance(verdict, Deny):
+                await _refuse(scope, receive, send, verdict)
+                return
+            if self._reception.is_enforced:
+                scope = _admitted(scope, verdict, peer)
+                send = _adding(verdict, send) if verdict.answer else send
         carried = self._intake.take_up(scope["headers"], self._clock, current.get())
         if kind == "websocket":
             carried.finish()  # a timeout is for an answer, which a socket that stays open has not
@@ -104,6 +122,56 @@ class MeshASGI:
 
     def __repr__(self) -> str:
         return f"<MeshASGI {self.app!r}>"
+
+
+def request_of(scope: Scope) -> Request:
+    """The request, as the caller wrote it."""
+    path = scope.get("raw_path")
+    if path is None:
+        path = quote(scope["path"]).encode("ascii")
+    query: bytes = scope.get("query_string", b"")
+    headers = Headers(scope["headers"])
+    return Request(
+        scope.get("method", "GET"),
+        scope.get("scheme", "http"),
+        (headers.get("host") or "").lower(),
+        (path + b"?" + query if query else path).decode("latin-1"),
+        headers,
+    )
+
+
+def _admitted(scope: Scope, verdict: Allow, peer: Peer) -> Scope:
+    admitted = {
+        **scope,
+        "headers": seen_by_application(scope["headers"], verdict, peer),
+        "query_string": without_params(scope.get("query_string", b""), verdict),
+        peers.PEER: peer,
+    }
+    if verdict.claims is not None:
+        admitted |= {peers.PRINCIPAL: verdict.principal, peers.CLAIMS: verdict.claims}
+    return admitted
+
+
+def _adding(verdict: Allow, send: Send) -> Send:
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *verdict.answer]}
+        await send(message)
+
+    return adding
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, denied: Deny) -> None:
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008})  # the server answers 403
+            return
+    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    status, headers, body = answer_of(denied, content_type)
+    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
+    await send({"type": f"{kind}.start", "status": status, "headers": list(headers)})
+    await send({"type": f"{kind}.body", "body": body})
 
 
 def _with_request_id(scope: Scope, carried: Carried) -> Scope:

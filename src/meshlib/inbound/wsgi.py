@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from meshlib.inbound import peer as peers
 from meshlib.inbound import threads
+from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
 from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE
+from meshlib.model import Headers, Peer, Request
+from meshlib.policy.admission import Allow, Deny
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 if TYPE_CHECKING:
@@ -24,10 +30,10 @@ class MeshWSGI:
 
     What a request brings is in force while `app` runs: in the call, in each step of the iterable it returns, and in
     that one's close(). forward_headers: as for MeshASGI. on_serving: called at once, since no WSGI server tells when it
-    serves; must neither block nor raise.
+    serves; must neither block nor raise. reception: as for MeshASGI, with the same keys in the environ.
     """
 
-    __slots__ = ("_clock", "_intake", "_keys", "app")
+    __slots__ = ("_clock", "_intake", "_keys", "_reception", "app")
 
     def __init__(
         self,
@@ -35,9 +41,11 @@ class MeshWSGI:
         *,
         forward_headers: Iterable[str] = (),
         on_serving: Callable[[], None] | None = None,
+        reception: Reception | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
+        self._reception = reception
         self._intake = Intake(forward_headers)
         self._keys = tuple((_environ_key(name), name) for name in sorted(self._intake.names))
         self._clock = clock
@@ -46,6 +54,14 @@ class MeshWSGI:
             on_serving()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._reception is not None:
+            peer = peers.of_environ(environ)
+            verdict = self._reception.admit(request_of(environ), peer)
+            if isinstance(verdict, Deny):
+                return _refuse(environ, start_response, verdict)
+            if self._reception.is_enforced:
+                _admit(environ, verdict, peer)
+                start_response = _adding(verdict, start_response) if verdict.answer else start_response
         brought = [(name, environ[key].encode("latin-1")) for key, name in self._keys if key in environ]
         carried = self._intake.take_up(brought, self._clock, current.get())
         if carried.has_expired():
@@ -69,6 +85,70 @@ class MeshWSGI:
 
     def __repr__(self) -> str:
         return f"<MeshWSGI {self.app!r}>"
+
+
+def request_of(environ: WSGIEnvironment) -> Request:
+    """The request, as the caller wrote it where the server tells; else as the application sees it."""
+    raw = str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
+    if not raw.startswith("/"):  # absolute form, or not told
+        script, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
+        query = environ.get("QUERY_STRING", "")
+        raw = quote((script + path).encode("latin-1")) + (f"?{query}" if query else "")
+    headers = Headers(_raw_headers(environ))
+    scheme = environ.get("wsgi.url_scheme", "http")
+    return Request(environ["REQUEST_METHOD"], scheme, (headers.get("host") or "").lower(), raw or "/", headers)
+
+
+def _raw_headers(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
+    found = [
+        (key[5:].replace("_", "-").lower().encode("latin-1"), str(value).encode("latin-1", "replace"))
+        for key, value in environ.items()
+        if key.startswith("HTTP_")
+    ]
+    for key, name in (("CONTENT_TYPE", b"content-type"), ("CONTENT_LENGTH", b"content-length")):
+        if environ.get(key):
+            found.append((name, str(environ[key]).encode("latin-1", "replace")))
+    return found
+
+
+def _admit(environ: WSGIEnvironment, verdict: Allow, peer: Peer) -> None:
+    before = dict(_raw_headers(environ))
+    after = dict(seen_by_application(list(before.items()), verdict, peer))
+    for name in before.keys() - after.keys():
+        environ.pop(_environ_key(name), None)
+    for name, value in after.items():
+        if before.get(name) != value:
+            environ[_environ_key(name)] = value.decode("latin-1")
+    if verdict.remove_params:
+        query = without_params(environ.get("QUERY_STRING", "").encode("latin-1"), verdict)
+        environ["QUERY_STRING"] = query.decode("latin-1")
+        for key in ("RAW_URI", "REQUEST_URI"):
+            if key in environ:
+                stem = str(environ[key]).partition("?")[0]
+                environ[key] = f"{stem}?{environ['QUERY_STRING']}" if query else stem
+    environ[peers.PEER] = peer
+    if verdict.claims is not None:
+        environ[peers.PRINCIPAL], environ[peers.CLAIMS] = verdict.principal, verdict.claims
+
+
+def _adding(verdict: Allow, start_response: StartResponse) -> StartResponse:
+    added = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in verdict.answer]
+
+    def adding(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+        return start_response(status, [*headers, *added], *rest)
+
+    return adding
+
+
+def _refuse(environ: WSGIEnvironment, start_response: StartResponse, denied: Deny) -> Iterable[bytes]:
+    status, headers, body = answer_of(denied, environ.get("CONTENT_TYPE", "").encode("latin-1"))
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "Refused"
+    shown = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    start_response(f"{status} {phrase}", shown)
+    return [body] if body else []
 
 
 class _Body:

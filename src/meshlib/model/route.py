@@ -7,7 +7,10 @@ so that equal configuration is equal, whatever floats it came from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from meshlib.model.access import Access
 
 CATCH_ALL = "*"
 """The name of the listener that answers for every host the registry does not know (Istio's outboundTrafficPolicy)."""
@@ -273,13 +276,15 @@ class FilterChain:
 @dataclass(frozen=True, slots=True)
 class Listener:
     """Either outbound (an xDS ApiListener): `name` is the authority that callers use (`reviews:9080`) and
-    `route_configuration` says how it is routed. Or bound (a gateway): `address`, `port` and `filter_chains`."""
+    `route_configuration` says how it is routed. Or bound (a gateway): `address`, `port`, `filter_chains`, and who may
+    come in."""
 
     name: str
     route_configuration: str = ""
     address: str = ""
     port: int = 0
     filter_chains: tuple[FilterChain, ...] = ()
+    access: Access | None = None
 
     @property
     def is_bound(self) -> bool:

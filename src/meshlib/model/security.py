@@ -74,7 +74,7 @@ class Peer(NamedTuple):
 
     identity: verified by the handshake; None for plaintext, or TLS without a client certificate.
     address: the TCP peer's IP address, "" when unknown. local_port: the port it was accepted on, 0 when unknown.
-    sni: the server name that it asked for.
+    sni: the server name that it asked for. local_address: the IP address it was accepted on, "" when unknown.
     """
 
     identity: SpiffeId | None = None
@@ -82,6 +82,7 @@ class Peer(NamedTuple):
     address: str = ""
     local_port: int = 0
     sni: str = ""
+    local_address: str = ""
 
 
 UNKNOWN_PEER = Peer()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshlib.model.access import Inbound
 from meshlib.model.cluster import Cluster, ClusterType, LoadAssignment
 from meshlib.model.route import Listener, RouteConfiguration
 
@@ -20,6 +21,7 @@ class Snapshot:
 
     complete: every host that no listener names is outside the registry; a client of an on-demand feed holds an
     incomplete one. absent: authorities (`host:port`) that were asked for and do not exist, sorted.
+    inbound: how this workload is called; () where the feed has not said.
     """
 
     version: str = ""
@@ -29,6 +31,7 @@ class Snapshot:
     assignments: tuple[LoadAssignment, ...] = ()
     complete: bool = False
     absent: tuple[str, ...] = ()
+    inbound: tuple[Inbound, ...] = ()
 
     def same_content(self, other: Snapshot) -> bool:
         """Whether only the version differs."""
@@ -46,6 +49,7 @@ class Snapshot:
             ("route configuration", [routes.name for routes in self.route_configurations]),
             ("cluster", [cluster.name for cluster in self.clusters]),
             ("load assignment", [assignment.cluster for assignment in self.assignments]),
+            ("inbound listener", [inbound.name for inbound in self.inbound]),
         ):
             if names != sorted(set(names)):
                 found.append(f"{kind} names are not sorted and unique")

@@ -12,20 +12,27 @@ from types import MappingProxyType
 
 from meshlib.model import NOWHERE, PASSTHROUGH, Cluster, ClusterType, Locality, Snapshot
 from meshlib.policy.cluster import LiveCluster
+from meshlib.policy.guard import Guard, guard_of
 from meshlib.policy.router import Router, RouteTable
 
 
 class Live:
     """Everything a call reads."""
 
-    __slots__ = ("_passthrough", "clusters", "router", "snapshot")
+    __slots__ = ("_passthrough", "clusters", "guard", "router", "snapshot")
 
     def __init__(
-        self, snapshot: Snapshot, router: Router, clusters: Mapping[str, LiveCluster], passthrough: LiveCluster
+        self,
+        snapshot: Snapshot,
+        router: Router,
+        clusters: Mapping[str, LiveCluster],
+        passthrough: LiveCluster,
+        guard: Guard,
     ) -> None:
         self.snapshot = snapshot
         self.router = router
         self.clusters = clusters
+        self.guard = guard
         self._passthrough = passthrough
 
     def cluster(self, name: str) -> LiveCluster | None:
@@ -68,7 +75,8 @@ def compile_live(
         if previous
         else LiveCluster(Cluster(PASSTHROUGH, type=ClusterType.ORIGINAL_DST), None, rng)
     )
-    return Live(snapshot, Router(snapshot, tables), MappingProxyType(clusters), passthrough)
+    guard = guard_of(snapshot, previous.guard if previous else None, previous.snapshot if previous else None)
+    return Live(snapshot, Router(snapshot, tables), MappingProxyType(clusters), passthrough, guard)
 
 
 def empty_live(rng: random.Random) -> Live:

@@ -1,0 +1,168 @@
+"""How does a request get its verdict? Runs the guard's questions, sync and async, and says what a denial looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from meshlib.model import Peer, Request
+from meshlib.policy.admission import ALLOW, Allow, Deny, FetchKeys, Question, RawPairs, Verdict
+from meshlib.policy.guard import Guard
+from meshlib.policy.propagation import is_grpc
+
+_log = logging.getLogger("meshlib.guard")
+
+CLIENT_CERT = b"x-forwarded-client-cert"
+
+UNREACHED = Deny(
+    503,
+    b"no configuration yet",
+    ((b"content-type", b"text/plain"),),
+    14,
+    "",
+    "no_configuration",
+    reason="the control plane was never reached (failure_policy)",
+)
+
+
+class Rules(Protocol):
+    """Where the guard comes from (Mesh)."""
+
+    def inbound_guard(self) -> Guard:
+        """The guard in force; starts the feeds. One that is not configured where nothing has said so yet."""
+
+    def await_inbound(self) -> Guard:
+        """The same, waiting (bounded) for the first word of the control plane."""
+
+    def admits_unconfigured(self) -> bool:
+        """Whether a call comes in while no rules are known."""
+
+
+class Edge(Protocol):
+    """Does the I/O that guards ask for.
+
+    ready: the answer, if it is at hand; raises LookupError when it takes I/O. answer: blocks, bounded; never raises.
+    """
+
+    def ready(self, question: FetchKeys) -> Any: ...
+    def answer(self, question: Question) -> Any: ...
+
+
+class Reception:
+    """Admits the requests of one process. Thread-safe."""
+
+    __slots__ = ("_clock", "_edge", "_rules")
+
+    def __init__(self, rules: Rules, edge: Edge, clock: Callable[[], float] = time.time) -> None:
+        self._rules, self._edge, self._clock = rules, edge, clock
+
+    @property
+    def is_enforced(self) -> bool:
+        return self._rules.inbound_guard().is_configured
+
+    def admit(self, request: Request, peer: Peer) -> Verdict:
+        guard = self._rules.inbound_guard()
+        if not guard.is_configured:
+            if self._rules.admits_unconfigured():
+                return ALLOW
+            guard = self._rules.await_inbound()
+            if not guard.is_configured:
+                return self._told(UNREACHED, request, peer)
+        if not guard.asks(peer.local_port):
+            return self._told(guard.admit(request, peer, self._clock()), request, peer)
+        flow = guard.admission(request, peer, self._clock())
+        try:
+            question = next(flow)
+            while True:
+                question = flow.send(self._edge.answer(question))
+        except StopIteration as end:
+            return self._told(end.value, request, peer)
+
+    async def admit_async(self, request: Request, peer: Peer) -> Verdict:
+        guard = self._rules.inbound_guard()
+        if not guard.is_configured:
+            if self._rules.admits_unconfigured():
+                return ALLOW
+            guard = await asyncio.to_thread(self._rules.await_inbound)
+            if not guard.is_configured:
+                return self._told(UNREACHED, request, peer)
+        if not guard.asks(peer.local_port):
+            return self._told(guard.admit(request, peer, self._clock()), request, peer)
+        flow = guard.admission(request, peer, self._clock())
+        try:
+            question = next(flow)
+            while True:
+                question = flow.send(await self._answer(question))
+        except StopIteration as end:
+            return self._told(end.value, request, peer)
+        finally:
+            flow.close()
+
+    async def _answer(self, question: Question) -> Any:
+        if isinstance(question, FetchKeys):
+            try:
+                return self._edge.ready(question)
+            except LookupError:
+                pass
+        return await asyncio.to_thread(self._edge.answer, question)
+
+    def _told(self, verdict: Verdict, request: Request, peer: Peer) -> Verdict:
+        if verdict is ALLOW:
+            return verdict
+        for note in verdict.notes:
+            _log.info("%s %r from %s: %s", request.method, _shown(request), _caller(peer), note)
+        if isinstance(verdict, Deny):
+            _log.info(
+                "%s %r from %s: %d %s: %s %s",
+                request.method,
+                _shown(request),
+                _caller(peer),
+                verdict.status,
+                verdict.details,
+                verdict.reason,
+                verdict.origin,
+            )
+        return verdict
+
+
+def _shown(request: Request) -> str:
+    """Without the query, which may hold secrets."""
+    return request.path.partition("?")[0][:200]
+
+
+def _caller(peer: Peer) -> str:
+    return str(peer.identity or peer.address or "an unknown peer")
+
+
+def seen_by_application(headers: list[tuple[bytes, bytes]], verdict: Allow, peer: Peer) -> list[tuple[bytes, bytes]]:
+    """The request's headers without what only the mesh may say, and with what it says."""
+    gone = {CLIENT_CERT} | verdict.remove | {name for name, _ in verdict.add}
+    kept = [pair for pair in headers if pair[0].lower() not in gone]
+    kept += verdict.add
+    if peer.identity is not None:
+        kept.append((CLIENT_CERT, b"URI=" + peer.identity.uri.encode("ascii")))
+    return kept
+
+
+def without_params(query: bytes, verdict: Allow) -> bytes:
+    if not verdict.remove_params:
+        return query
+    names = {name.encode("latin-1") for name in verdict.remove_params}
+    return b"&".join(part for part in query.split(b"&") if part.partition(b"=")[0] not in names)
+
+
+def answer_of(denied: Deny, content_type: bytes) -> tuple[int, RawPairs, bytes]:
+    """Status, headers and body; a gRPC client reads its status from a head without a body."""
+    if is_grpc(content_type):
+        message = denied.body.replace(b"%", b"%25") or b"denied"
+        grpc_head = (
+            (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % denied.grpc_status),
+            (b"grpc-message", message),
+        )
+        return 200, grpc_head, b""
+    length = (b"content-length", b"%d" % len(denied.body))
+    return denied.status, (*(pair for pair in denied.headers if pair[0] != b"content-length"), length), denied.body

@@ -1,0 +1,53 @@
+"""What do guards have to ask the world? The keys of issuers, and external authorizers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshlib.identity.jwks import MAX_BYTES, JwksCache
+from meshlib.policy.admission import Authorize, FetchKeys, Question
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class AuthorizationEdge:
+    """Thread-safe; opens nothing before it is asked. transport: makes the one that calls go through."""
+
+    def __init__(self, transport: Callable[[], httpx.BaseTransport]) -> None:
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._made: httpx.Client | None = None
+        self._keys = JwksCache(self._fetch)
+
+    def ready(self, question: FetchKeys) -> Any:
+        return self._keys.at_hand(question.provider, question.unknown)
+
+    def answer(self, question: Question) -> Any:
+        if isinstance(question, FetchKeys):
+            return self._keys.wait(question.provider, question.unknown)
+        assert isinstance(question, Authorize)
+        from meshlib.inbound import ext_authz
+
+        return ext_authz.ask(self._client(), question)
+
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            if self._made is None:
+                self._made = httpx.Client(transport=self._transport())
+            return self._made
+
+    def _fetch(self, url: str, timeout: float) -> str:
+        with self._client().stream("GET", url, timeout=timeout, headers={"accept": "application/json"}) as response:
+            if response.status_code != 200:
+                raise ValueError(f"answered {response.status_code}")
+            text = bytearray()
+            for chunk in response.iter_bytes():
+                text += chunk
+                if len(text) > MAX_BYTES:
+                    raise ValueError(f"is larger than {MAX_BYTES} bytes")
+        return text.decode("utf-8")

@@ -1,0 +1,44 @@
+"""Who is calling? The Peer of a request, as its server's integration tells it; never from a header.
+
+A server that terminates mTLS leaves a model.Peer under `meshlib.peer`: ASGI in `scope["extensions"]` or in
+`scope["state"]`, WSGI in the environ. Where there is none, only the addresses are known, and nobody is identified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from meshlib.model import Peer
+
+PEER, PRINCIPAL, CLAIMS = "meshlib.peer", "meshlib.principal", "meshlib.claims"
+"""Keys that the application finds in its scope or environ: the Peer, and who the verified token names."""
+
+
+def of_scope(scope: Mapping[str, Any]) -> Peer:
+    for place in ("extensions", "state"):
+        found = (scope.get(place) or {}).get(PEER)
+        if isinstance(found, Peer):
+            return found
+    client, server = scope.get("client"), scope.get("server")
+    return Peer(
+        None,
+        scope.get("scheme") in ("https", "wss"),
+        str(client[0]) if client else "",
+        int(server[1] or 0) if server else 0,
+        "",
+        str(server[0]) if server else "",
+    )
+
+
+def of_environ(environ: Mapping[str, Any]) -> Peer:
+    found = environ.get(PEER)
+    if isinstance(found, Peer):
+        return found
+    port = str(environ.get("SERVER_PORT", ""))
+    return Peer(
+        None,
+        environ.get("wsgi.url_scheme") == "https",
+        str(environ.get("REMOTE_ADDR", "")),
+        int(port) if port.isdecimal() else 0,
+    )
