@@ -103,7 +103,7 @@ class Settings:
     resolve_timeout: float = RESOLVE_TIMEOUT
     identity: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
-    failure_policy: str = "deny"
+    failure_policy: str = "allow"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
