@@ -86,8 +86,15 @@ def host_of(authority: str) -> str:
     return authority.partition(":")[0].lower()
 
 
-def admin_app(store: ObjectStore, view: api.MeshView, *, allowed_hosts: Collection[str] = ()) -> Starlette:
-    """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's."""
+def admin_app(
+    store: ObjectStore,
+    view: api.MeshView,
+    *,
+    allowed_hosts: Collection[str] = (),
+    routes: Collection[Route] = (),
+) -> Starlette:
+    """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's. routes:
+    further ones, under the same guard."""
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -165,6 +172,7 @@ def admin_app(store: ObjectStore, view: api.MeshView, *, allowed_hosts: Collecti
             Route("/v1/endpoints", endpoints),
             Route("/v1/apply", apply, methods=["POST"]),
             Route("/v1/delete", delete, methods=["POST"]),
+            *routes,
         ],
         middleware=[Middleware(LoopbackHosts, allowed=allowed_hosts)],
         exception_handlers={HTTPException: failure, UnknownKind: unknown_kind, StateError: not_kept},

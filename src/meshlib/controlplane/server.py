@@ -12,7 +12,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,11 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.admin import AdminServer, admin_app
 from meshlib.controlplane.ads import AggregatedDiscoveryService
 from meshlib.controlplane.cache import Cache
+from meshlib.controlplane.history import History
+from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
+from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.istio.folder import Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Registry as Services
@@ -74,6 +77,9 @@ class ControlPlane:
         self._forget: asyncio.TimerHandle | None = None
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
+        self._badges: dict[str, tuple[str, ...]] = {}
+        self._history = History()
+        self._picture = Picture(TelemetryStore(), self._history, self)
 
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders were read.
@@ -97,7 +103,8 @@ class ControlPlane:
         self._is_ready = True
         self._updates = loop.create_task(self._keep_updating(store), name="control plane updates")
         await self._serve_xds()
-        self._admin = AdminServer(admin_app(store, self, allowed_hosts=(self.settings.admin[0],)), *self.settings.admin)
+        app = admin_app(store, self, allowed_hosts=(self.settings.admin[0],), routes=self._picture.routes())
+        self._admin = AdminServer(app, *self.settings.admin)
         try:
             await self._admin.start()
         except OSError as error:
@@ -184,6 +191,8 @@ class ControlPlane:
         objects, workloads = store.objects(), self._registry.workloads
         await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
         self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
+        self._badges = await asyncio.to_thread(badges_of, objects)
+        await asyncio.to_thread(lambda: self._history.update(store.stored(), time.time()))
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
@@ -203,6 +212,7 @@ class ControlPlane:
             )
         )
         self._ads.add_to(server)
+        self._picture.receiver.add_to(server)
         host, port = self.settings.xds
         try:
             self.xds_port = server.add_insecure_port(f"{_authority(host)}:{port}")
@@ -217,7 +227,10 @@ class ControlPlane:
     def is_ready(self) -> bool:
         return self._is_ready
 
-    def clients(self) -> Sequence[api.Client]:
+    def badges(self) -> Mapping[str, tuple[str, ...]]:
+        return self._badges
+
+    def clients(self) -> list[api.Client]:
         return list(self._ads.clients())
 
     def endpoints(self) -> Sequence[api.ServiceEndpoints]:

@@ -1,0 +1,216 @@
+"""What do processes push? OTLP metrics and traces, over gRPC and HTTP, read into the telemetry store.
+
+Only what the picture needs is read: Istio's request metrics and gauges; every other metric is accepted and let go, so
+that whoever points an exporter here gets no error. Cumulative sums are no deltas and are told so (partial success).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
+from starlette.requests import Request
+from starlette.responses import Response
+
+from meshlib.controlplane.telemetry_store import BOUNDS, Cell, Labels, Span, TelemetryStore
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes, unpacked."""
+PROTOBUF = "application/x-protobuf"
+_MAX_VALUE = 1024
+_KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
+_HISTOGRAMS = {
+    "istio_request_duration_milliseconds": "milliseconds",
+    "istio_request_bytes": "request_bytes",
+    "istio_response_bytes": "response_bytes",
+}
+
+
+class Receiver:
+    """Reads what is pushed into `store`. clock: seconds since 1970."""
+
+    def __init__(self, store: TelemetryStore, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._clock = store, clock
+
+    def metrics(self, body: bytes) -> bytes:
+        """Raises ValueError for what is no ExportMetricsServiceRequest."""
+        request = _parsed(ExportMetricsServiceRequest, body)
+        now = self._clock()
+        counted: dict[Labels, Cell] = {}
+        at: float | None = None
+        refused = 0
+        for resource in request.resource_metrics:
+            told = _texts(resource.resource.attributes)
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    kind = metric.WhichOneof("data")
+                    data: Any = getattr(metric, kind or "gauge")
+                    if kind == "gauge":
+                        for point in data.data_points:
+                            value = point.as_double if point.WhichOneof("value") == "as_double" else float(point.as_int)
+                            name = tuple(sorted({**told, **_texts(point.attributes)}.items()))
+                            self._store.set_gauge(metric.name, name, value, now)
+                    elif metric.name == "istio_requests_total" or metric.name in _HISTOGRAMS:
+                        if getattr(data, "aggregation_temporality", 0) != AGGREGATION_TEMPORALITY_DELTA:
+                            refused += len(data.data_points)
+                            continue
+                        for point in data.data_points:
+                            _count(counted, metric.name, point)
+                            at = point.time_unix_nano / 1e9
+        if counted:
+            self._store.add(counted, now, at)
+        answer = ExportMetricsServiceResponse()
+        if refused:
+            answer.partial_success.rejected_data_points = refused
+            answer.partial_success.error_message = "istio_* metrics must be deltas (aggregation temporality DELTA)"
+        return answer.SerializeToString()
+
+    def traces(self, body: bytes) -> bytes:
+        """Raises ValueError for what is no ExportTraceServiceRequest."""
+        request = _parsed(ExportTraceServiceRequest, body)
+        for resource in request.resource_spans:
+            told = _texts(resource.resource.attributes)
+            service = told.get("service.name", "unknown_service")
+            for scope in resource.scope_spans:
+                self._store.add_spans(_span(each, service, told) for each in scope.spans)
+        return ExportTraceServiceResponse().SerializeToString()
+
+    # gRPC
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        async def metrics(body: bytes, context: Any) -> bytes:
+            return await _answered(self.metrics, body, context)
+
+        async def traces(body: bytes, context: Any) -> bytes:
+            return await _answered(self.traces, body, context)
+
+        for service, method in (("metrics.v1.MetricsService", metrics), ("trace.v1.TraceService", traces)):
+            handlers: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(method)}
+            name = f"opentelemetry.proto.collector.{service}"
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+    # HTTP
+
+    async def post_metrics(self, request: Request) -> Response:
+        return await _posted(self.metrics, request)
+
+    async def post_traces(self, request: Request) -> Response:
+        return await _posted(self.traces, request)
+
+
+def _parsed(kind: Any, body: bytes) -> Any:
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"no {kind.DESCRIPTOR.name}: {error}") from None
+
+
+def _texts(attributes: Iterable[Any]) -> dict[str, str]:
+    return {each.key: _text(each.value) for each in attributes}
+
+
+def _text(value: Any) -> str:
+    kind = value.WhichOneof("value")
+    if kind == "string_value":
+        return str(value.string_value)[:_MAX_VALUE]
+    if kind == "bool_value":
+        return "true" if value.bool_value else "false"
+    if kind in ("int_value", "double_value"):
+        return f"{getattr(value, kind):g}" if kind == "double_value" else str(value.int_value)
+    return str(getattr(value, kind))[:_MAX_VALUE] if kind else ""
+
+
+_FIELDS = frozenset(Labels._fields)
+
+
+def _count(counted: dict[Labels, Cell], metric: str, point: Any) -> None:
+    told = {each.key: _text(each.value) for each in point.attributes if each.key in _FIELDS}
+    labels = Labels(**told)
+    cell = counted.get(labels)
+    if cell is None:
+        cell = counted[labels] = Cell()
+    if metric == "istio_requests_total":
+        cell.requests += int(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
+        return
+    setattr(cell, _HISTOGRAMS[metric], getattr(cell, _HISTOGRAMS[metric]) + point.sum)
+    if metric == "istio_request_duration_milliseconds" and tuple(point.explicit_bounds) == BOUNDS:
+        mine = cell.buckets or [0] * (len(BOUNDS) + 1)
+        cell.buckets = [one + two for one, two in zip(mine, point.bucket_counts, strict=True)]
+
+
+def _span(message: Any, service: str, resource: dict[str, str]) -> Span:
+    attributes = _texts(message.attributes)
+    for name in ("service.namespace", "service.version", "service.instance.id"):
+        if name in resource:
+            attributes.setdefault(name, resource[name])
+    return Span(
+        message.trace_id.hex(),
+        message.span_id.hex(),
+        message.parent_span_id.hex(),
+        service,
+        message.name[:_MAX_VALUE],
+        _KINDS[message.kind] if message.kind < len(_KINDS) else "internal",
+        message.start_time_unix_nano / 1e9,
+        message.end_time_unix_nano / 1e9,
+        message.status.code == 2,
+        tuple(sorted(attributes.items())),
+    )
+
+
+async def _answered(read: Callable[[bytes], bytes], body: bytes, context: Any) -> bytes:
+    try:
+        return read(body)
+    except ValueError as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise AssertionError("abort raises") from None
+
+
+async def _posted(read: Callable[[bytes], bytes], request: Request) -> Response:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != PROTOBUF:
+        # JSON is what a web page could send without a preflight; nobody's exporter needs it here.
+        return Response(f"content-type must be {PROTOBUF}\n", 415)
+    try:
+        body = _unpacked(await _body(request), request.headers.get("content-encoding", "identity"))
+        return Response(read(body), media_type=PROTOBUF)
+    except ValueError as error:
+        return Response(f"{error}\n", 400)
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    stream: Callable[[], Any] = request.stream
+    async for chunk in stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise ValueError(f"the body is larger than {MAX_BODY} bytes")
+    return bytes(body)
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    if encoding == "identity":
+        return body
+    if encoding != "gzip":
+        raise ValueError(f"content-encoding {encoding!r}: there are gzip and identity")
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        found = unpack.decompress(body, MAX_BODY)
+    except zlib.error as error:
+        raise ValueError(f"no gzip: {error}") from None
+    if unpack.unconsumed_tail:
+        raise ValueError(f"the body is larger than {MAX_BODY} bytes")
+    return found

@@ -1,0 +1,330 @@
+"""What does the page ask? The graph, series, traces, changes, and a stream of them; and the page itself.
+
+Everything here only reads, and is under the same guard as the rest of the admin API. The page's own files are served
+with a Content-Security-Policy that lets nothing in from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Protocol
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
+from meshlib.controlplane.history import Change, History
+from meshlib.controlplane.otlp import Receiver
+from meshlib.controlplane.telemetry_store import Labels, Span, TelemetryStore, Trace
+
+STEP = 1.0
+"""Seconds between two looks of the stream."""
+_CSP = (
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One stretch of time: when it began (seconds since 1970), its length, and what happened."""
+
+    at: float
+    seconds: float
+    rates: Rates
+
+
+class SeriesOf(msgspec.Struct, frozen=True):
+    points: tuple[Point, ...] = ()
+
+
+class TraceHead(msgspec.Struct, frozen=True):
+    """duration: seconds. failed: some span is an error."""
+
+    trace_id: str
+    service: str
+    name: str
+    began: float
+    duration: float
+    spans: int
+    failed: bool
+
+
+class Traces(msgspec.Struct, frozen=True):
+    traces: tuple[TraceHead, ...] = ()
+
+
+class WholeTrace(msgspec.Struct, frozen=True):
+    """spans: the earliest first."""
+
+    trace_id: str
+    dropped: int
+    spans: tuple[Span, ...]
+
+
+class Changes(msgspec.Struct, frozen=True):
+    changes: tuple[Change, ...] = ()
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """Why a graph may be empty. clients: connected processes; last_push: seconds since the last telemetry, null is
+    never."""
+
+    clients: int
+    last_push: float | None
+
+
+class Pictured(Protocol):
+    """What the page needs to know of the configuration. Called on the event loop; must not block."""
+
+    def clients(self) -> Sequence[api.Client]: ...
+    def badges(self) -> Mapping[str, tuple[str, ...]]:
+        """By node id of a service (`service:default/reviews`)."""
+
+
+class Picture:
+    """clock: seconds since 1970."""
+
+    def __init__(
+        self, store: TelemetryStore, history: History, view: Pictured, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._history, self._view, self._clock = store, history, view, clock
+        self.receiver = Receiver(store, clock)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", lambda _: RedirectResponse("/dashboard/")),
+            Route("/dashboard/{name:path}", self._page),
+            Route("/v1/graph", self._graph),
+            Route("/v1/series", self._series),
+            Route("/v1/traces", self._traces),
+            Route("/v1/traces/{trace_id}", self._trace),
+            Route("/v1/changes", self._changes),
+            Route("/v1/stream", self._stream),
+            Route("/v1/metrics", self.receiver.post_metrics, methods=["POST"]),
+            Route("/v1/traces", self.receiver.post_traces, methods=["POST"]),
+        ]
+
+    def graph(self, seconds: float, end: float | None = None, services: bool = True) -> Graph:
+        """The last `seconds` before `end`, with what the configuration does and who is connected."""
+        end = self._clock() if end is None else end
+        start = end - seconds
+        made = graph(self._store.window(start, end), start, end, self._store.overflowed, services=services)
+        badges = self._view.badges()
+        instances: dict[str, int] = {}
+        gateways = set()
+        for client in self._view.clients():
+            name = f"workload:{client.namespace}/{client.workload}"
+            instances[name] = instances.get(name, 0) + 1
+            if client.kind == "router":
+                gateways.add(name)
+        nodes = []
+        for node in made.nodes:
+            nodes.append(
+                msgspec.structs.replace(
+                    node,
+                    kind="gateway" if node.id in gateways else node.kind,
+                    badges=badges.get(node.id, ()),
+                    instances=instances.get(node.id, 0),
+                )
+            )
+        # Who is connected and idle is part of the picture, too.
+        known = {node.id for node in nodes}
+        for client in self._view.clients():
+            name = f"workload:{client.namespace}/{client.workload}"
+            if name not in known and client.workload:
+                known.add(name)
+                kind = "gateway" if name in gateways else "workload"
+                idle = Node(name, kind, client.workload, client.namespace, instances=instances[name])
+                nodes.append(idle)
+        nodes.sort(key=lambda node: node.id)
+        return msgspec.structs.replace(made, nodes=tuple(nodes))
+
+    async def _graph(self, request: Request) -> Response:
+        query = _query(request, "seconds", "end", "services")
+        seconds = _number(query, "seconds", 60.0)
+        end = _number(query, "end", 0.0) or None
+        return _json(self.graph(seconds, end, query["services"] != "false"))
+
+    async def _series(self, request: Request) -> Response:
+        query = _query(request, "node", "source", "target", "seconds", "end")
+        end = _number(query, "end", 0.0) or self._clock()
+        start = end - _number(query, "seconds", 900.0)
+        wanted = _selection(query)
+        points = []
+        for began, width, cells in self._store.slots(start, end):
+            found = [(labels, cell) for labels, cell in agreed(cells).items() if wanted(labels)]
+            points.append(Point(began, width, rates(found, width)))
+        return _json(SeriesOf(tuple(points)))
+
+    async def _traces(self, request: Request) -> Response:
+        query = _query(request, "limit", "service", "failed", "slower")
+        slower = _number(query, "slower", 0.0)
+        heads = []
+        for trace in self._store.traces(2000):
+            if query["failed"] == "true" and not trace.has_failed:
+                continue
+            if trace.duration < slower:
+                continue
+            if query["service"] and all(span.service != query["service"] for span in trace.spans.values()):
+                continue
+            heads.append(_head(trace))
+            if len(heads) >= _number(query, "limit", 100):
+                break
+        return _json(Traces(tuple(heads)))
+
+    async def _trace(self, request: Request) -> Response:
+        found = self._store.trace(request.path_params["trace_id"])
+        if found is None:
+            raise HTTPException(404, "this trace is not known (any more)")
+        spans = sorted(found.spans.values(), key=lambda span: (span.began, -span.ended))
+        return _json(WholeTrace(found.trace_id, found.dropped, tuple(spans)))
+
+    async def _changes(self, request: Request) -> Response:
+        query = _query(request, "since")
+        return _json(Changes(tuple(self._history.since(_number(query, "since", 0.0)))))
+
+    async def _stream(self, request: Request) -> Response:
+        query = _query(request, "seconds", "services")
+        seconds = _number(query, "seconds", 60.0)
+        return StreamingResponse(
+            self._events(seconds, query["services"] != "false"),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
+
+    async def _events(self, seconds: float, services: bool) -> AsyncIterator[bytes]:
+        """First the whole graph, then what has changed of it, once a second; a comment where nothing has."""
+        nodes: dict[str, bytes] = {}
+        edges: dict[str, bytes] = {}
+        changes = -1
+        while True:
+            made = self.graph(seconds, services=services)
+            new_nodes = {node.id: msgspec.json.encode(node) for node in made.nodes}
+            new_edges = {edge.id: msgspec.json.encode(edge) for edge in made.edges}
+            pushed = self._store.last_push
+            known = self._history.since()
+            number = known[-1].number if known else 0
+            patch = {
+                "start": made.start,
+                "end": made.end,
+                "nodes": [msgspec.Raw(text) for name, text in new_nodes.items() if nodes.get(name) != text],
+                "edges": [msgspec.Raw(text) for name, text in new_edges.items() if edges.get(name) != text],
+                "gone": [name for name in (*nodes, *edges) if name not in new_nodes and name not in new_edges],
+                "overflowed": made.overflowed,
+                "condition": Condition(len(self._view.clients()), self._clock() - pushed if pushed else None),
+                "change": number,
+            }
+            has_news = patch["nodes"] or patch["edges"] or patch["gone"] or number != changes or not known
+            nodes, edges, changes = new_nodes, new_edges, number
+            yield b"event: graph\ndata: " + msgspec.json.encode(patch) + b"\n\n" if has_news else b": nothing new\n\n"
+            await asyncio.sleep(STEP)
+
+    async def _page(self, request: Request) -> Response:
+        name = request.path_params["name"] or "index.html"
+        ending = name[name.rfind(".") :]
+        if ending not in _TYPES or "/" in name:
+            raise HTTPException(404, f"there is no {name}")
+        found = files("meshlib.controlplane").joinpath("dashboard", name)
+        if not found.is_file():
+            raise HTTPException(404, f"there is no {name}")
+        return Response(
+            found.read_bytes(),
+            media_type=_TYPES[ending],
+            headers={
+                "content-security-policy": _CSP,
+                "x-content-type-options": "nosniff",
+                "referrer-policy": "no-referrer",
+                "cache-control": "no-cache",
+            },
+        )
+
+
+def badges_of(objects: Any) -> dict[str, tuple[str, ...]]:
+    """What the configuration does to a service, by its node's id: `virtual-service` and what it is for (`routing`,
+    `shifting`, `fault`, `mirror`, `timeout`, `retries`), `circuit-breaker`. objects: of meshlib.istio.resources."""
+    from meshlib.istio import resources as r
+
+    found: dict[str, set[str]] = {}
+
+    def at(host: str, namespace: str) -> set[str]:
+        name, _, rest = host.partition(".")
+        return found.setdefault(f"service:{rest.partition('.')[0] or namespace}/{name}", set())
+
+    for each in objects:
+        spec = each.spec
+        if isinstance(spec, r.VirtualService):
+            told = {"virtual-service"}
+            for rule in spec.http:
+                told.update(["routing"] if rule.match else [])
+                told.update(["shifting"] if len(rule.route) > 1 else [])
+                told.update(["fault"] if rule.fault is not None else [])
+                told.update(["timeout"] if rule.timeout is not None else [])
+                told.update(["retries"] if rule.retries is not None else [])
+                told.update(["mirror"] if rule.mirror is not None or rule.mirrors else [])
+            for host in spec.hosts:
+                if "*" not in host:
+                    at(host, each.namespace).update(told)
+        elif isinstance(spec, r.DestinationRule):
+            policies = [spec.traffic_policy, *(subset.traffic_policy for subset in spec.subsets)]
+            has_breaker = any(
+                policy is not None and (policy.connection_pool is not None or policy.outlier_detection is not None)
+                for policy in policies
+            )
+            if has_breaker and "*" not in spec.host:
+                at(spec.host, each.namespace).add("circuit-breaker")
+    return {name: tuple(sorted(told)) for name, told in found.items()}
+
+
+def _selection(query: Mapping[str, str]) -> Callable[[Labels], bool]:
+    """Whether a series belongs to the node (as what it serves), or to the edge, that was asked for."""
+
+    def at(labels: Labels, name: str, own: str) -> bool:
+        service = f"service:{labels.destination_service_namespace}/{labels.destination_service_name}"
+        return name in (own, service)
+
+    def wanted(labels: Labels) -> bool:
+        if query["node"]:
+            return at(labels, query["node"], target_id(labels))
+        if query["source"] and query["source"].startswith("service:"):
+            return at(labels, query["source"], "") and query["target"] in ("", target_id(labels))
+        if query["source"] and query["source"] != source_id(labels):
+            return False
+        return not query["target"] or at(labels, query["target"], target_id(labels))
+
+    return wanted
+
+
+def _head(trace: Trace) -> TraceHead:
+    root = trace.root
+    return TraceHead(
+        trace.trace_id, root.service, root.name, trace.began, trace.duration, len(trace.spans), trace.has_failed
+    )
+
+
+def _json(content: Any) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _query(request: Request, *names: str) -> Mapping[str, str]:
+    unknown = set(request.query_params) - set(names)
+    if unknown:
+        raise HTTPException(400, f"unknown parameter {', '.join(sorted(unknown))}: there are {', '.join(names)}")
+    return {name: request.query_params.get(name, "") for name in names}
+
+
+def _number(query: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        found = float(query[name]) if query[name] else default
+    except ValueError:
+        raise HTTPException(400, f"{name} must be a number, not {query[name]!r}") from None
+    if not 0 <= found < 1e11:
+        raise HTTPException(400, f"{name} must be between 0 and 1e11, not {query[name]!r}")
+    return found
