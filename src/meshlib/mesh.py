@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -43,6 +43,7 @@ from meshlib.version import __version__
 if TYPE_CHECKING:
     import ssl
 
+    import grpc
     import httpx
     import requests
     import urllib3
@@ -548,6 +549,39 @@ class Mesh:
         edge = Edge(self)
         self._transports.add(edge)
         return MeshPoolManager(edge, **options)
+
+    def grpc_channel(
+        self,
+        target: str,
+        *,
+        options: Iterable[tuple[str, Any]] = (),
+        compression: grpc.Compression | None = None,
+    ) -> grpc.Channel:
+        """A grpc.Channel to a service of the mesh (`ratings:9080`), for generated stubs as they are.
+
+        Each call is routed, balanced, limited and tried again by itself, over one connection for each endpoint.
+        options, compression: as for grpc.insecure_channel. TLS is what the destination says.
+
+        Calls raise grpc.RpcError; where the mesh has decided, or the network has failed, that is a MeshError as well.
+        """
+        from meshlib.outbound.function import authority
+        from meshlib.outbound.grpc import MeshChannel
+
+        channel = MeshChannel(self, authority(target), options, compression)
+        self._transports.add(channel)
+        return channel
+
+    def grpc_client_interceptors(self, target: str = "") -> list[Any]:
+        """Interceptors for `grpc.intercept_channel(channel, *...)`, where the channel is not ours: it connects by
+        itself, so no endpoint is chosen; faults, limits, breaker, timeout, retries and metadata rules of `target` hold.
+
+        target: the service that the channel leads to, `ratings:9080`. Without it only what the request being served
+        hands on goes along: trace context and deadline.
+        """
+        from meshlib.outbound.function import authority
+        from meshlib.outbound.grpc import MeshInterceptor
+
+        return [MeshInterceptor(self, authority(target) if target else "")]
 
     def outbound(
         self,

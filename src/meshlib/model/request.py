@@ -50,13 +50,16 @@ class Request(NamedTuple):
 class Outcome(NamedTuple):
     """What came back from one attempt: a response's head, or the reason why there is none.
 
-    status: HTTP status code; None when no response head arrived.
+    status: HTTP status code; None when no response head arrived. For a gRPC status, what Envoy counts it as.
     headers: the response's; None with an error.
     failure: one of meshlib.policy.retry's failure names (`connect-failure`, `reset`, ...), "" with a response.
     replayable: False when bytes of a body that cannot be sent again have left.
+    grpc_status: the number of a gRPC status that is an error and came before any message; None otherwise. Then
+      `headers` have it as `grpc-status`, too.
     """
 
     status: int | None
     headers: HeaderView | None = None
     failure: str = ""
     replayable: bool = True
+    grpc_status: int | None = None

@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 from meshlib.model import Outcome
 from meshlib.outbound.races import Tasks, Threads
-from meshlib.policy.steps import Deliver, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Wait, Win
+from meshlib.policy.steps import Deliver, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -54,11 +54,11 @@ class AsyncExchange(Protocol[R_co]):
     def another(self) -> Self | None: ...
 
 
-def drive(flow: Flow, exchange: Exchange[R]) -> R:
-    """Run one call to its response; raise what the client library would."""
+def drive(flow: Flow, exchange: Exchange[R], step: Step | None = None) -> R:
+    """Run one call to its response; raise what the client library would. step: taken from `flow` before."""
     race: Threads[R] | None = None
     try:
-        step = next(flow)
+        step = step or next(flow)
         while True:
             if isinstance(step, Send):
                 step = flow.send(exchange.send(step))

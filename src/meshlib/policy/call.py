@@ -179,7 +179,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             if retrying is not None and retrying.policy.per_try_timeout is not None:
                 per_try = retrying.policy.per_try_timeout
                 timeout = per_try if timeout is None else min(per_try, timeout)
-            send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout)
+            send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout, deadline)
             began = False
             try:
                 if action.hedge is not None and not tried and _may_hedge(action.hedge, request, context, retrying):

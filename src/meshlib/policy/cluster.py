@@ -120,6 +120,10 @@ class LiveCluster:
         endpoints = self.assignment.endpoints if self.assignment is not None else self.cluster.endpoints
         return tuple(Target(each, self._states[each.authority]) for each in endpoints)
 
+    def has_endpoint(self, authority: str) -> bool:
+        """Whether `authority` (`10.0.0.1:9080`) is one of its endpoints, whatever its health."""
+        return authority in self._states
+
     def pick(
         self,
         now: float,

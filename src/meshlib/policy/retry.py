@@ -126,7 +126,8 @@ class Retrying:
         if outcome.status is None:
             return outcome.failure in self._failures
         headers = outcome.headers
-        named = outcome.status in self._statuses
+        # Envoy's conditions on the HTTP status see the 200 that every gRPC status comes with.
+        named = outcome.grpc_status is None and outcome.status in self._statuses
         if headers is None:
             return named
         if not named and self._grpc:
@@ -145,8 +146,11 @@ class Retrying:
 
 def may_be_resent(method: str, outcome: Outcome, resend: bool) -> bool:
     """Istio resends whatever it can, a complaint as old as Istio (istio/istio#13851). A POST that may have been carried
-    out is not sent again unless its sender says that it may be."""
-    return method in IDEMPOTENT or outcome.failure in _UNSEEN or resend
+    out is not sent again unless its sender says that it may be.
+
+    Every gRPC call is a POST. There the server itself has said that it failed, before its first message, and the policy
+    names that very status: it is sent again, as gRPC does (gRFC A6)."""
+    return method in IDEMPOTENT or outcome.failure in _UNSEEN or resend or outcome.grpc_status is not None
 
 
 def asked_for(headers: HeaderView, configured: Retrying | None, rng: random.Random) -> Retrying | None:

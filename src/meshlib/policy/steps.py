@@ -40,6 +40,7 @@ class Send(NamedTuple):
 
     authority, path: what stands on the wire where it differs from the caller's request, else None.
     headers: operations, in this order. timeout: seconds until the response's head; None is no limit.
+    deadline: monotonic seconds by which the response must be complete; None is no limit.
     The response of an earlier attempt is released before this one is sent.
     """
 
@@ -49,6 +50,7 @@ class Send(NamedTuple):
     path: str | None
     headers: tuple[HeaderOperations, ...]
     timeout: float | None
+    deadline: float | None = None
 
 
 class Race(NamedTuple):

@@ -1,0 +1,566 @@
+"""How does a gRPC call go through the mesh? A `grpc.Channel` whose calls go over sub-channels, one for each endpoint;
+and interceptors for whoever keeps a channel of his own. (asyncio: grpc_aio.)
+
+A blocking call of one response is driven on the caller's thread, over gRPC's blocking calls, its cheapest. What must
+not block is in grpc_pending.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import grpc
+
+from meshlib.errors import MeshError
+from meshlib.model import Cluster, Endpoint, Outcome
+from meshlib.outbound.drive import drive
+from meshlib.outbound.grpc_pending import Pending, Replay, is_replayable, sendable
+from meshlib.outbound.grpc_subchannels import Open, Secured, SubChannel, SubChannels, originated
+from meshlib.outbound.grpc_terms import (
+    OK,
+    Call,
+    Home,
+    Metadata,
+    MetadataView,
+    Terms,
+    answer,
+    applied,
+    as_told,
+    late,
+    pauses,
+    refusal,
+    reports_load,
+    waits,
+)
+from meshlib.outbound.mirrors import MAX_MIRRORS
+from meshlib.policy.retry import CONNECT_FAILURE
+from meshlib.policy.steps import Deliver, Flow, Reply, Send
+
+
+class Method:
+    """One method of a service, as a stub makes it: how to start an attempt of it."""
+
+    __slots__ = ("channel", "deserializer", "is_registered", "kind", "path", "serializer")
+
+    def __init__(
+        self, channel: MeshChannel, kind: str, path: str, serializer: Any, deserializer: Any, is_registered: Any
+    ) -> None:
+        self.channel, self.kind, self.path = channel, kind, path
+        self.serializer, self.deserializer, self.is_registered = serializer, deserializer, bool(is_registered)
+
+    def call(self, terms: Terms) -> Call:
+        return Call(self.channel.home, self.channel.authority, self.path, terms)
+
+    def native(self, step: Send) -> tuple[Any, Callable[[], None]]:
+        """gRPC's own multi-callable for an attempt, and what to call once the attempt has ended."""
+        channel = self.channel
+        one = channel.subchannel(step)
+        native = one.callable(self.kind, step.path or self.path, self.serializer, self.deserializer, self.is_registered)
+        return native, functools.partial(channel.subchannels.give_back, one)
+
+
+# Blocking calls
+
+
+class _Blocking:
+    """A call of one response on the caller's thread (outbound/drive.Exchange). Gives (response, call)."""
+
+    __slots__ = ("_call", "_endpoint", "_error", "_failure", "_got", "_method", "_request")
+
+    def __init__(self, method: Method, request: Any, call: Call) -> None:
+        self._method, self._request, self._call = method, request, call
+        self._endpoint: Endpoint | None = None
+        self._error: Any = None
+        self._failure = ""
+        self._got: Any = None
+
+    def send(self, step: Send) -> Outcome:
+        call, began = self._call, time.monotonic()
+        self._endpoint, self._error, self._got = step.endpoint, None, None
+        try:
+            native, ended = self._method.native(step)
+        except OSError as error:
+            return self._unconnected(error)
+        terms = call.terms
+        try:
+            timeout, metadata = call.timeout(step, False), call.sent(step)
+            self._got = native.with_call(
+                sendable(self._request), timeout, metadata, terms.credentials, None, terms.compression
+            )
+        except grpc.RpcError as error:
+            self._error = error
+            outcome = call.outcome(error, step, began, is_replayable(self._request))
+            self._failure = outcome.failure
+            return outcome
+        finally:
+            ended()
+        if reports_load(step):
+            return Outcome(200, MetadataView((*self._got[1].initial_metadata(), *self._got[1].trailing_metadata())))
+        return OK
+
+    def _unconnected(self, error: OSError) -> Outcome:
+        self._failure, self._error = CONNECT_FAILURE, refusal(str(error))
+        return Outcome(None, None, CONNECT_FAILURE, is_replayable(self._request))
+
+    def release(self) -> None: ...
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def resolve(self, authority: str) -> None:
+        self._call.home.resolve(authority)
+
+    def mirror(self, flow: Flow) -> None:
+        self._method.channel.mirror(flow, self._method, self._request, self._call)
+
+    def another(self) -> Self | None:
+        if isinstance(self._request, Replay):
+            return None
+        return type(self)(self._method, self._request, self._call)
+
+    def reply(self, step: Reply) -> Any:
+        raise answer(step)
+
+    def deliver(self, step: Deliver, flow: Flow) -> Any:
+        flow.close()
+        if self._error is not None:
+            raise as_told(self._error, self._failure, step, self._endpoint)
+        response, call = self._got
+        if step.headers:
+            call = Amended(call, applied(step.headers, call.initial_metadata()))
+        return response, call
+
+
+class Amended(grpc.Call):
+    """A finished call whose initial metadata the route has changed."""
+
+    def __init__(self, call: Any, metadata: Metadata) -> None:
+        self._call, self._metadata = call, metadata
+
+    def initial_metadata(self) -> Any:
+        return self._metadata
+
+    def trailing_metadata(self) -> Any:
+        return self._call.trailing_metadata()
+
+    def code(self) -> Any:
+        return self._call.code()
+
+    def details(self) -> Any:
+        return self._call.details()
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> Any:
+        return self._call.time_remaining()
+
+    def cancel(self) -> Any:
+        return self._call.cancel()
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return False
+
+
+# The channel
+
+
+class _MultiCallable:
+    """One method of a stub. What the four arities share."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+
+    def _blocking(self, request: Any, terms: Terms) -> Any:
+        method = self._method
+        call = method.call(terms)
+        try:
+            exchange = _Blocking(method, request, call)
+            return drive(call.flow(), exchange)
+        except MeshError as error:
+            if not waits(error, call):
+                raise
+            refused: Any = error
+        for pause in pauses(call):
+            time.sleep(pause)
+            if not waits(refused, call):
+                raise late(call) from refused
+            try:
+                exchange = _Blocking(method, request, call)
+                return drive(call.flow(), exchange)
+            except MeshError as error:
+                if not waits(error, call):
+                    raise
+                refused = error
+        raise AssertionError("the pauses never end")
+
+    def _pending(self, request: Any, terms: Terms, is_stream: bool) -> Pending:
+        method = self._method
+        call = method.call(terms)
+
+        def start(step: Send, request: Any) -> tuple[Any, Callable[[], None]]:
+            native, ended = method.native(step)
+            try:
+                begin = native if is_stream else native.future
+                timeout, metadata = call.timeout(step, is_stream), call.sent(step)
+                return begin(sendable(request), timeout, metadata, terms.credentials, None, terms.compression), ended
+            except BaseException:
+                ended()
+                raise
+
+        def mirror(flow: Flow) -> None:
+            method.channel.mirror(flow, method, request, call)
+
+        return Pending(call, request, is_stream, start, mirror)
+
+
+class _UnaryResponse(_MultiCallable):
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
+        return self._blocking(self._wrapped(request), terms)[0]
+
+    def with_call(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
+        return self._blocking(self._wrapped(request), terms)
+
+    def future(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
+        return self._pending(self._wrapped(request), terms, False)
+
+    def _wrapped(self, request: Any) -> Any:
+        return request
+
+
+class _UnaryUnary(_UnaryResponse, grpc.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
+    pass
+
+
+class _StreamUnary(_UnaryResponse, grpc.StreamUnaryMultiCallable):  # type: ignore[type-arg]
+    def _wrapped(self, request: Any) -> Any:
+        return Replay(request)
+
+
+class _StreamResponse(_MultiCallable):
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
+        return self._pending(self._wrapped(request), terms, True)
+
+    def _wrapped(self, request: Any) -> Any:
+        return request
+
+
+class _UnaryStream(_StreamResponse, grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]
+    pass
+
+
+class _StreamStream(_StreamResponse, grpc.StreamStreamMultiCallable):  # type: ignore[type-arg]
+    def _wrapped(self, request: Any) -> Any:
+        return Replay(request)
+
+
+class MeshChannel(grpc.Channel):
+    """A channel to a service of the mesh. Made by Mesh.grpc_channel."""
+
+    def __init__(
+        self,
+        home: Home,
+        authority: str,
+        options: Iterable[tuple[str, Any]] = (),
+        compression: grpc.Compression | None = None,
+        secured: Callable[[Cluster, str], Secured | None] = originated,
+    ) -> None:
+        self.home, self.authority = home, authority
+        self.subchannels = SubChannels(_opener(compression), tuple(options), secured)
+        self._mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
+        self._watchers: list[Callable[[grpc.ChannelConnectivity], None]] = []
+        self._connectivity = grpc.ChannelConnectivity.IDLE
+
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return _UnaryUnary(
+            Method(self, "unary_unary", method, request_serializer, response_deserializer, _registered_method)
+        )
+
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return _UnaryStream(
+            Method(self, "unary_stream", method, request_serializer, response_deserializer, _registered_method)
+        )
+
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return _StreamUnary(
+            Method(self, "stream_unary", method, request_serializer, response_deserializer, _registered_method)
+        )
+
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return _StreamStream(
+            Method(self, "stream_stream", method, request_serializer, response_deserializer, _registered_method)
+        )
+
+    def subscribe(
+        self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
+    ) -> None:
+        """As grpc's. A channel of the mesh is READY once one endpoint of its service can be called."""
+        self._watchers.append(callback)
+        callback(self._connectivity)
+        if try_to_connect and self._connectivity is grpc.ChannelConnectivity.IDLE:
+            threading.Thread(target=self._connect, name="meshlib-grpc", daemon=True).start()
+
+    def subchannel(self, step: Send) -> SubChannel:
+        """Where an attempt goes; to be given back."""
+        one, drained = self.subchannels.take(step, self.authority, self.home.live)
+        for each in drained:
+            each.close()
+        return one
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        self._watchers = [each for each in self._watchers if each != callback]
+
+    def _connect(self) -> None:
+        """Until an endpoint takes connections, whatever it says of the method."""
+        self._become(grpc.ChannelConnectivity.CONNECTING)
+        probe = Call(self.home, self.authority, "/", Terms(wait_for_ready=True))
+        for pause in pauses(probe):
+            if self.subchannels.is_closed or self._reaches_an_endpoint(probe):
+                break
+            time.sleep(pause)
+        if not self.subchannels.is_closed:
+            self._become(grpc.ChannelConnectivity.READY)
+
+    def _reaches_an_endpoint(self, probe: Call) -> bool:
+        flow = probe.flow()
+        try:
+            return bool(drive(flow, _Connecting(self, probe)))
+        except Exception:
+            return False
+        finally:
+            flow.close()
+
+    def _become(self, connectivity: grpc.ChannelConnectivity) -> None:
+        self._connectivity = connectivity
+        for callback in list(self._watchers):
+            callback(connectivity)
+
+    def mirror(self, flow: Flow, method: Method, request: Any, call: Call) -> None:
+        """Send a copy beside the call; what comes of it matters to no one."""
+        if isinstance(request, Replay) or not self._mirrors.acquire(blocking=False):
+            flow.close()
+            return
+        copy = Call(self.home, self.authority, method.path, call.terms._replace(wait_for_ready=None))
+
+        def run() -> None:
+            try:
+                drive(flow, _Mirroring(method, request, copy))
+            except Exception:
+                pass
+            finally:
+                self._mirrors.release()
+
+        threading.Thread(target=run, name="meshlib-mirror", daemon=True).start()
+
+    def close(self) -> None:
+        """End all calls in flight with CANCELLED. Idempotent."""
+        for native in self.subchannels.close():
+            native.close()
+        if self._connectivity is not grpc.ChannelConnectivity.SHUTDOWN:
+            self._become(grpc.ChannelConnectivity.SHUTDOWN)
+
+    def __enter__(self) -> MeshChannel:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<MeshChannel {self.authority} {self.subchannels!r}>"
+
+
+class _Mirroring(_Blocking):
+    """A mirrored call. Its response, if it is a stream, is read to its end and thrown away."""
+
+    def send(self, step: Send) -> Outcome:
+        if self._method.kind == "unary_unary":
+            return super().send(step)
+        native, ended = self._method.native(step)
+        call = self._call
+        try:
+            for _ in native(self._request, call.timeout(step, False), call.sent(step), call.terms.credentials):
+                pass
+        except grpc.RpcError:
+            pass
+        finally:
+            ended()
+        self._got = (None, None)
+        return OK
+
+    def deliver(self, step: Deliver, flow: Flow) -> Any:
+        flow.close()
+        return None, None
+
+
+class _Connecting(_Blocking):
+    """Only connects to the endpoint that a call would go to."""
+
+    def __init__(self, channel: MeshChannel, call: Call) -> None:
+        super().__init__(Method(channel, "unary_unary", "/", None, None, False), None, call)
+
+    def send(self, step: Send) -> Outcome:
+        channel = self._method.channel
+        one = channel.subchannel(step)
+        ready = grpc.channel_ready_future(one.channel)
+        try:
+            ready.result(timeout=step.cluster.cluster.connect_timeout)
+            return OK
+        except grpc.FutureTimeoutError:
+            return Outcome(None, None, CONNECT_FAILURE)
+        finally:
+            ready.cancel()
+            channel.subchannels.give_back(one)
+
+    def reply(self, step: Reply) -> Any:
+        return False
+
+    def deliver(self, step: Deliver, flow: Flow) -> Any:
+        flow.close()
+        return not step.flag
+
+
+def _opener(compression: grpc.Compression | None) -> Open:
+    def open_channel(target: str, options: Any, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(target, options, compression)
+        return grpc.secure_channel(target, credentials, options, compression)
+
+    return open_channel
+
+
+# Interceptors
+
+
+class MeshInterceptor(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """The mesh around the calls of any channel. The channel connects by itself, so no endpoint is picked; all else that
+    the route and the destination say holds."""
+
+    def __init__(self, home: Home, authority: str) -> None:
+        self.home, self.authority = home, authority
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._intercepted(continuation, client_call_details, request, False)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._intercepted(continuation, client_call_details, request, True)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._intercepted(continuation, client_call_details, Replay(request_iterator), False)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._intercepted(continuation, client_call_details, Replay(request_iterator), True)
+
+    def _intercepted(self, continuation: Any, details: Any, request: Any, is_stream: bool) -> Any:
+        if not self.authority:
+            return continuation(carrying(self.home, details), sendable(request))
+        terms = Terms(details.timeout, details.metadata)
+        call = Call(self.home, self.authority, details.method, terms)
+
+        def start(step: Send, request: Any) -> tuple[Any, Callable[[], None]]:
+            sent = Details(
+                details.method,
+                call.timeout(step, is_stream),
+                call.sent(step),
+                details.credentials,
+                details.wait_for_ready,
+                details.compression,
+            )
+            return continuation(sent, sendable(request)), _nothing
+
+        return Pending(call, request, is_stream, start, Flow.close, finds_its_way=True)
+
+
+class Details(grpc.ClientCallDetails):
+    """What an interceptor hands on."""
+
+    def __init__(
+        self, method: Any, timeout: Any, metadata: Any, credentials: Any, wait_for_ready: Any, compression: Any
+    ) -> None:
+        self.method, self.timeout, self.metadata = method, timeout, metadata
+        self.credentials, self.wait_for_ready, self.compression = credentials, wait_for_ready, compression
+
+
+def carrying(home: Home, details: Any) -> Details:
+    """`details` with what the request being served hands on, and no more time than it has."""
+    call = Call(home, "", details.method, Terms(details.timeout, details.metadata))
+    left = None if call.carried is None else call.carried.remaining_time()
+    timeout = details.timeout
+    if left is not None:
+        timeout = max(0.0, left) if timeout is None else min(timeout, max(0.0, left))
+    rest = details.credentials, details.wait_for_ready, details.compression
+    return Details(details.method, timeout, call.handed_on(), *rest)
+
+
+def _nothing() -> None: ...
+
+
+__all__ = ["MeshChannel", "MeshInterceptor"]

@@ -1,0 +1,208 @@
+"""A gRPC server that does as its requests say, and every gRPC adapter behind one face."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import grpc
+
+from meshlib.mesh import Mesh
+
+SERVICE = "test.Echo"
+
+
+class GrpcPeer:
+    """Echoes. A request is a command: `fail N` fails N times with UNAVAILABLE (then answers), `pushback MS`, `status
+    NAME`, `hold` (until `released`), `die` (the server stops after one message). Responses that are streams have three
+    messages.
+    """
+
+    def __init__(self, name: str = "peer", credentials: grpc.ServerCredentials | None = None) -> None:
+        self.name = name.encode()
+        self.metadata: list[dict[str, Any]] = []
+        self.requests: list[bytes] = []
+        self.ended = threading.Semaphore(0)
+        """Released once for each call that has ended, however it did."""
+        self.released = threading.Event()
+        self._pool = ThreadPoolExecutor(16)
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        handlers = {
+            "UnaryUnary": grpc.unary_unary_rpc_method_handler(self._unary),
+            "UnaryStream": grpc.unary_stream_rpc_method_handler(self._stream),
+            "StreamUnary": grpc.stream_unary_rpc_method_handler(self._collect),
+            "StreamStream": grpc.stream_stream_rpc_method_handler(self._echo),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        if credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.released.set()
+        self._server.stop(0).wait(10)
+        self._pool.shutdown()
+
+    def stop(self) -> None:
+        self._server.stop(0)
+
+    def _met(self, request: bytes, context: Any) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        context.add_callback(self.ended.release)
+        context.send_initial_metadata((("x-peer", self.name.decode()),))
+        command, _, argument = request.decode("latin-1").partition(" ")
+        if command == "fail" and self.requests.count(request) <= int(argument):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        if command == "pushback" and self.requests.count(request) == 1:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", argument),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        if command == "status":
+            context.set_trailing_metadata((("x-reason", "asked for"), ("x-raw-bin", b"\x00\xff")))
+            context.abort(grpc.StatusCode[argument], "as asked")
+        if command == "hold":
+            self.released.wait(20)
+
+    def _unary(self, request: bytes, context: Any) -> bytes:
+        self._met(request, context)
+        return self.name + b":" + request
+
+    def _stream(self, request: bytes, context: Any) -> Iterator[bytes]:
+        self._met(request, context)
+        yield b"0"
+        if request == b"die":
+            self._server.stop(0)
+            self.released.wait(20)
+        if request == b"stall":
+            self.released.wait(20)
+        yield b"1"
+        yield b"2"
+
+    def _collect(self, requests: Iterator[bytes], context: Any) -> bytes:
+        found = [next(requests, b"")]
+        self._met(found[0], context)
+        found += requests
+        return self.name + b":" + b",".join(found)
+
+    def _echo(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        first = next(requests, b"")
+        self._met(first, context)
+        yield first
+        yield from requests
+
+
+class Face:
+    """All four arities of a channel, by blocking calls. Each gives what came; raises grpc.RpcError."""
+
+    def unary(self, request: bytes, **terms: Any) -> bytes:
+        raise NotImplementedError
+
+    def stream(self, request: bytes, **terms: Any) -> list[bytes]:
+        raise NotImplementedError
+
+    def collect(self, requests: list[bytes], **terms: Any) -> bytes:
+        raise NotImplementedError
+
+    def echo(self, requests: list[bytes], **terms: Any) -> list[bytes]:
+        raise NotImplementedError
+
+    def first_of(self, request: bytes, then: Callable[[], object], **terms: Any) -> list[bytes]:
+        """The first message of a stream, then `then`, then the rest."""
+        raise NotImplementedError
+
+    def metadata(self, request: bytes, **terms: Any) -> dict[str, Any]:
+        """The initial metadata of a unary call."""
+        raise NotImplementedError
+
+    def cancelled(self, request: bytes, when: Callable[[], object]) -> grpc.StatusCode:
+        """The status of a unary call that is cancelled after `when`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def every(self, request: bytes, **terms: Any) -> list[bytes]:
+        """The first message of each arity's response."""
+        return [
+            self.unary(request, **terms),
+            self.stream(request, **terms)[0],
+            self.collect([request], **terms),
+            self.echo([request], **terms)[0],
+        ]
+
+
+class SyncFace(Face):
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self._unary = channel.unary_unary(f"/{SERVICE}/UnaryUnary")
+        self._stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")
+        self._collect = channel.stream_unary(f"/{SERVICE}/StreamUnary")
+        self._echo = channel.stream_stream(f"/{SERVICE}/StreamStream")
+
+    def unary(self, request: bytes, **terms: Any) -> bytes:
+        return bytes(self._unary(request, **terms))
+
+    def stream(self, request: bytes, **terms: Any) -> list[bytes]:
+        return list(self._stream(request, **terms))
+
+    def collect(self, requests: list[bytes], **terms: Any) -> bytes:
+        return bytes(self._collect(iter(requests), **terms))
+
+    def echo(self, requests: list[bytes], **terms: Any) -> list[bytes]:
+        return list(self._echo(iter(requests), **terms))
+
+    def first_of(self, request: bytes, then: Callable[[], object], **terms: Any) -> list[bytes]:
+        call = self._stream(request, **terms)
+        found = [next(call)]
+        then()
+        return found + list(call)
+
+    def metadata(self, request: bytes, **terms: Any) -> dict[str, Any]:
+        return dict(self._unary.with_call(request, **terms)[1].initial_metadata())
+
+    def cancelled(self, request: bytes, when: Callable[[], object]) -> grpc.StatusCode:
+        call = self._unary.future(request)
+        when()
+        assert call.cancel()
+        assert call.cancelled()
+        return call.code()
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+class FuturesFace(SyncFace):
+    """The same, with unary responses by futures."""
+
+    def unary(self, request: bytes, **terms: Any) -> bytes:
+        return bytes(self._unary.future(request, **terms).result(20))
+
+    def collect(self, requests: list[bytes], **terms: Any) -> bytes:
+        return bytes(self._collect.future(iter(requests), **terms).result(20))
+
+    def metadata(self, request: bytes, **terms: Any) -> dict[str, Any]:
+        return dict(self._unary.future(request, **terms).initial_metadata())
+
+
+FACES = ("channel", "channel-futures", "interceptors", "interceptors-futures")
+
+
+def face(name: str, mesh: Mesh, target: str, peer: GrpcPeer, **options: Any) -> Face:
+    """peer: where the channel of one's own leads to, for interceptors."""
+    if name.startswith("channel"):
+        channel = mesh.grpc_channel(target, **options)
+    else:
+        plain = grpc.insecure_channel("{}:{}".format(*peer.address), **options)
+        channel = grpc.intercept_channel(plain, *mesh.grpc_client_interceptors(target))
+    return FuturesFace(channel) if name.endswith("futures") else SyncFace(channel)

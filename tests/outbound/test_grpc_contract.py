@@ -1,0 +1,325 @@
+"""What gRPC calls through the mesh do, over real sockets: one suite of claims for channels and for interceptors, for
+blocking calls, futures and asyncio."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_peers import FACES, Face, GrpcPeer, face
+
+import meshlib
+from meshlib.mesh import Mesh
+from meshlib.model import (
+    Cluster,
+    ConnectionLimits,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    HeaderOperations,
+    OutlierDetection,
+    RetryPolicy,
+)
+from meshlib.policy import propagation
+from snapshots import forward, mesh, publish, route, service, snapshot
+
+TARGET = "ratings:9080"
+OF_CHANNELS = tuple(name for name in FACES if "channel" in name)
+Open = Callable[..., Face]
+
+
+@pytest.fixture
+def here() -> Iterator[Mesh]:
+    made = mesh()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[GrpcPeer]:
+    with GrpcPeer() as made:
+        yield made
+
+
+@pytest.fixture
+def open_face(here: Mesh, peer: GrpcPeer) -> Iterator[Open]:
+    faces = []
+
+    def make(name: str, **options: Any) -> Face:
+        faces.append(face(name, here, TARGET, peer, **options))
+        return faces[-1]
+
+    yield make
+    for each in faces:
+        each.close()
+
+
+every_face = pytest.mark.parametrize("name", FACES)
+every_channel = pytest.mark.parametrize("name", OF_CHANNELS)
+
+
+def raised(call: Callable[..., Any], *arguments: Any, **terms: Any) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*arguments, **terms)
+    return caught.value
+
+
+@every_face
+def test_all_four_arities_answer(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Unary and streams, both ways, and metadata with them."""
+    publish(here, service(TARGET, [peer.address]))
+    call = open_face(name)
+    sent = (("x-own", "1"), ("x-raw-bin", b"\x00\xff"))
+    assert call.unary(b"a", metadata=sent) == b"peer:a"
+    assert call.stream(b"a") == [b"0", b"1", b"2"]
+    assert call.collect([b"a", b"b"]) == b"peer:a,b"
+    assert call.echo([b"a", b"b", b"c"]) == [b"a", b"b", b"c"]
+    assert (peer.metadata[0]["x-own"], peer.metadata[0]["x-raw-bin"]) == ("1", b"\x00\xff")
+    assert call.metadata(b"a")["x-peer"] == "peer"
+
+
+@every_face
+def test_a_status_of_the_server_is_raised_as_it_came(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Code, words and trailing metadata; it is an answer, so no MeshError."""
+    publish(here, service(TARGET, [peer.address]))
+    call = open_face(name)
+    for arity in (call.unary, call.stream):
+        error = raised(arity, b"status NOT_FOUND")
+        assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "as asked")
+        assert dict(error.trailing_metadata()) == {"x-reason": "asked for", "x-raw-bin": b"\x00\xff"}
+        assert not isinstance(error, meshlib.MeshError)
+
+
+@every_face
+def test_what_fails_before_the_first_message_is_tried_again(
+    name: str, open_face: Open, here: Mesh, peer: GrpcPeer
+) -> None:
+    """By the status that the policy names, in every arity; the server is told how often (gRFC A6), unless the channel
+    is the user's, where gRPC's own retries take that name."""
+    publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2)))
+    call = open_face(name)
+    for arity, request in ((call.unary, b"fail 1"), (call.stream, b"fail 1"), (call.unary, b"fail 2")):
+        peer.requests.clear()
+        arity(request)
+        assert len(peer.requests) == 1 + int(request[-1:])
+    peer.requests.clear()
+    assert call.collect([b"fail 1", b"more"]) == b"peer:fail 1,more"
+    peer.requests.clear()
+    assert call.echo([b"fail 1", b"more"]) == [b"fail 1", b"more"]
+    if name in OF_CHANNELS:
+        assert peer.metadata[-1]["grpc-previous-rpc-attempts"] == "1"
+    peer.requests.clear()
+    assert raised(call.unary, b"status UNAVAILABLE").code() is grpc.StatusCode.UNAVAILABLE
+    assert len(peer.requests) == 3
+    peer.requests.clear()
+    assert raised(call.unary, b"status INTERNAL").code() is grpc.StatusCode.INTERNAL
+    assert len(peer.requests) == 1
+
+
+@every_face
+def test_the_servers_pushback_is_heeded(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """So many milliseconds, or not at all."""
+    publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2)))
+    call = open_face(name)
+    began = time.monotonic()
+    assert call.unary(b"pushback 300") == b"peer:pushback 300"
+    assert time.monotonic() - began >= 0.3
+    assert raised(call.unary, b"pushback -1").code() is grpc.StatusCode.UNAVAILABLE
+    assert peer.requests.count(b"pushback -1") == 1
+
+
+@every_face
+def test_a_stream_that_has_begun_is_not_tried_again(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """The server dies after its first message: the caller keeps that one and learns of the end."""
+    publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2)))
+    error = raised(open_face(name).stream, b"die")
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert peer.requests == [b"die"]
+
+
+@every_face
+def test_a_call_ends_at_its_own_deadline(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """In every arity, with the status that gRPC has for it; it is not tried again."""
+    publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2, on=frozenset({"deadline-exceeded"}))))
+    call = open_face(name)
+    assert raised(call.unary, b"hold", timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert raised(call.stream, b"hold", timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert raised(call.collect, [b"hold"], timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert raised(call.echo, [b"hold"], timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(peer.requests) == 4
+
+
+@every_face
+def test_a_route_has_a_timeout(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """As in Envoy for the whole response, so a stream that has begun ends with it, too."""
+    publish(here, service(TARGET, [peer.address], timeout=0.3))
+    call = open_face(name)
+    for arity, request in ((call.unary, b"hold"), (call.stream, b"hold"), (call.stream, b"stall")):
+        assert raised(arity, request).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert isinstance(raised(call.unary, b"hold"), meshlib.MeshError)
+
+
+@every_face
+def test_each_try_has_a_timeout_until_its_first_message(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """perTryTimeout: a stream that has begun goes on without it."""
+    retry = RetryPolicy(attempts=1, per_try_timeout=0.3, on=frozenset({"gateway-error"}), resend_unsafe=True)
+    publish(here, service(TARGET, [peer.address], timeout=20.0, retry=retry))
+    call = open_face(name)
+    for arity in (call.unary, call.stream):
+        peer.requests.clear()
+        assert raised(arity, b"hold").code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert len(peer.requests) == 2
+    release = threading.Timer(0.8, peer.released.set)
+    release.start()
+    assert call.first_of(b"stall", lambda: None) == [b"0", b"1", b"2"]
+    release.join()
+
+
+@every_face
+def test_a_call_can_be_cancelled(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """While the server works on it; the server learns of it, and nothing stays counted as in flight."""
+    publish(here, service(TARGET, [peer.address]))
+    call = open_face(name)
+
+    def met() -> None:
+        while not peer.requests:
+            time.sleep(0.01)
+
+    assert call.cancelled(b"hold", met) is grpc.StatusCode.CANCELLED
+    assert peer.ended.acquire(timeout=20)
+    cluster = here.live.cluster(TARGET)
+    assert cluster is not None
+    while cluster.state.requests:
+        time.sleep(0.01)
+
+
+@every_face
+def test_faults_are_injected(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """A delay, and an abort with a gRPC status or an HTTP one; the server sees nothing of an abort."""
+    abort = Fault(abort=FaultAbort(1_000_000, 503, grpc_status=8))
+    publish(here, snapshot({TARGET: [route(forward(TARGET), fault=abort)]}, {TARGET: [peer.address]}))
+    call = open_face(name)
+    for arity in (call.unary, call.stream):
+        error = raised(arity, b"a")
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert isinstance(error, meshlib.errors.FaultInjected)
+    abort = Fault(delay=FaultDelay(0.2, 1_000_000), abort=FaultAbort(1_000_000, 503))
+    publish(here, snapshot({TARGET: [route(forward(TARGET), fault=abort)]}, {TARGET: [peer.address]}))
+    began = time.monotonic()
+    assert raised(call.unary, b"a").code() is grpc.StatusCode.UNAVAILABLE
+    assert raised(call.stream, b"a").code() is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - began >= 0.4
+    assert peer.requests == []
+
+
+@every_face
+def test_limits_turn_calls_away(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Over max_requests: UNAVAILABLE, as a sidecar answers; and the place is free again after the call."""
+    limited = Cluster(TARGET, limits=ConnectionLimits(max_requests=1))
+    publish(here, service(TARGET, [peer.address], cluster=limited))
+    call = open_face(name)
+
+    def second() -> None:
+        error = raised(call.unary, b"a")
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(error, meshlib.errors.Overflow)
+        assert ("x-envoy-overloaded", "true") in error.trailing_metadata()
+        peer.released.set()
+
+    assert call.first_of(b"stall", second) == [b"0", b"1", b"2"]
+    while True:  # a stream's end is known to gRPC's thread a moment later
+        try:
+            assert call.unary(b"a") == b"peer:a"
+            break
+        except meshlib.errors.Overflow:
+            time.sleep(0.01)
+
+
+@every_face
+def test_metadata_is_changed_both_ways(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """A route's header operations are operations on metadata."""
+    operations = {
+        "request_headers": HeaderOperations(set=(("x-set", "by the route"),), remove=("x-own",)),
+        "response_headers": HeaderOperations(add=(("x-added", "1"),), remove=("x-peer",)),
+    }
+    publish(here, snapshot({TARGET: [route(forward(TARGET), **operations)]}, {TARGET: [peer.address]}))
+    found = open_face(name).metadata(b"a", metadata=(("x-own", "1"),))
+    assert (peer.metadata[0].get("x-own"), peer.metadata[0]["x-set"]) == (None, "by the route")
+    assert (found.get("x-peer"), found["x-added"]) == (None, "1")
+
+
+@every_face
+def test_what_a_request_brought_goes_along(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Trace context and deadline of the request being served; the deadline is gRPC's own."""
+    publish(here, service(TARGET, [peer.address]))
+    call = open_face(name)
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    carried = propagation.Carried(((b"traceparent", trace),), time.monotonic() + 0.4, time.monotonic)
+    token = propagation.current.set(carried)
+    try:
+        assert call.unary(b"a") == b"peer:a"
+        assert raised(call.unary, b"hold").code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    finally:
+        propagation.current.reset(token)
+    assert peer.metadata[0]["traceparent"] == trace.decode()
+
+
+@every_face
+def test_large_messages_and_compression(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """4 MB is gRPC's own limit for what is received, and an option of the channel; compressed or not."""
+    publish(here, service(TARGET, [peer.address]))
+    large = b"\x01" * (4 * 1024 * 1024 - 64)
+    assert len(open_face(name).unary(large, compression=grpc.Compression.Gzip)) == len(large) + 5
+    limited = open_face(name, options=(("grpc.max_receive_message_length", 1000),))
+    assert raised(limited.unary, b"\x01" * 1001).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@every_channel
+def test_no_endpoint_is_unavailable_and_a_patient_call_waits(
+    name: str, open_face: Open, here: Mesh, peer: GrpcPeer
+) -> None:
+    """UH without wait_for_ready; with it the call goes out once there is an endpoint."""
+    publish(here, service(TARGET, []))
+    call = open_face(name)
+    for arity in (call.unary, call.stream):
+        error = raised(arity, b"a")
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(error, meshlib.errors.NoHealthyEndpoint)
+        assert raised(arity, b"a", wait_for_ready=True, timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    comes = threading.Timer(0.2, lambda: publish(here, service(TARGET, [peer.address])))
+    comes.start()
+    assert call.unary(b"a", wait_for_ready=True, timeout=20) == b"peer:a"
+    comes.join()
+
+
+@every_channel
+def test_an_endpoint_that_is_not_there_is_passed_over(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """connect-failure is tried elsewhere, in every arity; alone it is a failed connection."""
+    publish(here, service(TARGET, [("127.0.0.1", 1), peer.address], retry=RetryPolicy(attempts=2)))
+    call = open_face(name)
+    for _ in range(4):
+        assert call.every(b"a") == [b"peer:a", b"0", b"peer:a", b"a"]
+    publish(here, service(TARGET, [("127.0.0.1", 1)]))
+    error = raised(call.unary, b"a")
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert isinstance(error, meshlib.errors.UpstreamConnectionFailure)
+
+
+@every_channel
+def test_an_endpoint_that_fails_is_ejected(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """A gRPC status counts as the HTTP status that Envoy makes of it: INTERNAL is a 500, NOT_FOUND is none."""
+    rules = OutlierDetection(consecutive_5xx=2, max_ejection_percent=100)
+    publish(here, service(TARGET, [peer.address], cluster=Cluster(TARGET, outlier_detection=rules)))
+    call = open_face(name)
+    for status in ("NOT_FOUND", "INTERNAL", "NOT_FOUND", "INTERNAL"):
+        raised(call.unary, b"status " + status.encode())
+    assert call.unary(b"a") == b"peer:a"
+    for _ in range(2):
+        raised(call.stream, b"status INTERNAL")
+    cluster = here.live.cluster(TARGET)
+    assert cluster is not None
+    assert cluster.state.ejected == 1
