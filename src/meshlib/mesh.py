@@ -35,9 +35,12 @@ from meshlib.model import (
     Snapshot,
     Workload,
 )
+from meshlib.policy import propagation
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
+from meshlib.policy.observer import Call, Observer
 from meshlib.policy.router import with_port
+from meshlib.telemetry.setup import OFF, Setup, target_of
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from meshlib.policy.explain import Explanation
     from meshlib.policy.guard import Guard
     from meshlib.state.breaker import Breaker
+    from meshlib.telemetry.pipeline import Telemetry
 
 _log = logging.getLogger("meshlib")
 
@@ -87,6 +91,11 @@ class Settings:
     identity: who vouches for this process: `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so
       it has no certificate.
     identity_timeout: seconds for which a call that needs the first certificate waits for it.
+    telemetry: where metrics and traces are pushed: `control-plane`, the http(s) URL of an OTLP receiver, or `off`;
+      default OTEL_EXPORTER_OTLP_ENDPOINT, else the control plane at host:port.
+    telemetry_interval: seconds between two pushes.
+    prometheus: `host:port` to be scraped on, shared by all workers of a server; "" is none.
+    strict_istio_labels: write `unknown` where Istio's proxies know less than this library.
     """
 
     control_plane: str = ""
@@ -105,6 +114,10 @@ class Settings:
     identity: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
     failure_policy: str = "allow"
+    telemetry: str = ""
+    telemetry_interval: float = 10.0
+    prometheus: str = ""
+    strict_istio_labels: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -120,6 +133,16 @@ class Settings:
                 except ValueError as error:
                     raise SettingsError(f"{variable}={text!r}: {error}") from None
         return cls(**found)
+
+    def telemetry_setup(self) -> Setup:
+        """What is measured, and where it goes. Raises SettingsError."""
+        if self.telemetry == OFF and not self.prometheus:
+            return Setup()
+        return target_of(self.telemetry, self.control_plane)._replace(
+            interval=self.telemetry_interval,
+            prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
+            strict=self.strict_istio_labels,
+        )
 
     def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
         """The xDS node that this process is."""
@@ -209,6 +232,19 @@ def _failure_policy(text: str) -> str:
     return text
 
 
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise ValueError("an interval is 0.1 to 3600 seconds")
+    return seconds
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError("must be true or false")
+    return text.lower() in ("true", "1")
+
+
 _parsers: dict[str, Callable[[str], Any]] = {
     "labels": _labels,
     "locality": _locality,
@@ -218,6 +254,9 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "identity": _identity,
     "identity_timeout": float,
     "failure_policy": _failure_policy,
+    "telemetry_interval": _interval,
+    "prometheus": _address,
+    "strict_istio_labels": _yes,
 }
 
 
@@ -236,6 +275,14 @@ class Mesh:
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.telemetry: Telemetry | None = None
+        self._observer: Observer | None = None
+        setup = settings.telemetry_setup()
+        if setup.is_on:
+            from meshlib.telemetry.pipeline import Telemetry
+
+            self.telemetry = Telemetry(setup, self.node, self._read_live)
+            self._observer = self.telemetry.observer
         _instances.add(self)
 
     def _forget_threads(self) -> None:
@@ -269,18 +316,20 @@ class Mesh:
                 raise MeshClosed("this Mesh was closed")
             if self._is_started:
                 return
-            self._is_started = True
             if self._identity is not None:
                 self._identity.start()
-            if not self.settings.control_plane:
+            if self.telemetry is not None:
+                self.telemetry.start()
+            if self.settings.control_plane:
+                self._source = self._make_source(self.settings.control_plane)
+                if self._has_reception:
+                    self._want_inbound(self._source)
+                thread = threading.Thread(target=self._feed, args=(self._source,), name="meshlib-feed", daemon=True)
+                self._thread = thread
+                thread.start()
+            else:
                 self._live = compile_live(Snapshot("no control plane", complete=True), None, self._rng)
-                return
-            self._source = self._make_source(self.settings.control_plane)
-            if self._has_reception:
-                self._want_inbound(self._source)
-            thread = threading.Thread(target=self._feed, args=(self._source,), name="meshlib-feed", daemon=True)
-            self._thread = thread
-            thread.start()
+            self._is_started = True  # last: who reads it without the lock goes on with all that is above
 
     def _make_source(self, control_plane: str) -> Source:
         if Path(control_plane).is_dir():
@@ -370,7 +419,16 @@ class Mesh:
         """What one outbound call needs (meshlib.policy.call)."""
         if not self._is_started:
             self.start()
-        return CallContext(self._read_live, time.monotonic, self._rng, deadline, "", may_resend)
+        observer = self._observer
+        if observer is None:
+            return CallContext(self._read_live, time.monotonic, self._rng, deadline, "", may_resend)
+        call = Call(propagation.current.get())
+        return CallContext(
+            self._read_live, time.monotonic, self._rng, deadline, "", may_resend, False, "", observer, call
+        )
+
+    def _who_observes(self) -> Observer | None:
+        return self._observer
 
     def _read_live(self) -> Live:
         return self._live
@@ -626,6 +684,7 @@ class Mesh:
             forward_headers=self.settings.forward_headers,
             on_serving=self.serve,
             reception=self.reception(),
+            observer=self._who_observes,
         )
 
     def wsgi(self, app: Any) -> Any:
@@ -637,7 +696,19 @@ class Mesh:
             forward_headers=self.settings.forward_headers,
             on_serving=self.serve,
             reception=self.reception(),
+            observer=self._who_observes,
         )
+
+    def metrics(self, accept: str = "") -> tuple[str, bytes]:
+        """Content type and body for Prometheus, to be served by a route of the application's own; what all workers of
+        this server have counted where `settings.prometheus` is set, and this process otherwise.
+
+        accept: the scrape's Accept header; OpenMetrics, with exemplars, is answered where it is asked for. Raises
+        SettingsError where telemetry is off.
+        """
+        if self.telemetry is None:
+            raise SettingsError("telemetry is off: set MESHLIB_TELEMETRY or MESHLIB_PROMETHEUS")
+        return self.telemetry.exposition(accept)
 
     def reception(self) -> Reception:
         """Who may call this process: asked by the middleware with each request."""
@@ -723,10 +794,12 @@ class Mesh:
             _orphans.append(self._health)  # its loop is the parent's: neither used nor closed here
         if self._identity is not None:
             self._identity = self._identity.restarted()
+        if self.telemetry is not None:
+            self._observer = self.telemetry.restart_after_fork(self.node)
         self._forget_threads()
         if was_closed:
             self._closing.set()
-        elif was_started and (self.settings.control_plane or self.settings.identity):
+        elif was_started and (self.settings.control_plane or self.settings.identity or self.telemetry is not None):
             self.start()
         else:
             self._is_started = was_started
@@ -758,6 +831,8 @@ class Mesh:
                 running.join(5.0)
         if self._health is not None:
             self._health.stop()
+        if self.telemetry is not None:
+            self.telemetry.stop()
         for transport in list(self._transports):
             transport.close()
         _instances.discard(self)

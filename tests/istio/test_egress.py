@@ -110,7 +110,7 @@ def test_workload_entries_are_chosen_by_label() -> None:
     assert assigned(made) == [
         Endpoint("10.0.0.1", 9000, workload="one"),
         Endpoint("10.0.0.2", 8000, 2, Locality("eu", "a"), workload="two"),
-        Endpoint("10.0.0.5", 8001, workload="w"),
+        Endpoint("10.0.0.5", 8001, workload="w", peer="default;x;latest;Kubernetes;x;"),
     ]
 
 

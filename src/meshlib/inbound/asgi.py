@@ -14,6 +14,7 @@ from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
+from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 Scope = MutableMapping[str, Any]
@@ -33,6 +34,10 @@ GRPC_TOO_LATE = [
 ]
 
 
+def nobody() -> None:
+    """No observer."""
+
+
 class MeshASGI:
     """An ASGI application around `app`.
 
@@ -47,7 +52,7 @@ class MeshASGI:
     Raises SettingsError for a name in forward_headers that can't be used.
     """
 
-    __slots__ = ("_clock", "_intake", "_is_serving", "_on_serving", "_reception", "app")
+    __slots__ = ("_clock", "_intake", "_is_serving", "_observer", "_on_serving", "_reception", "app")
 
     def __init__(
         self,
@@ -57,9 +62,11 @@ class MeshASGI:
         on_serving: Callable[[], None] | None = None,
         reception: Reception | None = None,
         clock: Callable[[], float] = time.monotonic,
+        observer: Callable[[], Observer | None] = nobody,
     ) -> None:
         self.app = app
         self._reception = reception
+        self._observer = observer
         self._intake = Intake(forward_headers)
         self._on_serving = on_serving
         self._is_serving = on_serving is None
@@ -76,20 +83,47 @@ class MeshASGI:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        observer = self._observer()
+        if observer is None or kind == "websocket":
+            await self._serve(scope, receive, send, None, None)
+            return
+        served = _served(scope, self._clock())
+        try:
+            await self._serve(scope, _counting(served, receive), _watching(served, send), observer, served)
+        except BaseException as error:
+            if served.status == 0:
+                # What is raised before the head is answered 500 by every server; a cancelled one has nobody to answer.
+                served.status, served.flags = (500, "") if isinstance(error, Exception) else (0, "DC")
+            raise
+        finally:
+            served.ended = self._clock()
+            observer.served(served)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, observer: Observer | None, served: Served | None
+    ) -> None:
+        kind = scope["type"]
         if self._reception is not None:
             peer = peers.of_scope(scope)
             verdict = await self._reception.admit_async(request_of(scope), peer)
             if isinstance(verdict, Deny):
+                if served is not None:
+                    served.flags, served.reason = verdict.flag, verdict.details
                 await _refuse(scope, receive, send, verdict)
                 return
             if self._reception.is_enforced:
                 scope = _admitted(scope, verdict, peer)
                 send = _adding(verdict, send) if verdict.answer else send
         carried = self._intake.take_up(scope["headers"], self._clock, current.get())
+        if observer is not None and served is not None:
+            served.carried = carried
+            carried = observer.serving(served) or carried
         if kind == "websocket":
             carried.finish()  # a timeout is for an answer, which a socket that stays open has not
         elif carried.remaining_deadline() is not None:
             if carried.has_expired():
+                if served is not None:
+                    served.flags = "UT"
                 await _answer_too_late(scope, send)
                 return
             send = _finishing(carried, send)
@@ -172,6 +206,52 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, denied: Deny) -> N
     kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
     await send({"type": f"{kind}.start", "status": status, "headers": list(headers)})
     await send({"type": f"{kind}.body", "body": body})
+
+
+def _served(scope: Scope, now: float) -> Served:
+    headers = Headers(scope["headers"])
+    served = Served(scope["method"], scope["path"], headers, now, f"HTTP/{scope.get('http_version', '1.1')}")
+    served.authority = headers.get("host") or ""
+    client = scope.get("client")
+    served.client = client[0] if client else ""
+    served.peer = peers.of_scope(scope)
+    served.request_bytes = size_of(headers.raw)
+    return served
+
+
+def _watching(served: Served, send: Send) -> Send:
+    """`send` that counts what goes back. gRPC's status is in the trailers, or in a head without a body."""
+
+    async def watching(message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            served.status = message["status"]
+            served.response_bytes += size_of(headers := list(message.get("headers", ())))
+            served.grpc_status = _grpc_status(headers)
+        elif kind == "http.response.body":
+            served.response_bytes += len(message.get("body", b""))
+        elif kind == "http.response.trailers":
+            served.grpc_status = _grpc_status(message.get("headers", ())) or served.grpc_status
+        await send(message)
+
+    return watching
+
+
+def _counting(served: Served, receive: Receive) -> Receive:
+    async def counting() -> Message:
+        message = await receive()
+        kind = message["type"]
+        if kind == "http.request":
+            served.request_bytes += len(message.get("body", b""))
+        elif kind == "http.disconnect" and served.status == 0:
+            served.flags = "DC"
+        return message
+
+    return counting
+
+
+def _grpc_status(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name == b"grpc-status"), "")
 
 
 def _with_request_id(scope: Scope, carried: Carried) -> Scope:

@@ -12,9 +12,10 @@ from urllib.parse import quote
 from meshlib.inbound import peer as peers
 from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
-from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE
+from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE, nobody
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
+from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ class MeshWSGI:
     What a request brings is in force while `app` runs: in the call, in each step of the iterable it returns, and in
     that one's close(). forward_headers: as for MeshASGI. on_serving: called at once, since no WSGI server tells when it
     serves; must neither block nor raise. reception: as for MeshASGI, with the same keys in the environ.
+    observer: as for MeshASGI.
     """
 
-    __slots__ = ("_clock", "_intake", "_keys", "_reception", "app")
+    __slots__ = ("_clock", "_intake", "_keys", "_observer", "_reception", "app")
 
     def __init__(
         self,
@@ -43,9 +45,11 @@ class MeshWSGI:
         on_serving: Callable[[], None] | None = None,
         reception: Reception | None = None,
         clock: Callable[[], float] = time.monotonic,
+        observer: Callable[[], Observer | None] = nobody,
     ) -> None:
         self.app = app
         self._reception = reception
+        self._observer = observer
         self._intake = Intake(forward_headers)
         self._keys = tuple((_environ_key(name), name) for name in sorted(self._intake.names))
         self._clock = clock
@@ -54,17 +58,52 @@ class MeshWSGI:
             on_serving()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        observer = self._observer()
+        if observer is None:
+            return self._serve(environ, start_response, None, None)
+        served = _served(environ, self._clock())
+        watch = _Watch(served, observer, self._clock)
+        try:
+            result = self._serve(environ, watch.start_response(start_response), observer, served)
+        except BaseException:
+            if served.status == 0:
+                served.status = 500  # what every server answers then
+            watch.ended()
+            raise
+        if type(result) in (list, tuple):
+            served.response_bytes += sum(map(len, result))
+            watch.ended()
+            return result
+        if type(result) is environ.get("wsgi.file_wrapper"):
+            watch.ended()
+            return result
+        return _Watched(result, watch)
+
+    def _serve(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        observer: Observer | None,
+        served: Served | None,
+    ) -> Iterable[bytes]:
         if self._reception is not None:
             peer = peers.of_environ(environ)
             verdict = self._reception.admit(request_of(environ), peer)
             if isinstance(verdict, Deny):
+                if served is not None:
+                    served.flags, served.reason = verdict.flag, verdict.details
                 return _refuse(environ, start_response, verdict)
             if self._reception.is_enforced:
                 _admit(environ, verdict, peer)
                 start_response = _adding(verdict, start_response) if verdict.answer else start_response
         brought = [(name, environ[key].encode("latin-1")) for key, name in self._keys if key in environ]
         carried = self._intake.take_up(brought, self._clock, current.get())
+        if observer is not None and served is not None:
+            served.carried = carried
+            carried = observer.serving(served) or carried
         if carried.has_expired():
+            if served is not None:
+                served.flags = "UT"
             return _answer_too_late(environ, start_response)
         made = carried.headers[-1]
         if made[0] == REQUEST_ID:  # the application sees the id, as it would behind Envoy
@@ -149,6 +188,82 @@ def _refuse(environ: WSGIEnvironment, start_response: StartResponse, denied: Den
     shown = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     start_response(f"{status} {phrase}", shown)
     return [body] if body else []
+
+
+def _served(environ: WSGIEnvironment, now: float) -> Served:
+    served = Served(
+        environ["REQUEST_METHOD"],
+        environ.get("PATH_INFO", ""),
+        Headers(_raw_headers(environ)),
+        now,
+        environ.get("SERVER_PROTOCOL", "HTTP/1.1"),
+    )
+    served.authority = environ.get("HTTP_HOST", "")
+    served.client = environ.get("REMOTE_ADDR", "")
+    length = environ.get("CONTENT_LENGTH") or "0"  # no WSGI server shows what it reads
+    served.request_bytes = (int(length) if length.isdigit() else 0) + size_of(_raw_headers(environ))
+    served.peer = peers.of_environ(environ)
+    return served
+
+
+class _Watch:
+    """One request, as its observer will be told."""
+
+    __slots__ = ("_clock", "_is_over", "_observer", "served")
+
+    def __init__(self, served: Served, observer: Observer, clock: Callable[[], float]) -> None:
+        self.served, self._observer, self._clock = served, observer, clock
+        self._is_over = False
+
+    def start_response(self, start_response: StartResponse) -> StartResponse:
+        def watched(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            self.served.status = int(status[:3]) if status[:3].isdigit() else 0
+            self.served.response_bytes = sum(len(name) + len(value) + 4 for name, value in headers)
+            if status.startswith("200") and headers:
+                self.served.grpc_status = next((each[1] for each in headers if each[0].lower() == "grpc-status"), "")
+            return start_response(status, headers, *rest)
+
+        return watched
+
+    def ended(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self.served.ended = self._clock()
+            self._observer.served(self.served)
+
+
+class _Watched:
+    """A streamed answer whose bytes are counted. Its request ends with it."""
+
+    __slots__ = ("_iterable", "_iterator", "_watch")
+
+    def __init__(self, iterable: Iterable[bytes], watch: _Watch) -> None:
+        self._iterable, self._watch = iterable, watch
+        self._iterator: Iterator[bytes] | None = None
+
+    def __iter__(self) -> _Watched:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
+        try:
+            chunk = next(self._iterator)
+        except BaseException as error:
+            if not isinstance(error, StopIteration) and self._watch.served.status == 0:
+                self._watch.served.status = 500
+            self._watch.ended()
+            raise
+        self._watch.served.response_bytes += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        try:
+            close: Any = getattr(self._iterable, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._watch.ended()
 
 
 class _Body:

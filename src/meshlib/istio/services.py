@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload
+from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload, peer_of
 
 DOMAIN = "cluster.local"
 _SUFFIX = f".svc.{DOMAIN}"
@@ -282,9 +282,9 @@ class Registry:
         health: Health = Health.HEALTHY,
     ) -> Instance:
         pod = self._pods.get((namespace, name))
-        return Instance(
-            Endpoint(address, port, locality=locality, health=health, workload=name), pod.labels if pod else {}
-        )
+        labels = pod.labels if pod else {}
+        peer = peer_of(labels, name, namespace) if pod else ""
+        return Instance(Endpoint(address, port, locality=locality, health=health, workload=name, peer=peer), labels)
 
     # ServiceEntry
 
@@ -441,7 +441,8 @@ def _instance(workload: Workload, port: Port) -> Instance | None:
 
 
 def _endpoint(workload: Workload, port: int) -> Endpoint:
-    return Endpoint(workload.address, port, locality=workload.locality, workload=workload.name)
+    peer = peer_of(dict(workload.labels), workload.name, workload.namespace)
+    return Endpoint(workload.address, port, locality=workload.locality, workload=workload.name, peer=peer)
 
 
 def _labels_of_entry(given: r.Object) -> Labels:

@@ -81,6 +81,7 @@ from meshlib.model.route import (
 )
 from meshlib.model.security import UNKNOWN_PEER, Peer, SpiffeId
 from meshlib.model.snapshot import Snapshot
+from meshlib.model.telemetry import canonical_revision, canonical_service, peer_of
 
 __all__ = [
     "ALWAYS",
@@ -165,4 +166,7 @@ __all__ = [
     "WeightedCluster",
     "Workload",
     "ZoneAware",
+    "canonical_revision",
+    "canonical_service",
+    "peer_of",
 ]

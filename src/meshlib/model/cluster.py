@@ -65,6 +65,8 @@ class Endpoint:
 
     address: an IP address; a host name only in STRICT_DNS and LOGICAL_DNS clusters, where it is to be resolved.
     workload: name of the workload behind it (`reviews-v2`), "" when unknown; for logs, metrics and explain.
+    peer: what metrics say of it besides, as Istio writes it behind the name: `namespace;service;revision;cluster`, and
+      `;app;version` where a control plane of ours says it; "" when unknown.
     hash_key: what ring hash and maglev hash in place of the address (Envoy's `envoy.lb` metadata); "" is the address.
     """
 
@@ -76,6 +78,7 @@ class Endpoint:
     health: Health = Health.HEALTHY
     workload: str = ""
     hash_key: str = ""
+    peer: str = ""
 
     @property
     def authority(self) -> str:

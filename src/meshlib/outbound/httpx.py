@@ -33,6 +33,7 @@ from meshlib.outbound.wire import (
 )
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
+from meshlib.policy.observer import Call
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
@@ -62,6 +63,7 @@ class _Exchange(Generic[W]):
 
     __slots__ = (
         "_body",
+        "_call",
         "_carried",
         "_endpoint",
         "_error",
@@ -89,6 +91,7 @@ class _Exchange(Generic[W]):
         self._error: SendFailed | None = None
         self._endpoint: Endpoint | None = None
         self._response: W | None = None
+        self._call: Call | None = None
 
     @property
     def _is_replayable(self) -> bool:
@@ -99,7 +102,9 @@ class _Exchange(Generic[W]):
         # A request with an Idempotency-Key may reach the server twice: that is what the key is for
         # (draft-ietf-httpapi-idempotency-key-header).
         may_resend = self.view.method not in _IDEMPOTENT and "idempotency-key" in self.request.headers
-        return outbound_call(self.view, self.transport.home.call_context(deadline, may_resend))
+        context = self.transport.home.call_context(deadline, may_resend)
+        self._call = context.call
+        return outbound_call(self.view, context)
 
     def _wire_request(self, step: Send) -> WireRequest:
         cluster = step.cluster.cluster
@@ -193,7 +198,7 @@ class _Exchange(Generic[W]):
             library.Response(
                 response.status,
                 headers=apply(step.headers, response.headers) if step.headers else response.headers,
-                stream=self.transport.body(response, flow, step.deadline, idle),
+                stream=self.transport.body(response, flow, step.deadline, idle, self._call),
                 extensions=dict(response.extensions),
             ),
         )
@@ -363,16 +368,26 @@ def sync_transport_class(library: ModuleType) -> type[Any]:
     class Body(library.SyncByteStream):  # type: ignore[name-defined, misc]
         """A response's body. Closing it gives the connection back and ends the call's flow, in this order."""
 
-        __slots__ = ("_deadline", "_flow", "_response", "_transport")
+        __slots__ = ("_call", "_deadline", "_flow", "_response", "_transport")
 
-        def __init__(self, transport: _SyncTransport, response: WireResponse, flow: Flow, deadline: float | None):
+        def __init__(
+            self,
+            transport: _SyncTransport,
+            response: WireResponse,
+            flow: Flow,
+            deadline: float | None,
+            call: Call | None,
+        ) -> None:
             self._transport, self._response, self._flow, self._deadline = transport, response, flow, deadline
+            self._call = call
 
         def __iter__(self) -> Iterator[bytes]:
             try:
                 for chunk in self._response.stream:
                     if self._deadline is not None and time.monotonic() > self._deadline:
                         raise self._transport._too_late()
+                    if self._call is not None:
+                        self._call.received(len(chunk))
                     yield chunk
             except Exception as error:
                 raise self._transport._read_error(error) from error
@@ -386,8 +401,10 @@ def sync_transport_class(library: ModuleType) -> type[Any]:
     class MeshTransport(_SyncTransport, library.BaseTransport):  # type: ignore[name-defined, misc]
         """An httpx transport whose calls go through the mesh. Thread-safe, as httpx.Client is."""
 
-        def body(self, response: WireResponse, flow: Flow, deadline: float | None, idle: float | None) -> Body:
-            return Body(self, response, flow, deadline)  # a read that takes longer than `idle` ends by itself
+        def body(
+            self, response: WireResponse, flow: Flow, deadline: float | None, idle: float | None, call: Call | None
+        ) -> Body:
+            return Body(self, response, flow, deadline, call)  # a read that takes longer than `idle` ends by itself
 
     MeshTransport.library = library
     return MeshTransport
@@ -398,7 +415,7 @@ def async_transport_class(library: ModuleType) -> type[Any]:
     """The async transport over `library` (httpx or httpx2), whose AsyncBaseTransport it subclasses."""
 
     class Body(library.AsyncByteStream):  # type: ignore[name-defined, misc]
-        __slots__ = ("_deadline", "_flow", "_idle", "_response", "_transport")
+        __slots__ = ("_call", "_deadline", "_flow", "_idle", "_response", "_transport")
 
         def __init__(
             self,
@@ -407,18 +424,23 @@ def async_transport_class(library: ModuleType) -> type[Any]:
             flow: Flow,
             deadline: float | None,
             idle: float | None,
+            call: Call | None,
         ) -> None:
             self._transport, self._response, self._flow, self._deadline = transport, response, flow, deadline
-            self._idle = idle
+            self._idle, self._call = idle, call
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
                 if self._deadline is None and self._idle is None:
                     async for chunk in self._response.stream:
+                        if self._call is not None:
+                            self._call.received(len(chunk))
                         yield chunk
                 else:
                     chunks = aiter(self._response.stream)
                     while (part := await self._next(chunks)) is not None:
+                        if self._call is not None:
+                            self._call.received(len(part))
                         yield part
             except Exception as error:
                 raise self._transport._read_error(error) from error
@@ -441,8 +463,15 @@ def async_transport_class(library: ModuleType) -> type[Any]:
     class AsyncMeshTransport(_AsyncTransport, library.AsyncBaseTransport):  # type: ignore[name-defined, misc]
         """An httpx async transport whose calls go through the mesh, on asyncio."""
 
-        def body(self, response: AsyncWireResponse, flow: Flow, deadline: float | None, idle: float | None) -> Body:
-            return Body(self, response, flow, deadline, idle)
+        def body(
+            self,
+            response: AsyncWireResponse,
+            flow: Flow,
+            deadline: float | None,
+            idle: float | None,
+            call: Call | None,
+        ) -> Body:
+            return Body(self, response, flow, deadline, idle, call)
 
     AsyncMeshTransport.library = library
     return AsyncMeshTransport

@@ -30,6 +30,7 @@ from meshlib.model import (
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
+from meshlib.policy.observer import Call, Observer, observed
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
 from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
@@ -57,6 +58,7 @@ class CallContext(NamedTuple):
     may_resend: the caller vouches that the request may reach the server twice.
     finds_its_way: the caller connects by itself, so no endpoint is picked, none is judged and nothing is mirrored.
     source: the address of who asks, for hash policies; "" is this process.
+    observer, call: who is told what comes of it, and the record to be filled in; None is nobody.
     """
 
     live: Callable[[], Live]
@@ -67,10 +69,20 @@ class CallContext(NamedTuple):
     may_resend: bool = False
     finds_its_way: bool = False
     source: str = ""
+    observer: Observer | None = None
+    call: Call | None = None
 
 
 def outbound_call(request: Request, context: CallContext) -> Flow:
     """One outbound call. The last step is Reply or Deliver; after Deliver it stays suspended until it is closed."""
+    if context.observer is None or context.call is None:
+        return _call(request, context)
+    context.call.request = request
+    context.call.began = context.clock()
+    return observed(_call(request, context), context.call, context.observer, context.clock)
+
+
+def _call(request: Request, context: CallContext) -> Flow:
     clock, rng = context.clock, context.rng
     started = clock()
     if context.deadline is not None and started >= context.deadline:
@@ -83,11 +95,16 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
         decision = router.match(request) or router.unknown(request)
         started = clock()
 
+    if context.call is not None:
+        context.call.decision = decision
+
     # Envoy's filter order: fault, then the router, which has the timeout, the retries and the mirrors.
     delayed = False
     if decision.fault is not None:
         if (delay := decision.fault.delay) is not None and rng.random() * _MILLION < delay.per_million:
             delayed = True
+            if context.call is not None:
+                context.call.fault = "delay"
             yield Wait(delay.seconds if context.deadline is None else min(delay.seconds, context.deadline - started))
             started = clock()  # an injected delay does not count against the route's timeout
             if context.deadline is not None and started >= context.deadline:
@@ -104,6 +121,8 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
 
     chosen = decision.choose(rng)
     cluster = context.live().cluster(chosen.cluster)
+    if context.call is not None:
+        context.call.cluster = cluster
     if cluster is None:
         yield Reply(
             503,

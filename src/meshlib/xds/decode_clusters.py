@@ -511,10 +511,10 @@ def _endpoint(message: Any, locality: Locality, priority: int, field: str) -> En
     address = message.endpoint.address.socket_address
     if not address.address or not 0 < address.port_value < 65536:
         raise Wrong(f"{field}.endpoint.address", f"is no address: {address.address!r} port {address.port_value}")
-    workload = hash_key = ""
+    workload = hash_key = peer = ""
     if message.HasField("metadata"):
         # Istio's form is `name;namespace;service;revision;cluster`.
-        workload = read.note(message.metadata, ISTIO, "workload").partition(";")[0]
+        workload, _, peer = read.note(message.metadata, ISTIO, "workload").partition(";")
         hash_key = read.note(message.metadata, ENVOY_LB, "hash_key")
     return Endpoint(
         address.address,
@@ -525,4 +525,5 @@ def _endpoint(message: Any, locality: Locality, priority: int, field: str) -> En
         _HEALTH.get(message.health_status, Health.HEALTHY),
         workload,
         hash_key,
+        peer,
     )

@@ -470,6 +470,7 @@ def _add_endpoint(group: Any, endpoint: Endpoint) -> None:
     address.address, address.port_value = endpoint.address, endpoint.port
     added.load_balancing_weight.value = endpoint.weight
     if endpoint.workload:
-        added.metadata.filter_metadata[ISTIO].fields["workload"].string_value = endpoint.workload
+        told = f"{endpoint.workload};{endpoint.peer}" if endpoint.peer else endpoint.workload
+        added.metadata.filter_metadata[ISTIO].fields["workload"].string_value = told
     if endpoint.hash_key:
         added.metadata.filter_metadata[ENVOY_LB].fields["hash_key"].string_value = endpoint.hash_key

@@ -1,0 +1,231 @@
+"""What is told of a call, and to whom? Observer, the contract; and `observed`, which looks on as an outbound call runs.
+
+Two records, one for each direction. They are plain objects that are filled in while the call runs: by the core, which
+knows route and cluster; by the edge, which knows sizes and peers. Where nobody observes, none is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+from meshlib.model import UNKNOWN_PEER, Endpoint, HeaderOperations, HeaderView, Outcome, Request
+from meshlib.policy.steps import Deliver, Finished, Flow, Race, Reply, Send, Win
+
+if TYPE_CHECKING:
+    from meshlib.policy.cluster import LiveCluster
+    from meshlib.policy.propagation import Carried
+    from meshlib.policy.router import Decision
+
+
+class Attempt:
+    """One try of a call. began, ended: monotonic seconds; number: from 1; mark: the observer's own."""
+
+    __slots__ = ("began", "cluster", "ended", "endpoint", "mark", "number", "outcome")
+
+    def __init__(self, number: int, send: Send, began: float) -> None:
+        self.number, self.began, self.ended = number, began, began
+        self.cluster: LiveCluster = send.cluster
+        self.endpoint: Endpoint = send.endpoint
+        self.outcome: Outcome | None = None
+        """None: given up before it ended."""
+        self.mark: Any = None
+
+
+class Call:
+    """One outbound call.
+
+    began, ended: monotonic seconds. decision: what the route said; None when the host was not even looked up.
+    cluster: where it was to go; None when the route leads nowhere. last: the attempt whose outcome counts.
+    status: what the caller got; 0 is none. flags: Envoy's response flags, "" is none. reason: for logs.
+    request_bytes, response_bytes: bodies, as far as the edge has seen them; -1 is not looked at, and content-length
+      is believed. grpc_status: "" where the call is not gRPC, or its status is not known.
+    carried: what the request being served hands on. mark: the observer's own.
+    """
+
+    __slots__ = (
+        "attempts",
+        "began",
+        "carried",
+        "cluster",
+        "decision",
+        "ended",
+        "fault",
+        "flags",
+        "grpc_status",
+        "last",
+        "mark",
+        "reason",
+        "request",
+        "request_bytes",
+        "response_bytes",
+        "response_headers",
+        "status",
+    )
+
+    def __init__(self, carried: Carried | None = None) -> None:
+        self.request: Request | None = None
+        self.began = self.ended = 0.0
+        self.carried = carried
+        self.decision: Decision | None = None
+        self.cluster: LiveCluster | None = None
+        self.last: Attempt | None = None
+        self.attempts = 0
+        self.status = 0
+        self.flags = self.reason = self.grpc_status = self.fault = ""
+        self.request_bytes = self.response_bytes = -1
+        self.response_headers: HeaderView | None = None
+        self.mark: Any = None
+
+    def received(self, size: int) -> None:
+        """The edge has read so many bytes of the response's body."""
+        self.response_bytes = size if self.response_bytes < 0 else self.response_bytes + size
+
+    def __repr__(self) -> str:
+        return (
+            f"<Call {self.request and self.request.authority} {self.status} {self.flags or '-'} {self.attempts} tries>"
+        )
+
+
+class Served:
+    """One inbound request.
+
+    began, ended: monotonic seconds. headers: the request's. status: 0 is no answer. flags, reason: as a Call's.
+    peer: who is calling, as its certificate says.
+    authority: the Host that was asked for. client: the peer's address. route: the application's route template, "" if
+      unknown. carried: what the request brought. mark: the observer's own.
+    """
+
+    __slots__ = (
+        "authority",
+        "began",
+        "carried",
+        "client",
+        "ended",
+        "flags",
+        "grpc_status",
+        "headers",
+        "mark",
+        "method",
+        "path",
+        "peer",
+        "protocol",
+        "reason",
+        "request_bytes",
+        "response_bytes",
+        "route",
+        "status",
+    )
+
+    def __init__(self, method: str, path: str, headers: HeaderView, began: float, protocol: str = "HTTP/1.1") -> None:
+        self.method, self.path, self.headers, self.protocol = method, path, headers, protocol
+        self.began = self.ended = began
+        self.authority = self.client = self.route = ""
+        self.peer = UNKNOWN_PEER
+        self.status = 0
+        self.flags = self.reason = self.grpc_status = ""
+        self.request_bytes = self.response_bytes = 0
+        self.carried: Carried | None = None
+        self.mark: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Served {self.method} {self.path} {self.status} {self.flags or '-'}>"
+
+
+class Observer(Protocol):
+    """Who is told. Called where the call runs, on any thread and loop: never blocks, never raises, keeps no record's
+    headers after `call_ended` and `served` have returned.
+
+    call_began: before the route is looked up. attempt_began: what it returns is done to the headers of this attempt.
+    serving: before the application; what it returns is what calls made for this request carry, when it is not None.
+    """
+
+    def call_began(self, call: Call) -> None: ...
+    def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None: ...
+    def attempt_ended(self, call: Call, attempt: Attempt) -> None: ...
+    def call_ended(self, call: Call) -> None: ...
+    def serving(self, served: Served) -> Carried | None: ...
+    def served(self, served: Served) -> None: ...
+
+
+def observed(flow: Flow, call: Call, observer: Observer, clock: Callable[[], float]) -> Flow:
+    """`flow`, with `observer` told what comes of it. The call ends when the flow is closed: with its body."""
+    racing: list[Attempt] = []
+    attempt: Attempt | None = None
+    observer.call_began(call)
+    try:
+        step = next(flow)
+        while True:
+            if isinstance(step, Send):
+                attempt, step = _begin(call, step, observer, clock)
+                answer = yield step
+                attempt.ended = clock()
+                attempt.outcome = answer if isinstance(answer, Outcome) else None
+                observer.attempt_ended(call, attempt)
+            elif isinstance(step, (Deliver, Reply)):
+                _judge(call, step, attempt)
+                yield step
+                return
+            elif isinstance(step, Race):
+                if step.start is not None:
+                    started, send = _begin(call, step.start, observer, clock)
+                    racing.append(started)
+                    step = step._replace(start=send)
+                answer = yield step
+                if isinstance(answer, Finished):
+                    runner = racing[answer.number]
+                    runner.ended, runner.outcome = clock(), answer.outcome
+                    observer.attempt_ended(call, runner)
+            else:
+                if isinstance(step, Win):
+                    attempt = racing[step.number]
+                answer = yield step
+            step = flow.send(answer)
+    except BaseException as error:
+        if not isinstance(error, GeneratorExit):
+            call.reason = call.reason or f"{type(error).__name__}: {error}"
+        if call.status == 0 and not call.flags:
+            call.flags = "DC"  # the caller went away: cancelled, or its process is ending
+        raise
+    finally:
+        flow.close()
+        call.ended = clock()
+        for runner in racing:
+            if runner.outcome is None:
+                runner.ended = call.ended
+                observer.attempt_ended(call, runner)
+        observer.call_ended(call)
+
+
+def _begin(call: Call, step: Send, observer: Observer, clock: Callable[[], float]) -> tuple[Attempt, Send]:
+    call.attempts += 1
+    attempt = call.last = Attempt(call.attempts, step, clock())
+    call.cluster = step.cluster
+    operations = observer.attempt_began(call, attempt)
+    if operations is not None:
+        step = step._replace(headers=(*step.headers, operations))
+    return attempt, step
+
+
+def _judge(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> None:
+    if isinstance(step, Reply):
+        call.status = step.status
+        call.response_bytes = len(step.body)
+        call.last = attempt if step.flag == "UT" else None
+    else:
+        call.last = attempt
+        outcome = None if attempt is None else attempt.outcome
+        if outcome is not None and outcome.status is not None:
+            call.status = outcome.status
+            call.response_headers = outcome.headers
+    flags = step.flag
+    if call.fault and "DI" not in flags:
+        flags = f"DI,{flags}" if flags else "DI"
+    call.flags, call.reason = flags, step.reason
+
+
+def size_of(raw: object) -> int:
+    """About how many bytes a head takes on the wire (HTTP/1.1: name, value and four more of each line)."""
+    pairs: Any = raw
+    return sum(map(len, chain.from_iterable(pairs))) + 4 * len(pairs)

@@ -1,0 +1,53 @@
+"""What is the state of the mesh in this process? Our own counters and gauges, read when somebody collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from meshlib.telemetry.recorder import Recorder, Value
+
+if TYPE_CHECKING:
+    from meshlib.policy.live import Live
+
+HELP: Mapping[str, str] = {
+    "istio_requests_total": "Requests, by who called whom and what came of it.",
+    "istio_request_duration_milliseconds": "Duration of requests.",
+    "istio_request_bytes": "Size of requests.",
+    "istio_response_bytes": "Size of responses.",
+    "istio_request_messages_total": "gRPC messages sent by clients.",
+    "istio_response_messages_total": "gRPC messages sent by servers.",
+    "istio_build": "Version of the mesh library.",
+    "meshlib_retries_total": "Attempts after the first.",
+    "meshlib_retries_refused_total": "Retries that the retry budget did not admit.",
+    "meshlib_overflows_total": "Calls turned away by a limit of the destination.",
+    "meshlib_ejections_refused_total": "Ejections that max_ejection_percent forbade.",
+    "meshlib_requests_in_flight": "Calls that are not finished.",
+    "meshlib_retries_in_flight": "Retries that are not finished.",
+    "meshlib_endpoints_ejected": "Endpoints that outlier detection has ejected.",
+    "meshlib_breaker_open": "1 while the destination's breaker is open, 0.5 half-open, 0 closed.",
+    "meshlib_telemetry_series_overflow_total": "Series beyond the limit, counted under __overflow__.",
+    "meshlib_telemetry_dropped_total": "Spans or pushes that were dropped.",
+}
+_BREAKER = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
+
+
+def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
+    """Counters are cumulative. Clusters of which there is nothing to say are left out."""
+    yield Value("istio_build", (("component", "proxy"), ("tag", version)), 1, False)
+    for (name, labels), amount in recorder.counts().items():
+        yield Value(name, labels, amount, True)
+    for cluster in live.clusters.values():
+        told, state = (("cluster", cluster.name),), cluster.state
+        for name, amount, is_counter in (
+            ("meshlib_requests_in_flight", state.requests, False),
+            ("meshlib_retries_in_flight", state.retries, False),
+            ("meshlib_endpoints_ejected", state.ejected, False),
+            ("meshlib_retries_refused_total", state.retries_refused, True),
+            ("meshlib_overflows_total", state.overflows, True),
+            ("meshlib_ejections_refused_total", state.ejections_refused, True),
+        ):
+            if amount or (name == "meshlib_endpoints_ejected" and cluster.cluster.outlier_detection is not None):
+                yield Value(name, told, amount, is_counter)
+        if cluster.breaker is not None:
+            yield Value("meshlib_breaker_open", told, _BREAKER.get(cluster.breaker.current_state, 0.0), False)

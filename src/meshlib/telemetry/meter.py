@@ -1,0 +1,99 @@
+"""What does the mesh measure of each call and request? Meter: the Observer that fills the recorder."""
+
+from __future__ import annotations
+
+from meshlib.model import HeaderOperations, Node
+from meshlib.policy.observer import Attempt, Call, Served, size_of
+from meshlib.policy.propagation import Carried
+from meshlib.telemetry.labels import (
+    METADATA,
+    METADATA_ID,
+    described,
+    is_grpc,
+    metadata_of,
+    of_call,
+    of_served,
+    protocol_of,
+)
+from meshlib.telemetry.recorder import Recorder
+
+
+class Meter:
+    """An Observer. strict: write what Istio writes where it knows less (connection_security_policy of a source)."""
+
+    def __init__(self, recorder: Recorder, node: Node, strict: bool = False) -> None:
+        self._recorder, self._strict = recorder, strict
+        self._here = described(node)
+        workload = node.workload
+        self._principal = f"spiffe://{node.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
+        name = workload.service or self._here.service
+        self._service = (f"{name}.{workload.namespace}.svc.cluster.local", name)
+        self._introduction = HeaderOperations(set=((METADATA, metadata_of(node)), (METADATA_ID, node.id)))
+
+    def call_began(self, call: Call) -> None:
+        pass
+
+    def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
+        # Those outside of the mesh are told nothing of it: who is inside, the control plane names.
+        return self._introduction if attempt.endpoint.peer else None
+
+    def attempt_ended(self, call: Call, attempt: Attempt) -> None:
+        if attempt.number > 1:
+            self._recorder.count("meshlib_retries_total", (("cluster", attempt.cluster.name),))
+
+    def call_ended(self, call: Call) -> None:
+        request = call.request
+        if request is None or call.decision is None:
+            return
+        last = call.last
+        cluster = "" if call.cluster is None else call.cluster.name
+        workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
+        headers = request.headers
+        tls = call.cluster is not None and call.cluster.cluster.tls is not None
+        self._recorder.request(
+            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol_of(call), tls, last is None),
+            lambda: of_call(call, self._here, self._principal, self._strict),
+            call.ended - call.began,
+            _body(call.request_bytes, headers.get("content-length")) + size_of(getattr(headers, "raw", ())),
+            _response_bytes(call),
+            call.mark,
+        )
+
+    def serving(self, served: Served) -> Carried | None:
+        return None
+
+    def served(self, served: Served) -> None:
+        headers = served.headers
+        key = (
+            headers.get(METADATA),
+            served.peer.identity,
+            served.status,
+            served.flags,
+            served.grpc_status,
+            is_grpc(headers.get("content-type")),
+        )
+        self._recorder.request(
+            key,
+            lambda: of_served(served, self._here, self._principal, self._service),
+            served.ended - served.began,
+            served.request_bytes,
+            served.response_bytes,
+            served.mark,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Meter {self._here.workload} {self._recorder!r}>"
+
+
+def _response_bytes(call: Call) -> int:
+    headers = call.response_headers
+    if headers is None:
+        return max(0, call.response_bytes)
+    return _body(call.response_bytes, headers.get("content-length")) + size_of(getattr(headers, "raw", ()))
+
+
+def _body(seen: int, told: str | None) -> int:
+    """Bytes that the edge has counted; where it has not, what the head says."""
+    if seen >= 0:
+        return seen
+    return int(told) if told is not None and told.isdigit() and len(told) < 16 else 0

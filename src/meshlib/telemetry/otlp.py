@@ -1,0 +1,195 @@
+"""How does it get away? OTLP: deltas of what the recorder counted, and spans, pushed over gRPC or HTTP.
+
+A push that fails loses nothing of the metrics: the next one carries the difference to the last that arrived. Spans wait
+in a bounded queue; what does not fit is dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
+
+from meshlib.telemetry.recorder import BOUNDS, LABELS, Series, Value
+from meshlib.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+_log = logging.getLogger("meshlib.telemetry")
+_METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+_TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_NOTHING: Series = Series((), 0.0)
+
+
+class Sender(Protocol):
+    """Sends serialised requests; raises OSError or RuntimeError-like errors of its library when it can't."""
+
+    def metrics(self, body: bytes, timeout: float) -> None: ...
+    def traces(self, body: bytes, timeout: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class GrpcSender:
+    """OTLP/gRPC, gzipped. target: host:port."""
+
+    def __init__(self, target: str, secure: bool = False) -> None:
+        import grpc
+
+        # gRPC's own reconnect back-off grows to two minutes; a receiver that is back is wanted back.
+        options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.use_local_subchannel_pool", 1)]
+        if secure:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
+        self._gzip = grpc.Compression.Gzip
+        self._metrics: Any = self._channel.unary_unary(_METRICS)
+        self._traces: Any = self._channel.unary_unary(_TRACES)
+
+    def metrics(self, body: bytes, timeout: float) -> None:
+        self._metrics(body, timeout=timeout, compression=self._gzip)
+
+    def traces(self, body: bytes, timeout: float) -> None:
+        self._traces(body, timeout=timeout, compression=self._gzip)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class HttpSender:
+    """OTLP/HTTP with protobuf, gzipped. base: the URL before /v1/metrics."""
+
+    def __init__(self, base: str, headers: Mapping[str, str]) -> None:
+        import httpx
+
+        self._base = base.rstrip("/")
+        told = {**headers, "content-type": "application/x-protobuf", "content-encoding": "gzip"}
+        self._client = httpx.Client(headers=told, trust_env=False)
+
+    def metrics(self, body: bytes, timeout: float) -> None:
+        self._post("/v1/metrics", body, timeout)
+
+    def traces(self, body: bytes, timeout: float) -> None:
+        self._post("/v1/traces", body, timeout)
+
+    def _post(self, path: str, body: bytes, timeout: float) -> None:
+        response = self._client.post(self._base + path, content=gzip.compress(body, 1), timeout=timeout)
+        response.raise_for_status()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Deltas:
+    """What has been counted since the last push that arrived. resource: attributes of this process."""
+
+    def __init__(self, resource: Mapping[str, str], began: float) -> None:
+        self._resource = resource
+        self._sent: dict[tuple[str, ...], Series] = {}
+        self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._since = began
+
+    def request(self, series: Sequence[Series], values: Iterable[Value], now: float) -> bytes | None:
+        """A serialised ExportMetricsServiceRequest; None when nothing has happened. now: Unix seconds."""
+        message = ExportMetricsServiceRequest()
+        resource = message.resource_metrics.add()
+        set_attributes(resource.resource.attributes, self._resource.items())
+        scope = resource.scope_metrics.add()
+        scope.scope.name, scope.scope.version = "meshlib", __version__
+        start, end = int(self._since * 1e9), int(now * 1e9)
+        changed = [
+            (each, before)
+            for each in series
+            if (before := self._sent.get(each.labels, _NOTHING)) is _NOTHING or before.count != each.count
+        ]
+        if changed:
+            total = scope.metrics.add(name="istio_requests_total", unit="1")
+            _delta(total.sum, True)
+            for each, before in changed:
+                point = total.sum.data_points.add(
+                    start_time_unix_nano=start, time_unix_nano=end, as_int=each.count - before.count
+                )
+                set_attributes(point.attributes, zip(LABELS, each.labels, strict=True))
+            for name, unit, buckets, sum_of in (
+                ("istio_request_duration_milliseconds", "ms", "durations", "milliseconds"),
+                ("istio_request_bytes", "By", "requests", "request_bytes"),
+                ("istio_response_bytes", "By", "responses", "response_bytes"),
+            ):
+                metric = scope.metrics.add(name=name, unit=unit)
+                _delta(metric.histogram)
+                for each, before in changed:
+                    fallen = zip(getattr(each, buckets), getattr(before, buckets), strict=True)
+                    part = metric.histogram.data_points.add(
+                        start_time_unix_nano=start,
+                        time_unix_nano=end,
+                        count=each.count - before.count,
+                        sum=getattr(each, sum_of) - getattr(before, sum_of),
+                        explicit_bounds=BOUNDS,
+                        bucket_counts=[new - old for new, old in fallen],
+                    )
+                    set_attributes(part.attributes, zip(LABELS, each.labels, strict=True))
+                    if buckets == "durations":
+                        _add_exemplars(part, each, before)
+        for value in values:
+            self._add_value(scope, value, start, end)
+        return message.SerializeToString() if scope.metrics else None
+
+    def _add_value(self, scope: Any, value: Value, start: int, end: int) -> None:
+        if not value.is_counter:
+            point = scope.metrics.add(name=value.name).gauge.data_points.add(time_unix_nano=end, as_double=value.value)
+        else:
+            amount = value.value - self._counts.get((value.name, value.labels), 0)
+            if amount <= 0:
+                return
+            metric = scope.metrics.add(name=value.name)
+            _delta(metric.sum, True)
+            point = metric.sum.data_points.add(start_time_unix_nano=start, time_unix_nano=end, as_double=amount)
+        set_attributes(point.attributes, value.labels)
+
+    def arrived(self, series: Sequence[Series], values: Iterable[Value], now: float) -> None:
+        self._sent = {each.labels: each for each in series}
+        self._counts = {(each.name, each.labels): each.value for each in values if each.is_counter}
+        self._since = now
+
+
+def _delta(of: Any, monotonic: bool = False) -> None:
+    of.aggregation_temporality = AGGREGATION_TEMPORALITY_DELTA
+    if monotonic:
+        of.is_monotonic = True
+
+
+def _add_exemplars(point: Any, each: Series, before: Series) -> None:
+    for bucket, exemplar in each.exemplars.items():
+        if before.exemplars.get(bucket) != exemplar:
+            point.exemplars.add(
+                time_unix_nano=int(exemplar.at * 1e9),
+                as_double=exemplar.value,
+                trace_id=bytes.fromhex(exemplar.trace_id),
+                span_id=bytes.fromhex(exemplar.span_id),
+            )
+
+
+def set_attributes(of: Any, pairs: Iterable[tuple[str, object]]) -> None:
+    for name, value in pairs:
+        attribute = of.add(key=name)
+        if isinstance(value, bool):
+            attribute.value.bool_value = value
+        elif isinstance(value, int):
+            attribute.value.int_value = value
+        else:
+            attribute.value.string_value = str(value)
+
+
+def spans_request(resource: Mapping[str, str], spans: Iterable[Span]) -> bytes:
+    message = ExportTraceServiceRequest()
+    of = message.resource_spans.add()
+    set_attributes(of.resource.attributes, resource.items())
+    scope = of.scope_spans.add()
+    scope.scope.name, scope.scope.version = "meshlib", __version__
+    scope.spans.extend(spans)
+    return message.SerializeToString()

@@ -1,0 +1,208 @@
+"""Who measures in this process, and where does it go? Telemetry: one recorder, its observer, and one thread that
+pushes, writes and holds the port. Nothing starts before the first call; a forked child counts from zero."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from meshlib.model import Node
+from meshlib.policy.observer import Observer
+from meshlib.telemetry.gauges import values
+from meshlib.telemetry.meter import Meter
+from meshlib.telemetry.prometheus import OPENMETRICS, TEXT, Counted, Folder, Port, merged, render
+from meshlib.telemetry.recorder import Recorder
+from meshlib.telemetry.setup import Setup
+from meshlib.version import __version__
+
+if TYPE_CHECKING:
+    from meshlib.policy.live import Live
+    from meshlib.telemetry.otlp import Deltas, Sender
+
+_log = logging.getLogger("meshlib.telemetry")
+
+_LAST_PUSH = 2.0
+"""Seconds that a process which ends gives its last push."""
+_SHARE = 1.0
+"""Seconds between two writes of what this process has counted, for the one that is scraped."""
+
+
+class Telemetry:
+    """This process's measurements. recorder: others report through it, too (`recorder.count`).
+
+    read_live: what calls read now, for the state of clusters.
+    """
+
+    def __init__(self, setup: Setup, node: Node, read_live: Callable[[], Live]) -> None:
+        self.setup = setup
+        self.recorder = Recorder(time.time)
+        self._node, self._read_live = node, read_live
+        self._port: Port | None = None
+        self._began = time.time()
+        self.observer: Observer = Meter(self.recorder, node, setup.strict)
+        self._forget_threads()
+
+    def _forget_threads(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._folder: Folder | None = None
+
+    def start(self) -> None:
+        """Begin to push and to answer scrapes, if that is wanted and not begun."""
+        with self._lock:
+            if self._thread is not None or self._stop.is_set():
+                return
+            if self.setup.prometheus is not None:
+                host, port = self.setup.prometheus
+                try:
+                    self._folder = Folder.of(port) if port else None
+                except OSError as error:
+                    _log.warning("what other processes count can't be shared: %s", error)
+                self._port = Port(host, port, self._all_processes)
+                self._port.try_to_hold()
+            self._thread = threading.Thread(target=self._run, name="meshlib-telemetry", daemon=True)
+            self._thread.start()
+
+    def restart_after_fork(self, node: Node) -> Observer:
+        """In a forked child: nothing is counted yet, and what was begun is the parent's. The observer from now on."""
+        if self._port is not None:
+            self._port.forget()
+            self._port = None
+        self.recorder.forget()
+        self._node, self._began = node, time.time()
+        self.observer = Meter(self.recorder, node, self.setup.strict)
+        self._forget_threads()
+        return self.observer
+
+    def stop(self) -> None:
+        """Push what is left, within 2 s, and end."""
+        with self._lock:
+            self._stop.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_LAST_PUSH + 1.0)
+        if self._port is not None:
+            self._port.close()
+
+    @property
+    def prometheus_port(self) -> int:
+        """The port that this process is scraped on; 0 while another process holds it, or none is wanted."""
+        return 0 if self._port is None else self._port.port
+
+    def exposition(self, accept: str = "") -> tuple[str, bytes]:
+        """Content type and body for a scrape, as a route of the application's own may serve them: what all processes
+        of this server have counted. accept: the scrape's Accept header."""
+        openmetrics = "application/openmetrics-text" in accept
+        return OPENMETRICS if openmetrics else TEXT, render(self._all_processes(), openmetrics).encode()
+
+    def _counted(self) -> Counted:
+        return Counted(self.recorder.series(), list(values(self.recorder, self._read_live(), __version__)))
+
+    def _all_processes(self) -> Counted:
+        return merged([self._counted(), *(self._folder.others() if self._folder is not None else ())])
+
+    # The thread
+
+    def _run(self) -> None:
+        pushing = self._pushing()
+        now = time.monotonic()
+        next_push = now + self.setup.interval
+        try:
+            while not self._stop.is_set():
+                wait = next_push - time.monotonic() if pushing is not None else _SHARE
+                self._stop.wait(max(0.0, min(wait, _SHARE) if self._port is not None else wait))
+                self._share()
+                if pushing is not None and time.monotonic() >= next_push and not self._stop.is_set():
+                    next_push = time.monotonic() + self.setup.interval
+                    pushing.push(self._counted(), min(self.setup.interval, 5.0))
+            self._share()
+            if pushing is not None:
+                pushing.push(self._counted(), _LAST_PUSH)
+        finally:
+            if pushing is not None:
+                pushing.close()
+
+    def _share(self) -> None:
+        if self._port is not None:
+            self._port.try_to_hold()
+        if self._folder is not None:
+            try:
+                self._folder.write(self._counted())
+            except OSError as error:
+                _log.debug("what was counted can't be written: %s", error)
+
+    def _pushing(self) -> _Pushing | None:
+        if not self.setup.target:
+            return None
+        try:
+            from meshlib.telemetry.otlp import Deltas, GrpcSender, HttpSender
+        except ImportError:
+            _log.info("nothing is pushed to %s: install meshlib-proxyless[telemetry]", self.setup.target)
+            return None
+        sender: Sender
+        if "://" in self.setup.target:
+            sender = HttpSender(self.setup.target, dict(self.setup.headers))
+        else:
+            sender = GrpcSender(self.setup.target, self.setup.secure)
+        return _Pushing(sender, Deltas(resource_of(self._node), self._began), self.recorder)
+
+    def __repr__(self) -> str:
+        return f"<Telemetry {self.recorder!r} to {self.setup.target or 'nobody'}>"
+
+
+class _Pushing:
+    def __init__(self, sender: Sender, deltas: Deltas, recorder: Recorder) -> None:
+        self._sender, self._deltas, self._recorder = sender, deltas, recorder
+        self._failures = 0
+
+    def push(self, counted: Counted, timeout: float) -> None:
+        now = time.time()
+        body = self._deltas.request(counted.series, counted.values, now)
+        if body is None:
+            return
+        try:
+            self._sender.metrics(body, timeout)
+        except Exception as error:  # each library has its own; none of them may end the thread
+            self._failures += 1
+            if self._failures == 1:
+                _log.info("metrics can't be pushed, and are kept for the next push: %s", _told(error))
+            return
+        self._failures = 0
+        self._deltas.arrived(counted.series, counted.values, now)
+
+    def close(self) -> None:
+        self._sender.close()
+
+
+def _told(error: Exception) -> str:
+    details = getattr(error, "details", None)  # grpc's errors are long
+    return str(details()) if callable(details) else str(error)
+
+
+def resource_of(node: Node, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """OpenTelemetry's resource: this process. OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME have the last word."""
+    environ = os.environ if environ is None else environ
+    workload = node.workload
+    labels = dict(workload.labels)
+    found = {
+        "service.name": workload.service or labels.get("app") or workload.name,
+        "service.namespace": workload.namespace,
+        "service.version": labels.get("version", ""),
+        "service.instance.id": node.id,
+        "istio.cluster_id": node.cluster_id,
+        "istio.workload": workload.name,
+        "telemetry.sdk.language": "python",
+        "process.pid": str(os.getpid()),
+    }
+    for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        name, mark, value = pair.partition("=")
+        if mark and name.strip():
+            found[name.strip()] = value.strip()
+    if name := environ.get("OTEL_SERVICE_NAME", ""):
+        found["service.name"] = name
+    return {name: value for name, value in found.items() if value}
