@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from meshlib.errors import MeshClosed, SettingsError
 from meshlib.identity.holder import IdentityHolder
+from meshlib.identity.tls import TlsContexts
 from meshlib.model import (
     INBOUND_PREFIX,
     Endpoint,
@@ -271,6 +272,8 @@ class Mesh:
         self.node = settings.node(kind)
         self._rng = random.Random()
         self._has_reception = False
+        self.tls = TlsContexts(lambda: self.credentials, has_identity=bool(settings.identity))
+        """What connections are secured with."""
         self._live = empty_live(self._rng)
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
@@ -408,9 +411,8 @@ class Mesh:
             if self._closing.is_set() or not any(each.cluster.health_checks for each in self._live.clusters.values()):
                 return
             from meshlib.discovery.health import HealthChecker
-            from meshlib.outbound.tls import client_context
 
-            self._health = HealthChecker(self._read_live, time.monotonic, client_context)
+            self._health = HealthChecker(self._read_live, time.monotonic, self.tls)
         self._health.update(self._live)
 
     # Calls out

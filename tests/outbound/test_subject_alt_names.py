@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from meshlib.identity.tls import TlsContexts, is_borne
 from meshlib.model import UpstreamTls
-from meshlib.outbound.tls import _is_borne, client_context
 from peers import Peer
 
 
@@ -39,14 +39,16 @@ def port(authority: trustme.CA) -> Iterator[int]:
 def by_socket(tls: UpstreamTls, port: int, name: str) -> None:
     with (
         socket.create_connection(("127.0.0.1", port)) as plain,
-        client_context(tls).wrap_socket(plain, server_hostname=name),
+        TlsContexts().client(tls).wrap_socket(plain, server_hostname=name),
     ):
         pass
 
 
 def by_asyncio(tls: UpstreamTls, port: int, name: str) -> None:
     async def connect() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(tls), server_hostname=name)
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=TlsContexts().client(tls), server_hostname=name
+        )
         writer.close()
         await writer.wait_closed()
 
@@ -100,7 +102,7 @@ def test_a_stranger_is_refused_whatever_it_calls_itself(connect: Connect, port: 
 def test_a_uri_is_compared_as_it_is() -> None:
     """SPIFFE IDs: the whole of it, case and all, and no wildcard."""
     identity = "spiffe://cluster.local/ns/default/sa/reviews"
-    assert _is_borne(identity, "URI", identity)
-    assert not _is_borne(identity, "URI", identity.upper())
-    assert not _is_borne(identity, "DNS", identity)
-    assert not _is_borne("reviews", "URI", identity)
+    assert is_borne(identity, "URI", identity)
+    assert not is_borne(identity, "URI", identity.upper())
+    assert not is_borne(identity, "DNS", identity)
+    assert not is_borne("reviews", "URI", identity)

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from meshlib.identity.tls import TlsContexts
 from meshlib.model import Cluster, ClusterType, Endpoint, HealthCheck, UpstreamTls
 
 if TYPE_CHECKING:
@@ -50,16 +51,16 @@ class _Subject(NamedTuple):
 class HealthChecker:
     """Checks what `update` was told of until `stop`.
 
-    live: where results go. clock: monotonic seconds. tls_context: makes contexts for clusters with TLS.
+    live: where results go. clock: monotonic seconds. tls: secures the checks of clusters with TLS.
     """
 
     def __init__(
         self,
         live: Callable[[], Live],
         clock: Callable[[], float],
-        tls_context: Callable[[UpstreamTls], ssl.SSLContext],
+        tls: TlsContexts,
     ) -> None:
-        self._live, self._clock, self._tls_context = live, clock, tls_context
+        self._live, self._clock, self._tls = live, clock, tls
         self._running: dict[_Subject, asyncio.Task[None]] = {}
         self._well: dict[tuple[str, str], dict[HealthCheck, bool]] = {}
         self._loop = asyncio.new_event_loop()
@@ -69,7 +70,7 @@ class HealthChecker:
     def update(self, live: Live) -> None:
         """New configuration: checks that are no longer wanted end, new ones begin at once. Thread-safe, returns at
         once."""
-        wanted = frozenset(_subjects(live))
+        wanted = frozenset(_subjects(live, self._tls.has_identity))
         self._loop.call_soon_threadsafe(self._apply, wanted)
 
     def stop(self) -> None:
@@ -145,7 +146,7 @@ class HealthChecker:
         return {"http": self._probe_http, "grpc": self._probe_grpc, "tcp": self._probe_tcp}[subject.check.kind](subject)
 
     def _context(self, subject: _Subject) -> ssl.SSLContext | None:
-        return None if subject.tls is None else self._tls_context(subject.tls)
+        return None if subject.tls is None else self._tls.client(subject.tls)
 
     async def _connect(self, subject: _Subject) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         context = self._context(subject)
@@ -211,16 +212,19 @@ class HealthChecker:
         return f"<HealthChecker {len(self._running)} checks>"
 
 
-def _subjects(live: Live) -> Iterator[_Subject]:
+def _subjects(live: Live, has_identity: bool) -> Iterator[_Subject]:
     for name, live_cluster in live.clusters.items():
         cluster: Cluster = live_cluster.cluster
         if not cluster.health_checks or cluster.type is ClusterType.ORIGINAL_DST:
             continue
         for target in live_cluster.targets:
             for check in cluster.health_checks:
-                yield _subject(name, cluster, target.endpoint, check)
+                yield _subject(name, cluster, target.endpoint, check, has_identity)
 
 
-def _subject(name: str, cluster: Cluster, endpoint: Endpoint, check: HealthCheck) -> _Subject:
+def _subject(name: str, cluster: Cluster, endpoint: Endpoint, check: HealthCheck, has_identity: bool) -> _Subject:
     host = check.host or (cluster.service.host if cluster.service is not None else endpoint.authority)
-    return _Subject(name, endpoint.authority, endpoint.address, check.port or endpoint.port, check, host, cluster.tls)
+    tls = cluster.tls
+    if tls is not None and tls.auto and not (endpoint.is_meshed and has_identity):
+        tls = None
+    return _Subject(name, endpoint.authority, endpoint.address, check.port or endpoint.port, check, host, tls)

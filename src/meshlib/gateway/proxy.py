@@ -18,7 +18,7 @@ from meshlib.gateway.protocol import FILTER_CHAIN, TUNNEL, Tunnel
 from meshlib.model import FilterChain, Headers, Outcome, Request
 from meshlib.outbound.drive import drive_async
 from meshlib.outbound.mirrors import AsyncMirrors
-from meshlib.outbound.tls import client_context
+from meshlib.outbound.tls import secured
 from meshlib.outbound.wire import (
     AsyncEngine,
     AsyncWireResponse,
@@ -57,7 +57,7 @@ class Proxy:
 
     def __init__(self, mesh: Mesh, engine: AsyncEngine, limits: Limits, trusted_hops: int, server_name: str) -> None:
         self.engine = engine
-        self._mesh = mesh
+        self._mesh, self.tls = mesh, mesh.tls
         self._limits = limits
         self._trusted_hops = trusted_hops
         self._server = (b"server", server_name.encode("ascii"))
@@ -320,19 +320,20 @@ class _Exchange:
         if self._body is not None and h.first(headers, b"content-length") is None:
             headers.append((b"transfer-encoding", b"chunked"))
         host = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
-        tls = None if cluster.tls is None else client_context(cluster.tls)
+        name = host.strip("[]")
+        security = None if cluster.tls is None else secured(self._proxy.tls, cluster, step.endpoint, name, False)
         return WireRequest(
             step.cluster,
             step.endpoint,
             request.method.encode("ascii"),
-            b"http" if tls is None else b"https",
-            (cluster.tls.sni if cluster.tls is not None else "") or host.strip("[]"),
+            b"http" if security is None else b"https",
+            name if security is None else security.sni,
             path.encode("latin-1"),
             headers,
             self._body,
             {"connect": cluster.connect_timeout},
             step.timeout,
-            tls,
+            None if security is None else security.context,
             self._body is None and request.method in _IDEMPOTENT,
         )
 

@@ -26,7 +26,7 @@ MAX_HEAD = 60 * 1024
 BUFFERED = 65536
 """Bytes of a response that may wait here before its server is held up."""
 
-_Key = tuple[str, str, int, bool]
+_Key = tuple[str, str, int, object]
 
 
 def _broken(message: str) -> SendFailed:
@@ -35,6 +35,8 @@ def _broken(message: str) -> SendFailed:
 
 class UpstreamEngine:
     """Sends attempts and keeps connections, one pool for each (cluster, endpoint). Belongs to one event loop."""
+
+    speaks_http2 = False
 
     def __init__(self) -> None:
         self._idle: dict[_Key, list[_Connection]] = {}
@@ -48,7 +50,7 @@ class UpstreamEngine:
             raise SendFailed(TIMEOUT, "ReadTimeout", f"no response within {request.timeout or 0:.3g} s") from error
 
     async def _send(self, request: WireRequest) -> AsyncWireResponse:
-        key = (request.cluster.name, request.endpoint.address, request.endpoint.port, request.tls is not None)
+        key = (request.cluster.name, request.endpoint.address, request.endpoint.port, request.tls)
         connection = await self._exchange(key, request)
 
         async def close() -> None:

@@ -68,6 +68,7 @@ class Endpoint:
     peer: what metrics say of it besides, as Istio writes it behind the name: `namespace;service;revision;cluster`, and
       `;app;version` where a control plane of ours says it; "" when unknown.
     hash_key: what ring hash and maglev hash in place of the address (Envoy's `envoy.lb` metadata); "" is the address.
+    is_meshed: it serves the mesh's mTLS (Istio's `security.istio.io/tlsMode: istio`).
     """
 
     address: str
@@ -79,6 +80,7 @@ class Endpoint:
     workload: str = ""
     hash_key: str = ""
     peer: str = ""
+    is_meshed: bool = False
 
     @property
     def authority(self) -> str:
@@ -263,10 +265,11 @@ class OutlierDetection:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """TLS that the client originates. mode: SIMPLE or MUTUAL.
+    """TLS that the client originates. mode: SIMPLE, MUTUAL or ISTIO_MUTUAL, which is the mesh's own mTLS.
 
-    sni: "" sends the request's host. subject_alt_names: () accepts any certificate valid for the SNI name.
-    ca_file: "" uses the system's roots.
+    sni: "" sends the request's host. subject_alt_names: () accepts any certificate valid for the SNI name, with
+    ISTIO_MUTUAL any identity of a trusted domain. ca_file: "" uses the system's roots. auto: only endpoints that serve
+    the mesh's mTLS get it, others plaintext.
     """
 
     mode: str = "SIMPLE"
@@ -276,6 +279,12 @@ class UpstreamTls:
     certificate_file: str = ""
     private_key_file: str = ""
     insecure_skip_verify: bool = False
+    auto: bool = False
+
+    @property
+    def is_mesh(self) -> bool:
+        """Whether both sides prove an identity of the mesh, and no file is named."""
+        return self.mode == "ISTIO_MUTUAL"
 
 
 @dataclass(frozen=True, slots=True)

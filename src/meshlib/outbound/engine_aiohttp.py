@@ -61,6 +61,8 @@ class AiohttpEngine:
     """One aiohttp session for each (event loop, cluster), so that clusters share no connection; another where the rules
     for the cluster's connections have changed."""
 
+    speaks_http2 = False
+
     def __init__(self) -> None:
         self._sessions: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, dict[tuple[str, ConnectionLimits], aiohttp.ClientSession]

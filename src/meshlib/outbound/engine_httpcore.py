@@ -29,7 +29,7 @@ from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, REFUSED
 MAX_IDLE = 128
 """Idle connections kept for one endpoint; one more is closed when it comes back."""
 
-_Key = tuple[str, str, int, bytes]
+_Key = tuple[str, str, int, object]
 
 _FAILURES = {
     "ConnectError": CONNECT_FAILURE,
@@ -48,7 +48,7 @@ _HAS_H2 = find_spec("h2") is not None
 
 
 def _key(request: WireRequest) -> _Key:
-    return (request.cluster.name, request.endpoint.address, request.endpoint.port, request.scheme)
+    return (request.cluster.name, request.endpoint.address, request.endpoint.port, request.tls)
 
 
 def _native(core: Any, request: WireRequest) -> Any:
@@ -170,12 +170,17 @@ class _Idle:
         if now - self._swept < KEEPALIVE:
             return
         self._swept = now
-        for stack in list(self._stacks.values()):
+        for key, stack in list(self._stacks.items()):
             try:
                 while stack[0].connection.has_expired():
                     yield stack.pop(0).connection
             except IndexError:  # empty, or another thread was faster
-                continue
+                if not stack:  # with it goes the TLS context, of which each rotation makes another
+                    self._stacks.pop(key, None)
+
+    def keep(self, key: _Key, held: _Held) -> None:
+        """Push it where `stack` finds it, even if its stack was swept away meanwhile."""
+        self.stack(key).append(held)
 
     def drain(self) -> Iterator[Any]:
         for stack in list(self._stacks.values()):
@@ -191,6 +196,8 @@ _ORPHANS: list[_Held] = []
 
 class HttpcoreEngine:
     """The engine of the sync transports. core: the module httpcore or httpcore2."""
+
+    speaks_http2 = _HAS_H2
 
     def __init__(self, core: ModuleType) -> None:
         self._core: Any = core
@@ -231,7 +238,7 @@ class HttpcoreEngine:
             except Exception:
                 connection.close()
             if _is_good(held, stack, limits, body):
-                stack.append(held)
+                self._idle.keep(key, held)
             else:
                 connection.close()
 
@@ -272,6 +279,8 @@ class AsyncHttpcoreEngine:
     """The engine of the async transports. Idle connections belong to the event loop that opened them; a loop that
     finds another's leaves them alone."""
 
+    speaks_http2 = _HAS_H2
+
     def __init__(self, core: ModuleType) -> None:
         self._core: Any = core
         self._idle: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Idle] = weakref.WeakKeyDictionary()
@@ -289,7 +298,8 @@ class AsyncHttpcoreEngine:
     async def send(self, request: WireRequest) -> AsyncWireResponse:
         started = time.monotonic()
         idle = self._of_this_loop()
-        stack = idle.stack(_key(request))
+        key = _key(request)
+        stack = idle.stack(key)
         native = _native(self._core, request)
         limits = request.cluster.cluster.limits
         while True:
@@ -329,7 +339,7 @@ class AsyncHttpcoreEngine:
             except Exception:
                 await connection.aclose()
             if _is_good(held, stack, limits, body):
-                stack.append(held)
+                idle.keep(key, held)
             else:
                 await connection.aclose()
 

@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 from meshlib.errors import MeshError
-from meshlib.model import Endpoint, Headers, Outcome, Request
+from meshlib.identity.tls import NoCredentials, TlsContexts
+from meshlib.model import Cluster, Endpoint, Headers, Outcome, Request
 from meshlib.outbound.drive import drive, drive_async
 from meshlib.outbound.mirrors import MAX_MIRRORS, AsyncMirrors
 from meshlib.outbound.raising import failed
-from meshlib.outbound.tls import client_context, default_context
+from meshlib.outbound.tls import Secured, default_context, secured
 from meshlib.outbound.wire import (
     AsyncEngine,
     AsyncWireResponse,
@@ -34,7 +35,7 @@ from meshlib.outbound.wire import (
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.observer import Call
-from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, RESET, TIMEOUT
+from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ W = TypeVar("W", WireResponse, AsyncWireResponse)
 class Home(Protocol):
     """What a transport needs of its Mesh. Callable from any thread; the first call starts the feeds.
 
-    call_context: made for each call. resolve: waits, bounded, until the feed has answered for an authority.
+    tls: what connections are secured with. call_context: made for each call. resolve: waits, bounded, until the feed
+    has answered for an authority.
     """
 
+    @property
+    def tls(self) -> TlsContexts: ...
     def call_context(self, deadline: float | None, may_resend: bool) -> CallContext: ...
     def resolve(self, authority: str) -> None: ...
     async def resolve_async(self, authority: str) -> None: ...
@@ -126,8 +130,9 @@ class _Exchange(Generic[W]):
                 limit = timeouts.get(phase)
                 timeouts[phase] = step.timeout if limit is None else min(limit, step.timeout)
         scheme, tls, sni = self.view.scheme, None, self.request.url.host
-        if cluster.tls is not None:
-            scheme, tls, sni = "https", client_context(cluster.tls), cluster.tls.sni or sni
+        security = None if cluster.tls is None else self._secured(cluster, step.endpoint)
+        if security is not None:
+            scheme, (tls, sni) = "https", security
         elif scheme == "https":
             tls = self.transport.ssl_context or default_context()
         return WireRequest(
@@ -144,6 +149,15 @@ class _Exchange(Generic[W]):
             tls,
             type(self._body) is not _Once and self.view.method in _IDEMPOTENT,
         )
+
+    def _secured(self, cluster: Cluster, endpoint: Endpoint) -> Secured | None:
+        transport = self.transport
+        try:
+            return secured(transport.home.tls, cluster, endpoint, self.request.url.host, transport.engine.speaks_http2)
+        except NoCredentials as error:  # ours is the fault, not the endpoint's
+            raise SendFailed(LOCAL, "ConnectError", str(error)) from error
+        except OSError as error:
+            raise SendFailed(CONNECT_FAILURE, "ConnectError", str(error)) from error
 
     def _arrived(self, response: W) -> Outcome:
         self._response = response
@@ -214,8 +228,6 @@ class _SyncExchange(_Exchange[WireResponse]):
             return self._arrived(self.transport.engine.send(self._wire_request(step)))
         except SendFailed as error:
             return self._failed(error)
-        except OSError as error:  # TLS files that can't be read
-            return self._failed(SendFailed(CONNECT_FAILURE, "ConnectError", str(error)))
 
     def release(self) -> None:
         response, self._response = self._response, None
@@ -239,8 +251,6 @@ class _AsyncExchange(_Exchange[AsyncWireResponse]):
             return self._arrived(await self.transport.engine.send(self._wire_request(step)))
         except SendFailed as error:
             return self._failed(error)
-        except OSError as error:
-            return self._failed(SendFailed(CONNECT_FAILURE, "ConnectError", str(error)))
 
     async def release(self) -> None:
         response, self._response = self._response, None
@@ -277,6 +287,7 @@ class _Transport:
 
     library: Any
     body: Any
+    engine: Engine | AsyncEngine
 
     def __init__(self, home: Home, ssl_context: ssl.SSLContext | None) -> None:
         self.home = home
@@ -306,6 +317,8 @@ class _Transport:
 
 
 class _SyncTransport(_Transport):
+    engine: Engine
+
     def __init__(self, home: Home, engine: Engine, ssl_context: ssl.SSLContext | None = None) -> None:
         super().__init__(home, ssl_context)
         self.engine = engine
@@ -338,6 +351,8 @@ class _SyncTransport(_Transport):
 
 
 class _AsyncTransport(_Transport):
+    engine: AsyncEngine
+
     def __init__(self, home: Home, engine: AsyncEngine, ssl_context: ssl.SSLContext | None = None) -> None:
         super().__init__(home, ssl_context)
         self.engine = engine

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
-from ssl import CertificateError, SSLContext
+from ssl import CertificateError
 from ssl import SSLError as BaseSSLError
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -42,15 +42,16 @@ from urllib3.util import SKIP_HEADER, Retry, Timeout, parse_url
 from urllib3.util.request import rewind_body, set_file_position
 
 from meshlib.errors import MeshError
-from meshlib.model import Endpoint, Headers, Outcome, Request, UpstreamTls
+from meshlib.identity.tls import NoCredentials, TlsContexts
+from meshlib.model import Endpoint, Headers, Outcome, Request
 from meshlib.outbound.drive import drive
 from meshlib.outbound.mirrors import MAX_MIRRORS
 from meshlib.outbound.raising import failed, like
-from meshlib.outbound.tls import client_context
+from meshlib.outbound.tls import secured
 from meshlib.outbound.wire import RawHeaders, apply, with_host
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
-from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, RESET, TIMEOUT
+from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
@@ -75,9 +76,12 @@ Key = tuple[Any, ...]
 class Home(Protocol):
     """What a pool manager needs of its Mesh. Callable from any thread; the first call starts the feeds.
 
-    call_context: made for each call. resolve: waits, bounded, until the feed has answered for an authority.
+    tls: what connections are secured with. call_context: made for each call. resolve: waits, bounded, until the feed
+    has answered for an authority.
     """
 
+    @property
+    def tls(self) -> TlsContexts: ...
     def call_context(self, deadline: float | None, may_resend: bool) -> CallContext: ...
     def resolve(self, authority: str) -> None: ...
 
@@ -338,14 +342,6 @@ class Edge:
         self.home = home
         self.connections = Connections()
         self.mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
-        self._contexts: dict[UpstreamTls, SSLContext] = {}
-
-    def context(self, tls: UpstreamTls) -> SSLContext:
-        """As outbound/tls makes them, but not shared with other clients: urllib3 sets its own ALPN on it."""
-        found = self._contexts.get(tls)
-        if found is None:
-            found = self._contexts.setdefault(tls, client_context.__wrapped__(tls))
-        return found
 
     def close(self) -> None:
         self.connections.close()
@@ -457,7 +453,8 @@ class _Exchange:
             try:
                 connection, reused = self._connected(step, patience)
             except (HTTPError, OSError) as error:
-                return self._failed(_connect_error(error), CONNECT_FAILURE, patience)
+                failure = LOCAL if isinstance(error, NoCredentials) else CONNECT_FAILURE
+                return self._failed(_connect_error(error), failure, patience)
             try:
                 self._connection, self._response = connection, self._answer(connection, step, patience)
             except (OSError, http.client.HTTPException, HTTPError) as error:
@@ -473,23 +470,23 @@ class _Exchange:
 
     def _connected(self, step: Send, patience: Patience) -> tuple[Any, bool]:
         pool, cluster, endpoint = self.pool, step.cluster.cluster, step.endpoint
-        sni = pool.host if cluster.tls is None else cluster.tls.sni or pool.host
-        security = pool.security() if cluster.tls is None else (cluster.tls, sni)
-        key = (step.cluster.name, endpoint.address, endpoint.port, security)
+        security = None if cluster.tls is None else secured(pool.edge.home.tls, cluster, endpoint, pool.host, False)
+        key = (step.cluster.name, endpoint.address, endpoint.port, security or pool.security())
         connections = pool.edge.connections
         found = connections.take(key, cluster)
         if found is not None:
             return found, True
         connections.sweep()
         connection: Any
-        if cluster.tls is not None:
-            context = pool.edge.context(cluster.tls)
+        if security is not None:
             connection = SecureConnection(
                 endpoint.address,
                 endpoint.port,
-                ssl_context=context,
-                cert_reqs=context.verify_mode,
-                server_hostname=sni,
+                ssl_context=security.context,
+                cert_reqs=security.context.verify_mode,
+                server_hostname=security.sni,
+                # The context checks what is to be checked; urllib3 would look for the SNI name where it does not.
+                assert_hostname=None if security.context.check_hostname else False,
             )
         else:
             connection = pool._new_conn()
@@ -506,7 +503,7 @@ class _Exchange:
             if (own := Timeout.resolve_default_timeout(self._timeout.connect_timeout)) is not None:
                 patience.pause = min(own, cluster.connect_timeout)
             connection.timeout = patience.left()
-            if cluster.tls is None:
+            if security is None:
                 pool._validate_conn(connection)  # warns of https without verification
             if connection.is_closed:
                 connection.connect()

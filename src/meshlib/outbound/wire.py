@@ -64,10 +64,12 @@ class SendFailed(Exception):
 
 
 class Engine(Protocol):
-    """Sends attempts and keeps connections, one pool for each (cluster, endpoint). Thread-safe.
+    """Sends attempts and keeps connections, one pool for each (cluster, endpoint, TLS context). Thread-safe.
 
-    send: raises SendFailed, and nothing else but what must end the call.
+    send: raises SendFailed, and nothing else but what must end the call. speaks_http2: where the server does.
     """
+
+    speaks_http2: bool
 
     def send(self, request: WireRequest) -> WireResponse: ...
     def close(self) -> None: ...
@@ -75,6 +77,8 @@ class Engine(Protocol):
 
 class AsyncEngine(Protocol):
     """Engine, for asyncio."""
+
+    speaks_http2: bool
 
     async def send(self, request: WireRequest) -> AsyncWireResponse: ...
     async def aclose(self) -> None: ...
