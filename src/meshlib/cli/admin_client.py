@@ -47,19 +47,19 @@ class AdminClient:
         self._http.close()
 
     def version(self) -> api.Version:
-        return self._get("/version", {}, api.Version)
+        return self.get("/version", {}, api.Version)
 
     def objects(self, kind: str = "", namespace: str = "", name: str = "") -> tuple[api.StoredObject, ...]:
-        return self._get("/v1/objects", {"kind": kind, "namespace": namespace, "name": name}, api.Objects).objects
+        return self.get("/v1/objects", {"kind": kind, "namespace": namespace, "name": name}, api.Objects).objects
 
     def problems(self) -> tuple[api.Problem, ...]:
-        return self._get("/v1/problems", {}, api.Problems).problems
+        return self.get("/v1/problems", {}, api.Problems).problems
 
     def clients(self) -> tuple[api.Client, ...]:
-        return self._get("/v1/clients", {}, api.Clients).clients
+        return self.get("/v1/clients", {}, api.Clients).clients
 
     def endpoints(self, namespace: str = "", name: str = "") -> tuple[api.ServiceEndpoints, ...]:
-        return self._get("/v1/endpoints", {"namespace": namespace, "name": name}, api.Endpoints).services
+        return self.get("/v1/endpoints", {"namespace": namespace, "name": name}, api.Endpoints).services
 
     def apply(self, text: str, source: str, namespace: str = "") -> api.Results:
         return self._post("/v1/apply", {"source": source, "namespace": namespace}, text)
@@ -70,7 +70,8 @@ class AdminClient:
     def delete_named(self, kind: str, namespace: str, name: str) -> api.Results:
         return self._post("/v1/delete", {"kind": kind, "namespace": namespace, "name": name}, "")
 
-    def _get(self, path: str, query: Mapping[str, str], shape: type[T]) -> T:
+    def get(self, path: str, query: Mapping[str, str], shape: type[T]) -> T:
+        """The answer to `path`, in this shape; empty parameters are left out."""
         return self._answer("GET", path, query, None, shape)
 
     def _post(self, path: str, query: Mapping[str, str], text: str) -> api.Results:

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from meshlib.cli import apply, control_plane, demo, gateway, get, status
+from meshlib.cli import apply, control_plane, demo, gateway, get, look, status
 from meshlib.cli.admin_client import CommandFailed
 
 
@@ -43,6 +43,10 @@ app.command()(apply.delete)
 app.command()(get.get)
 app.command("proxy-status")(status.proxy_status)
 app.command()(status.problems)
+app.command()(look.dashboard)
+app.command()(look.stat)
+app.command()(look.edges)
+app.command()(look.traces)
 app.command()(apply.validate)
 app.command("control-plane")(control_plane.control_plane)
 app.command()(gateway.gateway)

@@ -213,6 +213,7 @@ class Demo:
         meshctl, networking = own_command(), shown_path(plan.examples / "networking")
         say()
         say(f"Bookinfo is up: {plan.page}", "bold green")
+        say(f"the mesh at work: {plan.admin}/dashboard/", "bold green")
         say(f"control plane: xDS {plan.xds}, admin {plan.admin}; logs: {plan.run_folder / 'logs'}")
         say()
         say("Reload the page a few times: reviews v1 (no stars), v2 (black) and v3 (red) take turns. Then, in another")

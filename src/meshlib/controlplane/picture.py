@@ -23,6 +23,8 @@ from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates,
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.otlp import Receiver
 from meshlib.controlplane.telemetry_store import Labels, Span, TelemetryStore, Trace
+from meshlib.istio import resources as r
+from meshlib.istio.resources import Object
 
 STEP = 1.0
 """Seconds between two looks of the stream."""
@@ -73,6 +75,33 @@ class Changes(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...] = ()
 
 
+class Subset(msgspec.Struct, frozen=True):
+    name: str
+    labels: dict[str, str] = {}
+
+
+class Share(msgspec.Struct, frozen=True):
+    """weight: percent."""
+
+    subset: str
+    weight: int
+
+
+class ServiceDetail(msgspec.Struct, frozen=True):
+    """One service, as its part of the page shows it. subsets: of its DestinationRule. split: what the last route of its
+    VirtualService does, where that goes to subsets. objects: that say something of it. rule: the VirtualService."""
+
+    name: str
+    namespace: str
+    host: str
+    ports: tuple[int, ...] = ()
+    endpoints: tuple[api.ServiceEndpoint, ...] = ()
+    subsets: tuple[Subset, ...] = ()
+    split: tuple[Share, ...] = ()
+    objects: tuple[str, ...] = ()
+    rule: str = ""
+
+
 class Condition(msgspec.Struct, frozen=True):
     """Why a graph may be empty. clients: connected processes; last_push: seconds since the last telemetry, null is
     never."""
@@ -85,6 +114,8 @@ class Pictured(Protocol):
     """What the page needs to know of the configuration. Called on the event loop; must not block."""
 
     def clients(self) -> Sequence[api.Client]: ...
+    def endpoints(self) -> Sequence[api.ServiceEndpoints]: ...
+    def objects(self) -> Sequence[Object]: ...
     def badges(self) -> Mapping[str, tuple[str, ...]]:
         """By node id of a service (`service:default/reviews`)."""
 
@@ -104,6 +135,7 @@ class Picture:
             Route("/dashboard/{name:path}", self._page),
             Route("/v1/graph", self._graph),
             Route("/v1/series", self._series),
+            Route("/v1/services/{namespace}/{name}", self._service),
             Route("/v1/traces", self._traces),
             Route("/v1/traces/{trace_id}", self._trace),
             Route("/v1/changes", self._changes),
@@ -163,6 +195,13 @@ class Picture:
             found = [(labels, cell) for labels, cell in agreed(cells).items() if wanted(labels)]
             points.append(Point(began, width, rates(found, width)))
         return _json(SeriesOf(tuple(points)))
+
+    async def _service(self, request: Request) -> Response:
+        namespace, name = request.path_params["namespace"], request.path_params["name"]
+        for each in self._view.endpoints():
+            if (each.namespace, each.name) == (namespace, name):
+                return _json(detail_of(each, self._view.objects()))
+        raise HTTPException(404, f"there is no service {namespace}/{name}")
 
     async def _traces(self, request: Request) -> Response:
         query = _query(request, "limit", "service", "failed", "slower")
@@ -247,31 +286,33 @@ class Picture:
         )
 
 
-def badges_of(objects: Any) -> dict[str, tuple[str, ...]]:
+def _service_of(host: str, namespace: str) -> str:
+    """`service:default/reviews`, for `reviews` and `reviews.default.svc.cluster.local` alike."""
+    name, _, rest = host.partition(".")
+    return f"service:{rest.partition('.')[0] or namespace}/{name}"
+
+
+def badges_of(objects: Sequence[Object]) -> dict[str, tuple[str, ...]]:
     """What the configuration does to a service, by its node's id: `virtual-service` and what it is for (`routing`,
-    `shifting`, `fault`, `mirror`, `timeout`, `retries`), `circuit-breaker`. objects: of meshlib.istio.resources."""
-    from meshlib.istio import resources as r
-
+    `shifting`, `fault`, `mirror`, `timeout`, `retries`), `circuit-breaker`."""
     found: dict[str, set[str]] = {}
-
-    def at(host: str, namespace: str) -> set[str]:
-        name, _, rest = host.partition(".")
-        return found.setdefault(f"service:{rest.partition('.')[0] or namespace}/{name}", set())
-
     for each in objects:
         spec = each.spec
         if isinstance(spec, r.VirtualService):
             told = {"virtual-service"}
             for rule in spec.http:
-                told.update(["routing"] if rule.match else [])
-                told.update(["shifting"] if len(rule.route) > 1 else [])
-                told.update(["fault"] if rule.fault is not None else [])
-                told.update(["timeout"] if rule.timeout is not None else [])
-                told.update(["retries"] if rule.retries is not None else [])
-                told.update(["mirror"] if rule.mirror is not None or rule.mirrors else [])
+                does = {
+                    "routing": bool(rule.match),
+                    "shifting": len(rule.route) > 1,
+                    "fault": rule.fault is not None,
+                    "timeout": rule.timeout is not None,
+                    "retries": rule.retries is not None,
+                    "mirror": rule.mirror is not None or bool(rule.mirrors),
+                }
+                told.update(name for name, is_so in does.items() if is_so)
             for host in spec.hosts:
                 if "*" not in host:
-                    at(host, each.namespace).update(told)
+                    found.setdefault(_service_of(host, each.namespace), set()).update(told)
         elif isinstance(spec, r.DestinationRule):
             policies = [spec.traffic_policy, *(subset.traffic_policy for subset in spec.subsets)]
             has_breaker = any(
@@ -279,8 +320,43 @@ def badges_of(objects: Any) -> dict[str, tuple[str, ...]]:
                 for policy in policies
             )
             if has_breaker and "*" not in spec.host:
-                at(spec.host, each.namespace).add("circuit-breaker")
+                found.setdefault(_service_of(spec.host, each.namespace), set()).add("circuit-breaker")
     return {name: tuple(sorted(told)) for name, told in found.items()}
+
+
+def detail_of(service: api.ServiceEndpoints, objects: Sequence[Object]) -> ServiceDetail:
+    node = f"service:{service.namespace}/{service.name}"
+    subsets: tuple[Subset, ...] = ()
+    split: tuple[Share, ...] = ()
+    named, rule = [], ""
+    for each in objects:
+        spec = each.spec
+        if isinstance(spec, r.VirtualService):
+            if node not in {_service_of(host, each.namespace) for host in spec.hosts}:
+                continue
+            rule = rule or r.dump_yaml(each)
+            routes = spec.http[-1].route if spec.http else []
+            # A lone destination gets everything, whatever its weight.
+            shares = (Share(to.destination.subset, to.weight if len(routes) > 1 else 100) for to in routes)
+            split = split or tuple(share for share in shares if share.subset)
+        elif isinstance(spec, r.DestinationRule):
+            if _service_of(spec.host, each.namespace) != node:
+                continue
+            subsets = subsets or tuple(Subset(subset.name, dict(subset.labels)) for subset in spec.subsets)
+        else:
+            continue
+        named.append(each.title)
+    return ServiceDetail(
+        service.name,
+        service.namespace,
+        service.host,
+        service.ports,
+        service.endpoints,
+        subsets,
+        split,
+        tuple(named),
+        rule,
+    )
 
 
 def _selection(query: Mapping[str, str]) -> Callable[[Labels], bool]:

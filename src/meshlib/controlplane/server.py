@@ -227,6 +227,9 @@ class ControlPlane:
     def is_ready(self) -> bool:
         return self._is_ready
 
+    def objects(self) -> Sequence[Object]:
+        return self._store.objects() if self._store is not None else ()
+
     def badges(self) -> Mapping[str, tuple[str, ...]]:
         return self._badges
 

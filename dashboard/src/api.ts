@@ -1,0 +1,205 @@
+// What does the control plane tell the page? The shapes of its admin API (docs/reference/admin-api.md), and how to ask.
+
+export interface Rates {
+  rps: number;
+  errors: number;
+  p50: number | null;
+  p95: number | null;
+  p99: number | null;
+  bytes_in: number;
+  bytes_out: number;
+}
+export type Health = "idle" | "healthy" | "degraded" | "failure";
+export interface MeshNode {
+  id: string;
+  kind: "workload" | "service" | "gateway" | "external" | "unknown";
+  name: string;
+  namespace: string;
+  app: string;
+  version: string;
+  health: Health;
+  badges: string[];
+  incoming: Rates;
+  instances: number;
+}
+export interface MeshEdge {
+  id: string;
+  source: string;
+  target: string;
+  protocol: string;
+  rates: Rates;
+  mtls: number;
+  health: Health;
+  codes: Record<string, number>;
+}
+export interface Condition {
+  clients: number;
+  last_push: number | null;
+}
+export interface Patch {
+  start: number;
+  end: number;
+  nodes: MeshNode[];
+  edges: MeshEdge[];
+  gone: string[];
+  overflowed: number;
+  condition: Condition;
+  change: number;
+}
+export interface Graph {
+  start: number;
+  end: number;
+  nodes: MeshNode[];
+  edges: MeshEdge[];
+}
+export interface Point {
+  at: number;
+  seconds: number;
+  rates: Rates;
+}
+export interface TraceHead {
+  trace_id: string;
+  service: string;
+  name: string;
+  began: number;
+  duration: number;
+  spans: number;
+  failed: boolean;
+}
+export interface Span {
+  trace_id: string;
+  span_id: string;
+  parent_id: string;
+  service: string;
+  name: string;
+  kind: string;
+  began: number;
+  ended: number;
+  is_error: boolean;
+  attributes: [string, string][];
+}
+export interface StoredObject {
+  kind: string;
+  resource: string;
+  namespace: string;
+  name: string;
+  origin: string;
+  source: string;
+  created: number;
+  changed: number;
+  yaml: string;
+}
+export interface Problem {
+  source: string;
+  object: string;
+  field: string;
+  reason: string;
+  level: string;
+}
+export interface Change {
+  number: number;
+  at: number;
+  object: string;
+  origin: string;
+  source: string;
+  before: string;
+  after: string;
+}
+export interface Endpoint {
+  address: string;
+  workload: string;
+  labels: Record<string, string>;
+  locality: string;
+  health: string;
+  port: string;
+}
+export interface ServiceDetail {
+  name: string;
+  namespace: string;
+  host: string;
+  ports: number[];
+  endpoints: Endpoint[];
+  subsets: { name: string; labels: Record<string, string> }[];
+  split: { subset: string; weight: number }[];
+  objects: string[];
+  rule: string;
+}
+export interface Results {
+  results: { kind: string; namespace: string; name: string; outcome: string; note: string }[];
+  problems: Problem[];
+  warnings: Problem[];
+}
+
+const TOKEN = "meshlib-token";
+
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+function headers(more: Record<string, string> = {}): Record<string, string> {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { ...more, authorization: `Bearer ${token}` } : more;
+}
+
+export function signIn(token: string): void {
+  sessionStorage.setItem(TOKEN, token);
+}
+
+async function answered(response: Response): Promise<Response> {
+  if (response.ok || response.status === 422) return response;
+  let reason = response.statusText;
+  try {
+    reason = ((await response.json()) as { error?: string }).error ?? reason;
+  } catch {
+    // no JSON: the status says what there is to say
+  }
+  throw new Refused(response.status, reason);
+}
+
+export async function get<T>(path: string, query: Record<string, string | number> = {}): Promise<T> {
+  const text = new URLSearchParams(Object.entries(query).map(([name, value]) => [name, String(value)])).toString();
+  const response = await answered(await fetch(text ? `${path}?${text}` : path, { headers: headers() }));
+  return (await response.json()) as T;
+}
+
+export async function apply(yaml: string): Promise<Results> {
+  const response = await answered(
+    await fetch("/v1/apply?source=dashboard", {
+      method: "POST",
+      headers: headers({ "content-type": "application/yaml" }),
+      body: yaml,
+    }),
+  );
+  return (await response.json()) as Results;
+}
+
+export async function remove(kind: string, namespace: string, name: string): Promise<Results> {
+  const query = new URLSearchParams({ kind, namespace, name });
+  const response = await answered(
+    await fetch(`/v1/delete?${query}`, { method: "POST", headers: headers({ "content-type": "application/yaml" }) }),
+  );
+  return (await response.json()) as Results;
+}
+
+// Server-sent events, read by fetch rather than EventSource, which can't send a token.
+export async function* events(path: string, signal: AbortSignal): AsyncGenerator<Patch> {
+  const response = await answered(await fetch(path, { headers: headers(), signal }));
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    rest += value;
+    const parts = rest.split("\n\n");
+    rest = parts.pop() ?? "";
+    for (const part of parts) {
+      const data = part.split("\n").find((line) => line.startsWith("data: "));
+      if (data) yield JSON.parse(data.slice(6)) as Patch;
+    }
+  }
+}

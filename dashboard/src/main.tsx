@@ -1,0 +1,160 @@
+// The page: a bar with the choices, the view that was chosen, and the details of what is selected.
+import { render } from "preact";
+import "uplot/dist/uPlot.min.css";
+import { signIn } from "./api";
+import { ChangeHistory, Configuration } from "./configuration";
+import { GraphView } from "./graph";
+import { Panel } from "./panel";
+import { changes, choices, choose, edges, needsToken, now, overflowed, restart, start, trouble, type View } from "./state";
+import "./style.css";
+import { clock, rate, share } from "./text";
+import { Traces } from "./traces";
+
+const VIEWS: [View, string][] = [
+  ["graph", "Graph"],
+  ["traces", "Requests"],
+  ["configuration", "Configuration"],
+  ["changes", "Changes"],
+];
+
+function Bar() {
+  const { view, seconds, services, find, end, theme } = choices.value;
+  // Each request once: what services serve, not what they pass on.
+  const entering = [...edges.value.values()].filter((edge) => !services || !edge.source.startsWith("service:"));
+  const rps = entering.reduce((sum, edge) => sum + edge.rates.rps, 0);
+  const failed = entering.reduce((sum, edge) => sum + edge.rates.rps * edge.rates.errors, 0);
+  return (
+    <header>
+      <h1>meshlib</h1>
+      <nav aria-label="Views">
+        {VIEWS.map(([name, title]) => (
+          <button key={name} type="button" aria-current={view === name ? "page" : undefined} onClick={() => choose({ view: name })}>
+            {title}
+            {name === "changes" && changes.value.length ? ` (${changes.value.length})` : ""}
+          </button>
+        ))}
+      </nav>
+      <span class="total" data-testid="total">
+        {rate(rps)}, {share(rps ? 1 - failed / rps : 1)} ok
+      </span>
+      <span class="grow" />
+      <label>
+        <span class="hidden">Find</span>
+        <input id="find" type="search" placeholder="Find  /" value={find} onInput={(event) => choose({ find: event.currentTarget.value })} />
+      </label>
+      <label>
+        last{" "}
+        <select value={String(seconds)} onChange={(event) => choose({ seconds: Number(event.currentTarget.value) })}>
+          {[10, 30, 60, 300, 900, 3600].map((each) => (
+            <option key={each} value={String(each)}>
+              {each < 120 ? `${each} s` : `${each / 60} min`}
+            </option>
+          ))}
+        </select>
+      </label>
+      <label>
+        <input type="checkbox" checked={services} onChange={() => choose({ services: !services })} /> services
+      </label>
+      <button type="button" onClick={() => choose({ theme: theme === "dark" ? "light" : "dark" })} aria-label="Dark or light">
+        ◐
+      </button>
+      <Replay end={end} />
+    </header>
+  );
+}
+
+function Replay({ end }: { end: number }) {
+  const latest = Date.now() / 1000;
+  return (
+    <span class="replay">
+      <label>
+        <span>{end ? clock(end) : "live"}</span>{" "}
+        <input
+          type="range"
+          min="-840"
+          max="0"
+          step="5"
+          aria-label="Replay: how long ago"
+          value={end ? Math.round(end - latest) : 0}
+          onInput={(event) => {
+            const back = Number(event.currentTarget.value);
+            choose({ end: back < -3 ? Math.round(Date.now() / 1000 + back) : 0 });
+          }}
+        />
+      </label>
+      {end > 0 && (
+        <button type="button" onClick={() => choose({ end: 0 })}>
+          Live
+        </button>
+      )}
+    </span>
+  );
+}
+
+function SignIn() {
+  return (
+    <form
+      class="empty"
+      onSubmit={(event) => {
+        event.preventDefault();
+        signIn(String(new FormData(event.currentTarget).get("token") ?? ""));
+        needsToken.value = false;
+        restart.value += 1;
+      }}
+    >
+      <h2>This control plane wants a token</h2>
+      <label>
+        Token <input name="token" type="password" autocomplete="off" />
+      </label>{" "}
+      <button type="submit">Sign in</button>
+      <p class="dim">It is kept in this tab only.</p>
+    </form>
+  );
+}
+
+function App() {
+  const { view } = choices.value;
+  return (
+    <>
+      <Bar />
+      {trouble.value && (
+        <p class="trouble" role="alert">
+          {trouble.value}
+        </p>
+      )}
+      {overflowed.value > 0 && (
+        <p class="trouble" role="status">
+          {overflowed.value} requests belong to more series than are kept, and are not drawn.
+        </p>
+      )}
+      <main>
+        {needsToken.value ? (
+          <SignIn />
+        ) : view === "graph" ? (
+          <GraphView />
+        ) : view === "traces" ? (
+          <Traces />
+        ) : view === "configuration" ? (
+          <Configuration />
+        ) : (
+          <ChangeHistory />
+        )}
+        {view === "graph" && <Panel />}
+      </main>
+      <footer class="dim">{now.value ? `as of ${clock(now.value)}` : ""}</footer>
+    </>
+  );
+}
+
+window.addEventListener("keydown", (event) => {
+  const isTyping = event.target instanceof HTMLInputElement;
+  if (event.key === "/" && !isTyping) {
+    event.preventDefault();
+    document.getElementById("find")?.focus();
+  } else if (event.key === "Escape") {
+    choose({ selected: "", find: "" });
+  }
+});
+
+start();
+render(<App />, document.getElementById("app")!);

@@ -1,0 +1,176 @@
+"""Does the page show what has happened, and do what it is told? In a real headless Chromium."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from pictured_town import BOOKINFO, Town, called  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
+    # Playwright's driver leaves its loop to the collector.
+    pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning"),
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ENTRY = "virtual-service-all-v1.yaml"
+REVIEWS_RULE = "VirtualService default/reviews"
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    folder = tmp_path_factory.mktemp("mesh")
+    networking = BOOKINFO / "networking"
+    for name in ("destination-rule-all.yaml", ENTRY):
+        (folder / name).write_text((networking / name).read_text())
+    services = "".join(
+        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n"
+        f"  ports: [{{name: http, port: 9080}}]\n---\n"
+        for name in ("productpage", "details", "reviews", "ratings")
+    )
+    (folder / "services.yaml").write_text(services)
+    with Town(folder) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, town: Town) -> Iterator[Any]:
+    """Fails where the console tells of an error, or the page asks anybody but the control plane."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    made = context.new_page()
+    errors: list[str] = []
+    made.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.on("request", lambda asked: None if asked.url.startswith((town.url, "data:")) else errors.append(asked.url))
+    made.set_default_timeout(30_000)
+    yield made
+    context.close()
+    assert errors == []
+
+
+def traffic(town: Town) -> None:
+    """60 requests of productpage, 30 of which reach reviews-v2, where a sixth fails."""
+    town.push(
+        {
+            called("istio-ingressgateway", "productpage-v1"): [30.0] * 60,
+            called("productpage-v1", "details-v1"): [3.0] * 60,
+            called("productpage-v1", "reviews-v1"): [5.0] * 30,
+            called("productpage-v1", "reviews-v2", mtls=False): [8.0] * 25,
+            called("productpage-v1", "reviews-v2", "503", "UF", mtls=False): [8.0] * 5,
+            called("reviews-v2", "ratings-v1"): [2.0] * 25,
+        }
+    )
+
+
+def test_the_graph_is_what_was_pushed(page: Any, town: Town) -> None:
+    """Nodes, edges, rates, errors, mutual TLS; with the service between its callers and its versions."""
+    page.goto(f"{town.url}/#seconds=60")
+    page.get_by_test_id("empty").wait_for()
+    assert "no telemetry" in page.get_by_test_id("empty").inner_text()
+    traffic(town)
+    edge = page.get_by_test_id("edge:default/reviews>default/reviews-v2")
+    edge.wait_for(state="attached")
+    assert float(edge.get_attribute("data-rps")) == pytest.approx(0.5, rel=0.1)
+    assert float(edge.get_attribute("data-err")) == pytest.approx(1 / 6, abs=0.01)
+    assert (edge.get_attribute("data-health"), edge.get_attribute("data-mtls")) == ("failure", "0")
+    good = page.get_by_test_id("edge:default/productpage-v1>default/details")
+    assert float(good.get_attribute("data-rps")) == pytest.approx(1.0, rel=0.1)
+    assert (good.get_attribute("data-health"), good.get_attribute("data-mtls")) == ("healthy", "1")
+    assert page.locator("g.node").count() == 10
+    assert page.get_by_test_id("node:default/reviews").get_attribute("data-kind") == "service"
+
+
+def test_what_is_clicked_is_explained_and_can_be_linked_to(page: Any, town: Town) -> None:
+    """By keyboard, too; the URL is the whole state."""
+    traffic(town)
+    page.goto(f"{town.url}/#seconds=300")
+    node = page.get_by_test_id("node:default/reviews")
+    node.focus()
+    page.keyboard.press("Enter")
+    panel = page.get_by_test_id("panel")
+    assert "virtual service" in panel.inner_text()
+    assert "selected=service" in page.url
+    page.reload()
+    panel.wait_for()
+    page.keyboard.press("Escape")
+    panel.wait_for(state="detached")
+
+
+def test_the_slider_shifts_the_traffic(page: Any, town: Town) -> None:
+    """What is applied is what the preview showed."""
+    traffic(town)
+    page.goto(f"{town.url}/#seconds=300&selected=service:default/reviews")
+    page.get_by_test_id("actions").click()
+    slider = page.get_by_test_id("weight:v2")
+    slider.fill("70")
+    preview = page.get_by_test_id("preview").inner_text()
+    assert "weight: 70" in preview
+    page.get_by_test_id("apply").click()
+    page.get_by_test_id("outcome").filter(has_text="configured").wait_for()
+    (stored,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False).json()["objects"]
+    assert "weight: 70" in stored["yaml"]
+    page.get_by_role("button", name="Changes").click()
+    page.get_by_text(REVIEWS_RULE).first.click()
+    page.locator(".difference .added", has_text="weight: 70").wait_for()
+
+
+def test_a_failed_request_is_found_and_its_spans_are_shown(page: Any, town: Town) -> None:
+    """The one that failed by itself, and where."""
+    now = time.time()
+    town.push_spans(
+        ("productpage.default", "01" * 8, "", now, 3.0, False), ("reviews.default", "02" * 8, "01" * 8, now, 1.0, True)
+    )
+    page.goto(f"{town.url}/#view=traces")
+    page.get_by_test_id("traces").get_by_role("button").first.click()
+    rows = page.get_by_test_id("waterfall").locator("li")
+    assert rows.count() == 2
+    assert "✕ reviews.default" in rows.nth(1).inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["graph", "traces", "configuration", "changes"])
+def test_everybody_can_use_it(page: Any, town: Town, view: str, theme: str) -> None:
+    """axe finds nothing wrong in any view, light or dark."""
+    traffic(town)
+    page.goto(f"{town.url}/#view={view}&theme={theme}&seconds=300&selected=service:default/reviews")
+    if view == "graph":
+        page.get_by_test_id("panel").locator("table").first.wait_for()
+    else:
+        page.locator("h2").first.wait_for()
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"][:200], each["nodes"][0]["failureSummary"]) for each in found] == []
+
+
+def test_nothing_from_elsewhere_may_run(town: Town) -> None:
+    """The policy that the page is served with."""
+    answer = httpx.get(f"{town.url}/dashboard/", trust_env=False)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for path in ("/dashboard/../server.py", "/dashboard/%2e%2e/server.py", "/dashboard/app.py", "/dashboard/x.js"):
+        assert httpx.get(town.url + path, trust_env=False).status_code == 404
