@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     import ssl
 
     import grpc
+    import grpc.aio
     import httpx
     import requests
     import urllib3
@@ -630,6 +631,19 @@ class Mesh:
         channel = MeshChannel(self, authority(target), options, compression)
         self._transports.add(channel)
         return channel
+
+    def grpc_aio_channel(
+        self,
+        target: str,
+        *,
+        options: Iterable[tuple[str, Any]] = (),
+        compression: grpc.Compression | None = None,
+    ) -> grpc.aio.Channel:
+        """`grpc_channel`, for asyncio: a grpc.aio.Channel, used on one event loop and closed there."""
+        from meshlib.outbound.function import authority
+        from meshlib.outbound.grpc_aio import MeshAioChannel
+
+        return MeshAioChannel(self, authority(target), options, compression)
 
     def grpc_client_interceptors(self, target: str = "") -> list[Any]:
         """Interceptors for `grpc.intercept_channel(channel, *...)`, where the channel is not ours: it connects by

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Self
 
 import grpc
@@ -195,11 +197,84 @@ class FuturesFace(SyncFace):
         return dict(self._unary.future(request, **terms).initial_metadata())
 
 
-FACES = ("channel", "channel-futures", "interceptors", "interceptors-futures")
+class AioFace(Face):
+    """A channel of asyncio, with a loop of its own that is entered for each call."""
+
+    def __init__(self, open_channel: Callable[[], Any]) -> None:
+        self.runner = asyncio.Runner()
+
+        async def opened() -> Any:
+            return open_channel()
+
+        self.channel = channel = self.runner.run(opened())
+        self._unary = channel.unary_unary(f"/{SERVICE}/UnaryUnary")
+        self._stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")
+        self._collect = channel.stream_unary(f"/{SERVICE}/StreamUnary")
+        self._echo = channel.stream_stream(f"/{SERVICE}/StreamStream")
+
+    def _run(self, work: Any) -> Any:
+        return self.runner.run(work, context=copy_context())
+
+    def unary(self, request: bytes, **terms: Any) -> bytes:
+        async def call() -> bytes:
+            return bytes(await self._unary(request, **terms))
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def stream(self, request: bytes, **terms: Any) -> list[bytes]:
+        return self.first_of(request, lambda: None, **terms)
+
+    def collect(self, requests: list[bytes], **terms: Any) -> bytes:
+        async def call() -> bytes:
+            return bytes(await self._collect(iter(requests), **terms))
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def echo(self, requests: list[bytes], **terms: Any) -> list[bytes]:
+        async def call() -> list[bytes]:
+            return [message async for message in self._echo(iter(requests), **terms)]
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def first_of(self, request: bytes, then: Callable[[], object], **terms: Any) -> list[bytes]:
+        async def call() -> list[bytes]:
+            made = self._stream(request, **terms)
+            found = [await made.read()]
+            # `then` may call through this face, so it gets a thread with a loop of its own.
+            await asyncio.to_thread(then)
+            return found + [message async for message in made]
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def metadata(self, request: bytes, **terms: Any) -> dict[str, Any]:
+        async def call() -> dict[str, Any]:
+            return dict(await self._unary(request, **terms).initial_metadata())
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def cancelled(self, request: bytes, when: Callable[[], object]) -> grpc.StatusCode:
+        async def call() -> Any:
+            made = self._unary(request)
+            await asyncio.to_thread(when)
+            assert made.cancel()
+            code = await made.code()
+            assert made.cancelled()
+            return code
+
+        return self._run(call())  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.runner.run(self.channel.close())
+        self.runner.close()
+
+
+FACES = ("channel", "channel-futures", "aio-channel", "interceptors", "interceptors-futures")
 
 
 def face(name: str, mesh: Mesh, target: str, peer: GrpcPeer, **options: Any) -> Face:
     """peer: where the channel of one's own leads to, for interceptors."""
+    if name == "aio-channel":
+        return AioFace(lambda: mesh.grpc_aio_channel(target, **options))
     if name.startswith("channel"):
         channel = mesh.grpc_channel(target, **options)
     else:
