@@ -57,15 +57,26 @@ function outline(kind: MeshNode["kind"]): string {
   }
 }
 
-function curve([x1, y1]: [number, number], [x2, y2]: [number, number]): string {
+interface Curve {
+  path: string;
+  middle: [number, number];
+}
+
+function curve([x1, y1]: [number, number], [x2, y2]: [number, number]): Curve {
   const from = x1 + WIDTH / 2;
   const to = x2 - WIDTH / 2;
   if (to >= from) {
     const bend = Math.max(30, (to - from) / 2);
-    return `M${from} ${y1} C${from + bend} ${y1} ${to - bend} ${y2} ${to} ${y2}`;
+    return {
+      path: `M${from} ${y1} C${from + bend} ${y1} ${to - bend} ${y2} ${to} ${y2}`,
+      middle: [(from + to) / 2, (y1 + y2) / 2],
+    };
   }
   const down = Math.max(y1, y2) + HEIGHT + 20;
-  return `M${from} ${y1} C${from + 60} ${down} ${to - 60} ${down} ${to} ${y2}`;
+  return {
+    path: `M${from} ${y1} C${from + 60} ${down} ${to - 60} ${down} ${to} ${y2}`,
+    middle: [(from + to) / 2, (y1 + y2 + 6 * down) / 8],
+  };
 }
 
 function told(edge: MeshEdge): string {
@@ -111,7 +122,7 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       <title>{title}</title>
       <path d={outline(node.kind)} class="outline" />
       <text class="name" y={-4} text-anchor="middle">
-        {node.name.length > 20 ? `${node.name.slice(0, 19)}…` : node.name}
+        {node.name.length > 17 ? `${node.name.slice(0, 16)}…` : node.name}
       </text>
       <text class="detail" y={14} text-anchor="middle">
         {node.namespace || node.kind}
@@ -135,7 +146,8 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
   );
 }
 
-function EdgeMark({ edge, path, dimmed, moves }: { edge: MeshEdge; path: string; dimmed: boolean; moves: boolean }) {
+function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve; dimmed: boolean; moves: boolean }) {
+  const { path, middle } = along;
   const chosen = choices.value.selected === edge.id;
   const name = `${shortName(edge.source)}>${shortName(edge.target)}`;
   const reference = `path-${edge.id.replace(/[^A-Za-z0-9]/g, "-")}`;
@@ -168,10 +180,15 @@ function EdgeMark({ edge, path, dimmed, moves }: { edge: MeshEdge; path: string;
       <path d={path} id={reference} class="line" marker-end={`url(#arrow-${edge.health})`} />
       <text class="label" dy="-5">
         <textPath href={`#${reference}`} startOffset="50%" text-anchor="middle">
-          {edge.mtls >= 0.999 ? "🔒 " : edge.mtls > 0 ? "🔓 " : ""}
           {edge.rates.rps ? short(edge) : ""}
         </textPath>
       </text>
+      {edge.mtls > 0 && (
+        <g class={edge.mtls >= 0.999 ? "lock" : "lock partly"} transform={`translate(${middle[0]} ${middle[1] + 12})`}>
+          <rect x="-5" y="-3" width="10" height="8" rx="1.5" />
+          <path d={edge.mtls >= 0.999 ? "M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" : "M-3 -3 V-6 A3 3 0 0 1 3 -7"} />
+        </g>
+      )}
       {Array.from({ length: dots }, (_, index) => (
         <circle key={index} r={edge.rates.errors >= 0.1 ? 4 : 3} class="dot">
           <animateMotion dur={`${seconds}s`} begin={`${(-seconds * index) / dots}s`} repeatCount="indefinite">
@@ -265,7 +282,7 @@ export function GraphView() {
           const target = known.get(edge.target);
           if (!from || !to || !source || !target) return null;
           const dimmed = near ? edge.source !== selected && edge.target !== selected : isDimmed(source) && isDimmed(target);
-          return <EdgeMark key={edge.id} edge={edge} path={curve(from, to)} dimmed={dimmed} moves={moves && !isLarge} />;
+          return <EdgeMark key={edge.id} edge={edge} along={curve(from, to)} dimmed={dimmed} moves={moves && !isLarge} />;
         })}
         {[...known.values()].map((node) => {
           const at = placed.nodes[node.id];
