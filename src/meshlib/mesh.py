@@ -98,6 +98,7 @@ class Settings:
     telemetry_interval: seconds between two pushes.
     prometheus: `host:port` to be scraped on, shared by all workers of a server; "" is none.
     strict_istio_labels: write `unknown` where Istio's proxies know less than this library.
+    trace_sampling: percent of the traces that begin here; a trace that comes in is heeded.
     """
 
     control_plane: str = ""
@@ -120,6 +121,7 @@ class Settings:
     telemetry_interval: float = 10.0
     prometheus: str = ""
     strict_istio_labels: bool = False
+    trace_sampling: float = 1.0
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -144,6 +146,7 @@ class Settings:
             interval=self.telemetry_interval,
             prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
             strict=self.strict_istio_labels,
+            sampling=self.trace_sampling,
         )
 
     def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
@@ -241,6 +244,13 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _percent(text: str) -> float:
+    percent = float(text)
+    if not 0 <= percent <= 100:
+        raise ValueError("a share is 0 to 100 percent")
+    return percent
+
+
 def _yes(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError("must be true or false")
@@ -259,6 +269,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "telemetry_interval": _interval,
     "prometheus": _address,
     "strict_istio_labels": _yes,
+    "trace_sampling": _percent,
 }
 
 

@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inbound.inbound_servers import uvicorn_server, werkzeug_server
 from meshlib.mesh import Mesh
-from meshlib.model import Cluster, Endpoint, ServiceName, Snapshot, peer_of
+from meshlib.model import Cluster, Endpoint, RetryPolicy, ServiceName, Snapshot, peer_of
 from meshlib.telemetry.recorder import LABELS
 from snapshots import mesh, publish, service
-from telemetry.receiver import grpc_receiver, http_receiver
+from telemetry.receiver import attributes, grpc_receiver, http_receiver
 
 REVIEWS = ServiceName("reviews.default.svc.cluster.local", "reviews", "default")
 SERVER = {"service": "reviews", "labels": (("app", "reviews"), ("version", "v2"))}
@@ -189,3 +189,40 @@ def test_what_was_counted_is_pushed(protocol: str, monkeypatch: pytest.MonkeyPat
             httpx.get(url, trust_env=False)
         assert receiver.total("istio_requests_total", reporter="destination", response_code="200") == 4
         assert receiver.total("istio_request_duration_milliseconds") == 4
+
+
+def test_a_trace_is_one_tree_with_every_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call, two attempts, two servers: each server's parent is the attempt that reached it."""
+    monkeypatch.undo()
+    failing = [500]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            status = failing.pop() if failing else 200
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    with grpc_receiver() as receiver:
+        pushed = {"telemetry": receiver.url, "telemetry_interval": 0.1, "trace_sampling": 100.0}
+        with (
+            mesh(**SERVER, **pushed) as server,
+            mesh(**CLIENT, **pushed) as client,
+            uvicorn_server(server.asgi(app)) as url,
+            client.Client() as http,
+        ):
+            given = reviews(url)
+            retry = RetryPolicy(attempts=1, on=frozenset({"5xx"}))
+            configured = service("reviews:9080", [], cluster=given.clusters[0], retry=retry)
+            publish(client, replace(configured, assignments=given.assignments))
+            assert http.get("http://reviews:9080/").status_code == 200
+        spans = receiver.spans
+        assert len({each.trace_id for each in spans}) == 1
+        [root] = [each for each in spans if not each.parent_span_id]
+        tries = [each for each in spans if each.kind == 3 and each.parent_span_id == root.span_id]
+        servers = [each for each in spans if each.kind == 2]
+        assert len(spans) == 5 and len(tries) == 2
+        assert {each.parent_span_id for each in servers} == {each.span_id for each in tries}
+        told = [attributes(each) for each in tries]
+        assert sorted(each["mesh.attempt"] for each in told) == [1, 2]
+        assert sorted(each["http.response.status_code"] for each in told) == [200, 500]
+        assert attributes(root)["mesh.attempts"] == 2 and attributes(root)["mesh.response_flags"] == "-"

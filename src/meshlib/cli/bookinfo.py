@@ -142,7 +142,12 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
             *("--bind", HOST, "--port", f"{GATEWAY_PORT}={gateway}"),
         ),
         logs / "gateway.log",
-        {"PYTHONUNBUFFERED": "1", "MESHLIB_CACHE_DIR": str(cache / "gateway")},
+        {
+            "PYTHONUNBUFFERED": "1",
+            "MESHLIB_CACHE_DIR": str(cache / "gateway"),
+            "MESHLIB_TELEMETRY_INTERVAL": "1",
+            "MESHLIB_TRACE_SAMPLING": "100",
+        },
     )
     services = []
     for service in SERVICES:
@@ -156,6 +161,8 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
             "MESHLIB_WORKLOAD": service.workload,
             "MESHLIB_ADDRESS": f"{HOST}:{own}",
             "MESHLIB_FORWARD_HEADERS": "end-user",
+            "MESHLIB_TELEMETRY_INTERVAL": "1",
+            "MESHLIB_TRACE_SAMPLING": "100",
             "MESHLIB_CACHE_DIR": str(cache / service.name),
             "SERVICE_VERSION": service.version,
             "SESSION_SECRET": secret,

@@ -41,7 +41,7 @@ class Call:
     status: what the caller got; 0 is none. flags: Envoy's response flags, "" is none. reason: for logs.
     request_bytes, response_bytes: bodies, as far as the edge has seen them; -1 is not looked at, and content-length
       is believed. grpc_status: "" where the call is not gRPC, or its status is not known.
-    carried: what the request being served hands on. mark: the observer's own.
+    carried: what the request being served hands on. mark, tried: the observer's own.
     """
 
     __slots__ = (
@@ -62,6 +62,7 @@ class Call:
         "response_bytes",
         "response_headers",
         "status",
+        "tried",
     )
 
     def __init__(self, carried: Carried | None = None) -> None:
@@ -77,6 +78,7 @@ class Call:
         self.request_bytes = self.response_bytes = -1
         self.response_headers: HeaderView | None = None
         self.mark: Any = None
+        self.tried: list[Any] = []
 
     def received(self, size: int) -> None:
         """The edge has read so many bytes of the response's body."""

@@ -125,6 +125,11 @@ class Carried:
         deadline = self._deadline  # read once: another thread may finish the request meanwhile
         return None if deadline is None or self._clock is None else deadline - self._clock()
 
+    def with_header(self, header: tuple[bytes, bytes]) -> Carried:
+        """The same with this header in place of its like."""
+        kept = (pair for pair in self.headers if pair[0] != header[0])
+        return Carried((header, *kept), self._deadline, self._clock)
+
     def has_expired(self) -> bool:
         remaining = self.remaining_time()
         return remaining is not None and remaining <= 0

@@ -56,7 +56,7 @@ class Meter:
             call.ended - call.began,
             _body(call.request_bytes, headers.get("content-length")) + size_of(getattr(headers, "raw", ())),
             _response_bytes(call),
-            call.mark,
+            None if call.mark is None else call.mark[:2],
         )
 
     def serving(self, served: Served) -> Carried | None:
@@ -78,7 +78,7 @@ class Meter:
             served.ended - served.began,
             served.request_bytes,
             served.response_bytes,
-            served.mark,
+            None if served.mark is None else served.mark[:2],
         )
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.prometheus import OPENMETRICS, TEXT, Counted, Folder, Port, merged, render
 from meshlib.telemetry.recorder import Recorder
 from meshlib.telemetry.setup import Setup
+from meshlib.telemetry.tracing import Tracer
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Telemetry:
         self._node, self._read_live = node, read_live
         self._port: Port | None = None
         self._began = time.time()
-        self.observer: Observer = Meter(self.recorder, node, setup.strict)
+        self.observer, self._tracer = self._observers()
         self._forget_threads()
 
     def _forget_threads(self) -> None:
@@ -51,6 +53,14 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._folder: Folder | None = None
+
+    def _observers(self) -> tuple[Observer, Tracer | None]:
+        """Spans are made only where somebody takes them."""
+        meter = Meter(self.recorder, self._node, self.setup.strict)
+        if not self.setup.target:
+            return meter, None
+        tracer = Tracer(meter, self.setup.sampling, random.Random(), time.time() - time.monotonic())
+        return tracer, tracer
 
     def start(self) -> None:
         """Begin to push and to answer scrapes, if that is wanted and not begun."""
@@ -75,7 +85,7 @@ class Telemetry:
             self._port = None
         self.recorder.forget()
         self._node, self._began = node, time.time()
-        self.observer = Meter(self.recorder, node, self.setup.strict)
+        self.observer, self._tracer = self._observers()
         self._forget_threads()
         return self.observer
 
@@ -149,18 +159,45 @@ class Telemetry:
             sender = HttpSender(self.setup.target, dict(self.setup.headers))
         else:
             sender = GrpcSender(self.setup.target, self.setup.secure)
-        return _Pushing(sender, Deltas(resource_of(self._node), self._began), self.recorder)
+        resource = resource_of(self._node)
+        return _Pushing(sender, Deltas(resource, self._began), self.recorder, self._tracer, resource)
 
     def __repr__(self) -> str:
         return f"<Telemetry {self.recorder!r} to {self.setup.target or 'nobody'}>"
 
 
 class _Pushing:
-    def __init__(self, sender: Sender, deltas: Deltas, recorder: Recorder) -> None:
+    def __init__(
+        self, sender: Sender, deltas: Deltas, recorder: Recorder, tracer: Tracer | None, resource: Mapping[str, str]
+    ) -> None:
         self._sender, self._deltas, self._recorder = sender, deltas, recorder
-        self._failures = 0
+        self._tracer, self._resource = tracer, resource
+        self._failures = self._dropped = 0
 
     def push(self, counted: Counted, timeout: float) -> None:
+        self._push_spans(timeout)
+        self._push_metrics(counted, timeout)
+
+    def _push_spans(self, timeout: float) -> None:
+        """What can't be delivered is dropped: a trace is worth less the older it is."""
+        tracer = self._tracer
+        if tracer is None:
+            return
+        spans = tracer.taken()
+        lost = tracer.dropped - self._dropped
+        self._dropped = tracer.dropped
+        if spans:
+            from meshlib.telemetry.otlp import spans_request
+
+            try:
+                self._sender.traces(spans_request(self._resource, tracer.written(spans)), timeout)
+            except Exception as error:
+                lost += len(spans)
+                _log.debug("%d spans are dropped: %s", len(spans), _told(error))
+        if lost:
+            self._recorder.count("meshlib_telemetry_dropped_total", (("what", "spans"),), lost)
+
+    def _push_metrics(self, counted: Counted, timeout: float) -> None:
         now = time.time()
         body = self._deltas.request(counted.series, counted.values, now)
         if body is None:

@@ -17,7 +17,7 @@ class Setup(NamedTuple):
     """target: host:port of an OTLP/gRPC receiver, or the URL of an OTLP/HTTP one; "" pushes nothing.
 
     secure: TLS for gRPC. interval: seconds between two pushes. prometheus: host and port to be scraped
-    on; None is none. strict: write only what Istio's proxies know.
+    on; None is none. strict: write only what Istio's proxies know. sampling: percent of new traces.
     """
 
     target: str = ""
@@ -26,6 +26,7 @@ class Setup(NamedTuple):
     interval: float = 10.0
     prometheus: tuple[str, int] | None = None
     strict: bool = False
+    sampling: float = 1.0
 
     @property
     def is_on(self) -> bool:

@@ -1,0 +1,272 @@
+"""Which requests leave a trace? Spans for sampled requests: server, client, and one for each try of several.
+
+Sampling is decided where a trace begins; everyone after that heeds the parent's flag. An unsampled request costs the
+reading of its traceparent, or the making of one that says so to those who are called next. What the application's own
+OpenTelemetry has begun is the parent of what it calls.
+
+A client span takes the id of its only attempt, or is the parent of all of them; so the server's parent is right before
+anyone can know how many attempts there will be.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meshlib.model import HeaderOperations
+from meshlib.policy.observer import Attempt, Call, Observer, Served
+from meshlib.policy.propagation import Carried
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+MAX_SPANS = 2048
+"""As many wait to be pushed; OpenTelemetry's default (OTEL_BSP_MAX_QUEUE_SIZE)."""
+_B3 = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-([01d]))?")
+_SERVER, _CLIENT = 2, 3
+
+
+class Trace(NamedTuple):
+    """Where a span stands. parent: "" begins the trace."""
+
+    trace_id: str
+    span_id: str
+    parent: str = ""
+
+
+class Ended(NamedTuple):
+    """A span that is over. began, ended: monotonic seconds."""
+
+    at: Trace
+    kind: int
+    name: str
+    began: float
+    ended: float
+    attributes: tuple[tuple[str, object], ...]
+    error: str
+
+
+class Tracer:
+    """An Observer around `inner`, which is told the same. sampling: percent of the traces that begin here.
+
+    epoch: Unix seconds at monotonic zero.
+    """
+
+    def __init__(self, inner: Observer, sampling: float, rng: random.Random, epoch: float) -> None:
+        self._inner, self._share, self._rng, self._epoch = inner, sampling / 100, rng, epoch
+        self._spans: deque[Ended] = deque()
+        self._lock = threading.Lock()
+        self.dropped = 0
+
+    def taken(self) -> list[Ended]:
+        """The spans that have ended since, for whoever pushes them."""
+        with self._lock:
+            found = list(self._spans)
+            self._spans.clear()
+        return found
+
+    def _id(self, bits: int) -> str:
+        return f"{self._rng.getrandbits(bits) or 1:0{bits // 4}x}"
+
+    # Calls
+
+    def call_began(self, call: Call) -> None:
+        self._inner.call_began(call)
+        parent = _of_application() or _of_carried(call.carried)
+        if parent is None:
+            if self._rng.random() < self._share:
+                call.mark = Trace(self._id(128), self._id(64))
+        elif parent[2]:
+            call.mark = Trace(parent[0], self._id(64), parent[1])
+
+    def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
+        operations = self._inner.attempt_began(call, attempt)
+        if call.mark is None:
+            return operations
+        attempt.mark = self._id(64)
+        told = [("traceparent", f"00-{call.mark.trace_id}-{attempt.mark}-01")]
+        if call.carried is not None and call.carried.get("b3") is not None:
+            told.append(("b3", f"{call.mark.trace_id}-{attempt.mark}-1"))
+        if call.carried is not None and call.carried.get("x-b3-traceid") is not None:
+            told += [
+                ("x-b3-traceid", call.mark.trace_id),
+                ("x-b3-spanid", attempt.mark),
+                ("x-b3-parentspanid", call.mark.span_id),
+                ("x-b3-sampled", "1"),
+            ]
+        return HeaderOperations(set=(*(operations.set if operations is not None else ()), *told))
+
+    def attempt_ended(self, call: Call, attempt: Attempt) -> None:
+        self._inner.attempt_ended(call, attempt)
+        if call.mark is None:
+            return
+        outcome = attempt.outcome
+        status = 0 if outcome is None else outcome.status or 0
+        failure = "cancelled" if outcome is None else outcome.failure
+        call.tried.append((attempt, status, failure))
+
+    def _attempt_span(self, call: Call, attempt: Attempt, status: int, failure: str) -> None:
+        at = Trace(call.mark.trace_id, attempt.mark, call.mark.span_id)
+        method = call.request.method if call.request is not None else ""
+        attributes: list[tuple[str, object]] = [
+            ("http.request.method", method),
+            ("mesh.attempt", attempt.number),
+            ("mesh.endpoint", attempt.endpoint.authority),
+            ("mesh.cluster", attempt.cluster.name),
+        ]
+        if attempt.number > 1:
+            attributes.append(("http.request.resend_count", attempt.number - 1))
+        if status:
+            attributes.append(("http.response.status_code", status))
+        self._keep(Ended(at, _CLIENT, method, attempt.began, attempt.ended, tuple(attributes), _error(status, failure)))
+
+    def call_ended(self, call: Call) -> None:
+        mark = call.mark
+        self._inner.call_ended(call)
+        if mark is None or call.request is None:
+            return
+        request, last = call.request, call.last
+        host, _, port = request.authority.partition(":")
+        attributes: list[tuple[str, object]] = [
+            ("http.request.method", request.method),
+            ("server.address", host),
+            ("url.full", f"{request.scheme}://{request.authority}{request.path.partition('?')[0]}"),
+            ("mesh.response_flags", call.flags or "-"),
+            ("mesh.attempts", call.attempts),
+        ]
+        if port.isdigit():
+            attributes.append(("server.port", int(port)))
+        if call.status:
+            attributes.append(("http.response.status_code", call.status))
+        if call.decision is not None:
+            attributes.append(("mesh.route", call.decision.route.name or "default"))
+        if call.cluster is not None:
+            attributes.append(("mesh.cluster", call.cluster.name))
+        if last is not None:
+            attributes.append(("mesh.endpoint", last.endpoint.authority))
+        if call.fault or "FI" in call.flags:
+            attributes.append(("mesh.fault", "abort" if "FI" in call.flags else call.fault))
+        error = _error(call.status, call.flags)
+        if len(call.tried) > 1:
+            for attempt, status, failure in call.tried:
+                self._attempt_span(call, attempt, status, failure)
+        elif call.tried:
+            mark = mark._replace(span_id=call.tried[0][0].mark)
+        self._keep(Ended(mark, _CLIENT, request.method, call.began, call.ended, tuple(attributes), error))
+
+    # Requests
+
+    def serving(self, served: Served) -> Carried | None:
+        carried = self._inner.serving(served) or served.carried
+        if carried is None:
+            return None
+        parent = _of_carried(carried)
+        if parent is not None and not parent[2]:
+            return None
+        is_sampled = parent is not None or self._rng.random() < self._share
+        at = Trace(parent[0] if parent else self._id(128), self._id(64), parent[1] if parent else "")
+        if is_sampled:
+            served.mark = at
+        told = (b"traceparent", f"00-{at.trace_id}-{at.span_id}-{'01' if is_sampled else '00'}".encode("ascii"))
+        return carried.with_header(told)
+
+    def served(self, served: Served) -> None:
+        mark = served.mark
+        self._inner.served(served)
+        if mark is None:
+            return
+        path, _, query = served.path.partition("?")
+        attributes: list[tuple[str, object]] = [
+            ("http.request.method", served.method),
+            ("url.path", path),
+            ("url.scheme", "https" if served.peer.is_tls else "http"),
+            ("client.address", served.client),
+            ("server.address", served.authority.partition(":")[0]),
+            ("network.protocol.version", served.protocol.rpartition("/")[2]),
+            ("mesh.response_flags", served.flags or "-"),
+        ]
+        if query:
+            attributes.append(("url.query", query))
+        if served.status:
+            attributes.append(("http.response.status_code", served.status))
+        if agent := served.headers.get("user-agent"):
+            attributes.append(("user_agent.original", agent))
+        if served.route:
+            attributes.append(("http.route", served.route))
+        error = _error(served.status, served.flags) if served.status >= 500 or not served.status else ""
+        name = f"{served.method} {served.route}".rstrip()
+        self._keep(Ended(mark, _SERVER, name, served.began, served.ended, tuple(attributes), error))
+
+    def _keep(self, span: Ended) -> None:
+        with self._lock:
+            if len(self._spans) >= MAX_SPANS:
+                self.dropped += 1
+                self._spans.popleft()
+            self._spans.append(span)
+
+    def written(self, spans: list[Ended]) -> list[Span]:
+        """As OTLP has them."""
+        from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+        from meshlib.telemetry.otlp import set_attributes
+
+        found = []
+        for each in spans:
+            span = Span(
+                trace_id=bytes.fromhex(each.at.trace_id),
+                span_id=bytes.fromhex(each.at.span_id),
+                parent_span_id=bytes.fromhex(each.at.parent),
+                name=each.name,
+                kind=each.kind,  # type: ignore[arg-type]
+                start_time_unix_nano=int((self._epoch + each.began) * 1e9),
+                end_time_unix_nano=int((self._epoch + each.ended) * 1e9),
+            )
+            set_attributes(span.attributes, each.attributes)
+            if each.error:
+                span.status.MergeFrom(Status(code=Status.STATUS_CODE_ERROR))
+                set_attributes(span.attributes, [("error.type", each.error)])
+            found.append(span)
+        return found
+
+
+def _error(status: int, told: str) -> str:
+    """OpenTelemetry's error.type of a client: the status from 400 on, or what failed instead."""
+    if status >= 400:
+        return str(status)
+    return "" if status else told or "no response"
+
+
+def _of_carried(carried: Carried | None) -> tuple[str, str, bool] | None:
+    """Trace, span, and whether it is sampled: W3C, else B3."""
+    if carried is None:
+        return None
+    parent = carried.get("traceparent")
+    if parent is not None:
+        return parent[3:35], parent[36:52], bool(int(parent[53:55], 16) & 1)
+    single = _B3.fullmatch(carried.get("b3") or "")
+    if single is not None:
+        return single[1].rjust(32, "0"), single[2], single[3] in ("1", "d", None)
+    trace, span = carried.get("x-b3-traceid"), carried.get("x-b3-spanid")
+    if trace is None or span is None:
+        return None
+    is_sampled = carried.get("x-b3-sampled") not in ("0", "false")
+    return trace.lower().rjust(32, "0"), span.lower(), is_sampled
+
+
+def _of_application() -> tuple[str, str, bool] | None:
+    """The span that the application's own OpenTelemetry is in; nothing is imported that it has not."""
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return None
+    read: Callable[[], Any] | None = getattr(api, "get_current_span", None)
+    if read is None:
+        return None
+    context = read().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}", bool(context.trace_flags & 1)
