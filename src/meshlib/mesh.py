@@ -47,6 +47,7 @@ from meshlib.version import __version__
 if TYPE_CHECKING:
     import ssl
 
+    import aiohttp
     import grpc
     import grpc.aio
     import httpx
@@ -667,6 +668,17 @@ class Mesh:
         from meshlib.outbound.grpc import MeshInterceptor
 
         return [MeshInterceptor(self, authority(target) if target else "")]
+
+    def aiohttp_middleware(self) -> aiohttp.ClientMiddlewareType:
+        """A middleware for `aiohttp.ClientSession(middlewares=[...])`, the last one there. Needs aiohttp 3.12.
+
+        The session's connector keeps the connections, apart for each cluster; the session's own timeouts stay in force,
+        under the route's. Calls raise what aiohttp's users catch, and get the response that a sidecar would have given
+        where the mesh decides, as `transport` says.
+        """
+        from meshlib.outbound.aiohttp import MeshMiddleware
+
+        return MeshMiddleware(self)
 
     def outbound(
         self,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
 import requests
@@ -27,6 +28,7 @@ ADAPTERS = (
     "httpx2-aiohttp",
     "requests",
     "urllib3",
+    "aiohttp",
 )
 
 
@@ -253,6 +255,50 @@ class Urllib3(Caller):
         self.manager.clear()
 
 
+class Aiohttp(Async):
+    errors = Errors(
+        aiohttp.ClientError,
+        aiohttp.ClientConnectorError,
+        aiohttp.ServerDisconnectedError,
+        TimeoutError,
+        aiohttp.ClientPayloadError,
+        TimeoutError,
+    )
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self.middleware = mesh.aiohttp_middleware()
+        self.session: aiohttp.ClientSession | None = None
+
+    def opened(self) -> aiohttp.ClientSession:
+        if self.session is None:
+            self.session = aiohttp.ClientSession(middlewares=[self.middleware], timeout=aiohttp.ClientTimeout(total=10))
+        return self.session
+
+    async def send(
+        self, method: str, url: str, *, headers: Any = None, content: Any = None, timeout: float = 10
+    ) -> Got:
+        plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in (headers or {}).items()}
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with self.opened().request(
+            method, url, headers=plain, data=content, timeout=limit, allow_redirects=False
+        ) as response:
+            raw = [(name.lower(), value) for name, value in response.headers.items()]
+            extensions: Any = response.extensions  # type: ignore[attr-defined]
+            return Got(response.status, await response.read(), str(response.url), raw, extensions)
+
+    def stream(self, url: str, use: Callable[[Iterator[bytes]], Any]) -> Any:
+        async def call() -> Any:
+            async with self.opened().get(url) as response:
+                return await self.use_in_thread(response.content.iter_any().__aiter__(), use)
+
+        return self.runner.run(call())
+
+    async def leave(self) -> None:
+        if self.session is not None:
+            await self.session.close()
+
+
 _MAKERS: dict[str, Callable[[Mesh], Caller]] = {
     "httpx": lambda mesh: Httpx(mesh, httpx),
     "httpx-async": lambda mesh: HttpxAsync(mesh, httpx, "httpcore"),
@@ -262,6 +308,7 @@ _MAKERS: dict[str, Callable[[Mesh], Caller]] = {
     "httpx2-aiohttp": lambda mesh: HttpxAsync(mesh, httpx2, "aiohttp"),
     "requests": Requests,
     "urllib3": Urllib3,
+    "aiohttp": Aiohttp,
 }
 assert tuple(_MAKERS) == ADAPTERS
 

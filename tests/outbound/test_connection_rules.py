@@ -1,50 +1,35 @@
-"""What a DestinationRule says of connections holds in both engines of the httpx transports, sync and async."""
+"""What a DestinationRule says of connections holds through every adapter."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import pytest
+from adapters import ADAPTERS, Got, caller
 
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, ConnectionLimits, Snapshot, TcpKeepalive
-from meshlib.outbound import engine_aiohttp, engine_httpcore
-from peers import Answer, Peer, Received
+from meshlib.outbound import aiohttp, engine_aiohttp, engine_httpcore, urllib3
+from peers import Peer
 from snapshots import mesh, publish, service
 
 URL = "http://reviews:9080/"
-Call = Callable[[], httpx.Response]
+Call = Callable[[], Got]
 
 
-@contextmanager
-def sync_caller(made: Mesh) -> Iterator[Call]:
-    with made.Client() as client:
-        yield lambda: client.get(URL)
-
-
-@contextmanager
-def async_caller(made: Mesh, engine: Any) -> Iterator[Call]:
-    client = httpx.AsyncClient(transport=made.async_transport(engine=engine))
-    with asyncio.Runner() as runner:
-        yield lambda: runner.run(client.get(URL))
-        runner.run(client.aclose())
-
-
-CALLERS = {
-    "sync": sync_caller,
-    "async": lambda made: async_caller(made, "httpcore"),
-    "aiohttp": lambda made: async_caller(made, "aiohttp"),
-}
-
-
-@pytest.fixture(params=CALLERS)
+@pytest.fixture(params=ADAPTERS)
 def calling(request: pytest.FixtureRequest) -> Any:
-    return CALLERS[request.param]
+    """A context manager that makes calls through a mesh with one of the adapters."""
+
+    @contextmanager
+    def calls(made: Mesh) -> Iterator[Call]:
+        with caller(request.param, made) as client:
+            yield lambda: client.get(URL)
+
+    return calls
 
 
 def one_service(peer: Peer, **limits: Any) -> Snapshot:
@@ -78,7 +63,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_said(
     calling: Any, idle: float, used: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """idleTimeout, exactly; the engine's own choice holds only where nothing is said."""
-    for engine in (engine_httpcore, engine_aiohttp):
+    for engine in (engine_httpcore, engine_aiohttp, aiohttp, urllib3):
         monkeypatch.setattr(engine, "KEEPALIVE", 30.0 if idle < 1 else 1e-9)
     with Peer() as peer, mesh(one_service(peer, idle_timeout=idle)) as made, calling(made) as call:
         assert [call().status_code for _ in range(2)] == [200] * 2
@@ -102,26 +87,36 @@ def test_new_rules_hold_for_the_next_call(calling: Any) -> None:
 def test_tcp_keepalive_is_set_on_the_socket(calling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tcpKeepalive gives; 0 leaves the operating system's."""
     found: list[Any] = []
-    original = engine_aiohttp.set_options
-
-    def seen(sock: Any, limits: ConnectionLimits) -> None:
-        original(sock, limits)
-        found.append([sock.getsockopt(*option) for option in options])
-
     options = (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
     )
-    monkeypatch.setattr(engine_aiohttp, "set_options", seen)
+
+    def note(sock: Any) -> None:
+        found.append([sock.getsockopt(*option) for option in options])
+
+    # aiohttp and urllib3 give no way to the socket once the response is there.
+    engine_sets, middleware_sets, gives = engine_aiohttp.set_options, aiohttp.set_options, urllib3.Connections.give
+
+    def engine(sock: Any, limits: ConnectionLimits) -> None:
+        engine_sets(sock, limits)
+        note(sock)
+
+    def middleware(transport: Any, limits: ConnectionLimits) -> None:
+        middleware_sets(transport, limits)
+        note(transport.get_extra_info("socket"))
+
+    def give(kept: Any, connection: Any) -> None:
+        note(connection.sock)
+        gives(kept, connection)
+
+    monkeypatch.setattr(engine_aiohttp, "set_options", engine)
+    monkeypatch.setattr(aiohttp, "set_options", middleware)
+    monkeypatch.setattr(urllib3.Connections, "give", give)
     keepalive = TcpKeepalive(time=77, interval=7)
-
-    def answer(_: Received) -> Answer:
-        return Answer(body=b"ok")
-
-    with Peer(answer) as peer, mesh(one_service(peer, tcp_keepalive=keepalive)) as made, calling(made) as call:
+    with Peer() as peer, mesh(one_service(peer, tcp_keepalive=keepalive)) as made, calling(made) as call:
         stream = call().extensions.get("network_stream")
         if stream is not None:
-            sock = stream.get_extra_info("socket")
-            found.append([sock.getsockopt(*option) for option in options])
+            note(stream.get_extra_info("socket"))
     assert found == [[1, 77, 7]]

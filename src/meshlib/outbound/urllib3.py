@@ -44,6 +44,7 @@ from urllib3.util.request import rewind_body, set_file_position
 from meshlib.errors import MeshError
 from meshlib.identity.tls import NoCredentials, TlsContexts
 from meshlib.model import Endpoint, Headers, Outcome, Request
+from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
 from meshlib.outbound.drive import drive
 from meshlib.outbound.mirrors import MAX_MIRRORS
 from meshlib.outbound.raising import failed, like
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
     from meshlib.model import Cluster
 
 _log = logging.getLogger("urllib3.connectionpool")
-KEEPALIVE = 4.0
-"""Seconds an idle connection is kept: less than uvicorn's 5, so that the client is the one who closes."""
 MAX_IDLE = 128
 """Idle connections kept for one endpoint; one more is closed when it comes back."""
 _DRAINED = 16 * 1024
@@ -330,9 +329,7 @@ def _is_fit(connection: Any, cluster: Cluster, now: float) -> bool:
     limits = cluster.limits
     if now - connection.idle_since > connection.keepalive:
         return False
-    if limits.max_requests_per_connection and connection.served >= limits.max_requests_per_connection:
-        return False
-    return limits.max_connection_duration is None or now - connection.opened < limits.max_connection_duration
+    return may_serve(limits, connection.served, connection.opened, now)
 
 
 class Edge:
@@ -496,8 +493,7 @@ class _Exchange:
         connection.key, connection.patience = key, patience
         connection.opened = connection.idle_since = time.monotonic()
         connection.keepalive = KEEPALIVE if cluster.limits.idle_timeout is None else cluster.limits.idle_timeout
-        if (keepalive := cluster.limits.tcp_keepalive) is not None:
-            connection.socket_options = [*(connection.socket_options or []), *_keepalive_options(keepalive)]
+        connection.socket_options = [*(connection.socket_options or []), *socket_options(cluster.limits)]
         try:
             patience.pause = cluster.connect_timeout
             if (own := Timeout.resolve_default_timeout(self._timeout.connect_timeout)) is not None:
@@ -685,17 +681,6 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
-
-
-def _keepalive_options(keepalive: Any) -> Iterator[tuple[int, int, int]]:
-    yield (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPCNT", keepalive.probes),
-        ("TCP_KEEPIDLE", keepalive.time),
-        ("TCP_KEEPINTVL", keepalive.interval),
-    ):
-        if value and hasattr(socket, name):
-            yield (socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class _Nothing:
