@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from meshlib.discovery import Source
     from meshlib.discovery.health import HealthChecker
+    from meshlib.identity.access import Access
     from meshlib.identity.credentials import Credentials, CredentialsSource
     from meshlib.inbound.admit import Reception
     from meshlib.policy.explain import Explanation
@@ -91,8 +92,11 @@ class Settings:
       first rules.
     failure_policy: `deny` or `allow`: what becomes of requests that come in while the control plane was never reached,
       so that nobody knows who may call. Without a control plane nothing is enforced.
-    identity: who vouches for this process: `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so
-      it has no certificate.
+    identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
+      service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so it has no certificate.
+    ca_roots: PEM file of those who vouch for the control plane and CA; with it they are called by TLS. A join token
+      names its root by itself.
+    token_file: holds the token that proves to them who this process is; read at each use.
     identity_timeout: seconds for which a call that needs the first certificate waits for it.
     telemetry: where metrics and traces are pushed: `control-plane`, the http(s) URL of an OTLP receiver, or `off`;
       default OTEL_EXPORTER_OTLP_ENDPOINT, else the control plane at host:port.
@@ -116,6 +120,8 @@ class Settings:
     cache_dir: str = ""
     resolve_timeout: float = RESOLVE_TIMEOUT
     identity: str = ""
+    ca_roots: str = ""
+    token_file: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
     failure_policy: str = "allow"
     telemetry: str = ""
@@ -227,8 +233,10 @@ def _address(text: str) -> str:
 
 def _identity(text: str) -> str:
     kind, _, where = text.partition(":")
-    if kind != "files" or not where:
-        raise ValueError("an identity comes from files:FOLDER")
+    if kind == "ca":
+        _host_and_port(where)
+    elif text != "control-plane" and not (kind == "files" and where):
+        raise ValueError("an identity comes from control-plane, ca:HOST:PORT or files:FOLDER")
     return text
 
 
@@ -288,6 +296,11 @@ class Mesh:
         self.tls = TlsContexts(lambda: self.credentials, has_identity=bool(settings.identity))
         """What connections are secured with."""
         self._live = empty_live(self._rng)
+        if settings.identity:
+            try:
+                _identity(settings.identity)
+            except ValueError as error:
+                raise SettingsError(f"identity {settings.identity!r}: {error}") from None
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -360,7 +373,8 @@ class Mesh:
             ) from None
         from meshlib.discovery.xds import XdsSource
 
-        return XdsSource(control_plane, self.node, cache_dir=self._cache_dir())
+        access = self._access(control_plane)
+        return XdsSource(control_plane, self.node, cache_dir=self._cache_dir(), connect=self._connect_feed(access))
 
     # Who this process is
 
@@ -384,9 +398,30 @@ class Mesh:
             self._identity.on_rotation(tell)
 
     def _make_credentials_source(self, present: Credentials | None) -> CredentialsSource:
-        from meshlib.identity.files import FilesSource
+        kind, _, where = self.settings.identity.partition(":")
+        if kind == "files":
+            from meshlib.identity.files import FilesSource
 
-        return FilesSource(Path(_identity(self.settings.identity).partition(":")[2]))
+            return FilesSource(Path(where))
+        from meshlib.identity.ca_client import CaSource
+
+        return CaSource(self._access(where or self.settings.control_plane))
+
+    def _access(self, target: str) -> Access:
+        from meshlib.identity.access import Access
+
+        roots, token = (Path(each) if each else None for each in (self.settings.ca_roots, self.settings.token_file))
+        return Access(target, roots, token, lambda: self.credentials)
+
+    def _connect_feed(self, access: Access) -> Callable[[Any], tuple[Any, Any]]:
+        def connect(options: Any) -> tuple[Any, Any]:
+            channel = access.channel(options)
+            if access.is_secure and not access.metadata() and self._identity is not None:
+                # On the feed's thread. Whoever has nothing to show would be sent away.
+                self._identity.wait(self.settings.identity_timeout)
+            return channel, access.metadata()
+
+        return connect
 
     def _cache_dir(self) -> Path | None:
         if self.settings.cache_dir == "-":

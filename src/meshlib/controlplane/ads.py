@@ -21,11 +21,13 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.authentication import Authenticator
+from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.cache import Cache, View
 from meshlib.controlplane.registry import Registry
 from meshlib.controlplane.subscriptions import Answer, DeltaStream, Request, SotwStream
 from meshlib.errors import InvalidResource
-from meshlib.model import Node
+from meshlib.model import Node, SpiffeId
 from meshlib.version import __version__
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_node
@@ -100,6 +102,12 @@ class AggregatedDiscoveryService:
         self._tasks: dict[asyncio.Event, asyncio.Task[Any] | None] = {}
         """One for each open stream, by what wakes it."""
         self._is_closing = False
+        self._authenticator: Authenticator | None = None
+        self._is_identity_required = False
+
+    def authenticate_by(self, authenticator: Authenticator, *, is_required: bool) -> None:
+        """Callers who show a token are held to it; who shows none is served unless it is required."""
+        self._authenticator, self._is_identity_required = authenticator, is_required
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -142,6 +150,7 @@ class AggregatedDiscoveryService:
         read: Callable[[Any], Request],
         write: Callable[[Answer], bytes],
     ) -> None:
+        identity = await self._identity_of(context)
         number = next(self._numbers)
         connection: Connection | None = None
         waiting: deque[bytes] = deque()
@@ -177,6 +186,9 @@ class AggregatedDiscoveryService:
                     message = _parse(message_class, data)
                     room.set()
                     said = _node(message)
+                    if said is not None and identity is not None and (wrong := not_allowed(said, identity)):
+                        logger.warning("%s from %s is refused: %s", identity, context.peer(), _printable(wrong))
+                        await context.abort(grpc.StatusCode.PERMISSION_DENIED, wrong)
                     if connection is None:
                         # What a client may ask for depends on who it is.
                         if said is None:
@@ -217,6 +229,16 @@ class AggregatedDiscoveryService:
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, Exception):
                 await receiving
 
+    async def _identity_of(self, context: Any) -> SpiffeId | None:
+        """Who asks, as its token proves it; None for a caller without one, where that is allowed."""
+        has_token = any(key == "authorization" for key, _ in context.invocation_metadata() or ())
+        if self._authenticator is None or not (has_token or self._is_identity_required):
+            return None
+        caller = await caller_of(context, self._authenticator)
+        if caller.identity is None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "configuration is for workloads")
+        return caller.identity
+
     def __repr__(self) -> str:
         return f"<AggregatedDiscoveryService {len(self._connections)} streams>"
 
@@ -243,6 +265,17 @@ def _node(message: Any) -> Node | None:
         return decode_node(message.node)
     except InvalidResource as error:
         raise BadRequest(f"node: {error.field} {error.reason}") from None
+
+
+def not_allowed(node: Node, identity: SpiffeId) -> str:
+    """Why this identity may not be this node, "" if it may: the id's namespace, too, is what others know it by."""
+    workload = node.workload
+    parts = node.id.split("~")
+    named = parts[2].rpartition(".")[2] if len(parts) == 4 else identity.namespace
+    said = (node.trust_domain, workload.namespace, workload.service_account)
+    if said != (identity.trust_domain, identity.namespace, identity.service_account) or named != identity.namespace:
+        return f"node {node.id} of {workload.namespace}/{workload.service_account} is not the caller's to be"
+    return ""
 
 
 def _printable(text: str) -> str:

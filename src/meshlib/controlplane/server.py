@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,16 +19,23 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import httpx
 
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.admin import AdminServer, admin_app
 from meshlib.controlplane.ads import AggregatedDiscoveryService
+from meshlib.controlplane.authentication import Authenticator, Issuer, TokenReview
+from meshlib.controlplane.ca import CertificateAuthority
+from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.history import History
+from meshlib.controlplane.join_tokens import JoinTokens
+from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.telemetry_store import TelemetryStore
+from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Registry as Services
@@ -49,6 +57,10 @@ class ControlPlaneSettings:
 
     xds, admin: (host, port); port 0 takes a free one. grace: seconds for which the workloads that were known count on
     after a start.
+    tls: whether xDS and the CA are served by TLS, and callers must prove who they are; None: unless `xds` is loopback.
+      Plaintext is for loopback only. names: DNS names and addresses by which it is called, besides its own.
+    plugged_ca: a folder as Istio's `cacerts` secret; None: a root of its own. issuers, kubernetes: whose tokens are
+      believed.
     """
 
     folders: tuple[Path, ...] = ()
@@ -56,6 +68,16 @@ class ControlPlaneSettings:
     xds: tuple[str, int] = ("127.0.0.1", 15010)
     admin: tuple[str, int] = ("127.0.0.1", 15014)
     grace: float = GRACE
+    trust_domain: str = "cluster.local"
+    tls: bool | None = None
+    names: tuple[str, ...] = ()
+    plugged_ca: Path | None = None
+    issuers: tuple[Issuer, ...] = ()
+    kubernetes: TokenReview | None = None
+
+    @property
+    def is_secure(self) -> bool:
+        return not is_loopback(f"{self.xds[0]}:0") if self.tls is None else self.tls
 
 
 class ControlPlane:
@@ -75,6 +97,10 @@ class ControlPlane:
         self._watcher: threading.Thread | None = None
         self._updates: asyncio.Task[None] | None = None
         self._forget: asyncio.TimerHandle | None = None
+        self.authority: CertificateAuthority | None = None
+        self.tokens: JoinTokens | None = None
+        self._certificates: CertificateService | None = None
+        self._http: httpx.AsyncClient | None = None
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
         self._badges: dict[str, tuple[str, ...]] = {}
@@ -87,6 +113,9 @@ class ControlPlane:
         Raises OSError when an address can't be used, StateError when the state folder can't; call stop() then too.
         """
         loop = asyncio.get_running_loop()
+        if not self.settings.is_secure and not is_loopback(f"{self.settings.xds[0]}:0"):
+            raise OSError(errno.EPERM, f"xDS on {self.settings.xds[0]} without TLS: plaintext is for loopback only")
+        await asyncio.to_thread(self._open_authority)
         store = self._store = await asyncio.to_thread(ObjectStore, self.settings.state)
         self._registry.load()
         store.on_change(lambda: self._wake(loop))
@@ -123,9 +152,14 @@ class ControlPlane:
             await self._admin.stop()
             self._admin = None
         if self._server is not None:
+            if self._certificates is not None:
+                self._certificates.close()
             await self._ads.close()
             await self._server.stop(None)
             self._server = None
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
         if self._updates is not None:
             self._updates.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -197,6 +231,27 @@ class ControlPlane:
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
 
+    def _open_authority(self) -> None:
+        settings = self.settings
+        folder = settings.state / "ca" if settings.state is not None else None
+        authority = self.authority = CertificateAuthority(settings.trust_domain, folder, settings.plugged_ca)
+        self.tokens = JoinTokens(folder)
+        kubernetes = settings.kubernetes
+        if kubernetes is not None or settings.issuers:
+            ca_file = kubernetes.ca_file if kubernetes is not None else None
+            verify = ssl.create_default_context(cafile=ca_file)
+            self._http = httpx.AsyncClient(verify=verify, trust_env=False)
+        authenticator = Authenticator(
+            settings.trust_domain,
+            lambda: authority.bundle,
+            self.tokens,
+            issuers=settings.issuers,
+            kubernetes=kubernetes,
+            http=self._http,
+        )
+        self._certificates = CertificateService(authority, authenticator)
+        self._ads.authenticate_by(authenticator, is_required=settings.is_secure)
+
     async def _serve_xds(self) -> None:
         server = self._server = grpc.aio.server(
             options=(
@@ -211,11 +266,17 @@ class ControlPlane:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
             )
         )
+        assert self.authority is not None and self._certificates is not None
         self._ads.add_to(server)
+        self._certificates.add_to(server)
         self._picture.receiver.add_to(server)
         host, port = self.settings.xds
         try:
-            self.xds_port = server.add_insecure_port(f"{_authority(host)}:{port}")
+            if self.settings.is_secure:
+                own = OwnIdentity(self.authority, (host, *self.settings.names))
+                self.xds_port = server.add_secure_port(f"{_authority(host)}:{port}", own.server_credentials())
+            else:
+                self.xds_port = server.add_insecure_port(f"{_authority(host)}:{port}")
         except RuntimeError as error:  # gRPC tells the reason on stderr only
             raise OSError(
                 errno.EADDRINUSE, f"xDS can't be served on {_authority(host)}:{port}: is it taken?"

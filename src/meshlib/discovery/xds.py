@@ -15,7 +15,7 @@ from meshlib.model import Node, NodeKind, Snapshot
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resource_types import CLUSTER, LISTENER
 from meshlib.xds.session import Resource, Session
-from meshlib.xds.stream import Stream
+from meshlib.xds.stream import Connect, Stream
 
 _log = logging.getLogger("meshlib.discovery")
 
@@ -35,7 +35,7 @@ class XdsSource:
     """Feed of one process from the control plane at `target` (`host:port`). A Source.
 
     cache_dir: where the last good configuration is kept for the next start; None keeps none. delta: incremental ADS;
-    False for control planes that only speak state of the world.
+    False for control planes that only speak state of the world. connect: see meshlib.xds.stream; default plaintext.
 
     A SIDECAR asks for the hosts it calls; a ROUTER is told of everything. What an earlier process like this one was
     using is asked for from the start, and serves until the control plane says otherwise.
@@ -48,6 +48,7 @@ class XdsSource:
         *,
         cache_dir: Path | None,
         delta: bool = True,
+        connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._target = target
@@ -57,7 +58,7 @@ class XdsSource:
         wildcard = (LISTENER, CLUSTER) if self._gets_everything else ()
         self._session = Session(decode_resource, delta=delta, wildcard=wildcard)
         self._assembly = Assembly(self._session, wildcard=self._gets_everything)
-        self._stream = Stream(target, self._session, lambda: self._node, clock=clock)
+        self._stream = Stream(target, self._session, lambda: self._node, connect=connect, clock=clock)
         self._cache = DiskCache(cache_dir, target, node) if cache_dir is not None else None
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._wanted: dict[str, None] = {}

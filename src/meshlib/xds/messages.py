@@ -22,6 +22,11 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
 ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
+CA_SERVICE = "istio.v1.auth.IstioCertificateService"
+CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
+TRUST_SERVICE = "meshlib.identity.v1.TrustBundleService"
+WATCH_TRUST = f"/{TRUST_SERVICE}/Watch"
+
 
 def message_class(full_name: str) -> Any:
     """The class of a message. Raises KeyError for one that meshlib does not speak."""
@@ -73,6 +78,11 @@ PreviousHostsPredicate = message_class("envoy.extensions.retry.host.previous_hos
 PreviousPrioritiesConfig = message_class(
     "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
 )
+
+CertificateRequest = message_class("istio.v1.auth.IstioCertificateRequest")
+CertificateResponse = message_class("istio.v1.auth.IstioCertificateResponse")
+TrustBundleRequest = message_class("meshlib.identity.v1.TrustBundleRequest")
+TrustBundle = message_class("meshlib.identity.v1.TrustBundle")
 
 
 def type_url(message: Message | type[Message]) -> str:

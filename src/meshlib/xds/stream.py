@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -52,6 +52,10 @@ _OPTIONS = (
 )
 
 
+Metadata = tuple[tuple[str, str], ...]
+Connect = Callable[[Sequence[tuple[str, Any]]], tuple[Any, Metadata]]
+
+
 class _Ended(NamedTuple):
     reason: str
 
@@ -66,7 +70,8 @@ class _Event(NamedTuple):
 class Stream:
     """One Session's way to the server at `target` (`host:port`). Used once, by one thread; see `run`.
 
-    node: read whenever it is to be sent.
+    node: read whenever it is to be sent. connect: makes the channel of one attempt, and what each call carries
+    (meshlib.identity.access); default plaintext, and nothing. It may block for a few seconds, and raise OSError.
     """
 
     def __init__(
@@ -75,10 +80,12 @@ class Stream:
         session: Session,
         node: Callable[[], Node],
         *,
+        connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._target = target
+        self._connect = connect or (lambda options: (grpc.insecure_channel(target, options=options), ()))
         self._session = session
         self._node = node
         self._clock = clock
@@ -167,12 +174,15 @@ class Stream:
         path = m.ADS_DELTA if session.delta else m.ADS_STREAM
         outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         # The channel and the call live on this thread's stack alone: in a forked child nothing ever touches them.
-        channel = grpc.insecure_channel(self._target, options=_OPTIONS)
+        try:
+            channel, metadata = self._connect(_OPTIONS)
+        except OSError as error:
+            return str(error)
         call: Any = None
         reader: threading.Thread | None = None
         try:
             method: Any = channel.stream_stream(path)  # without serializers: bytes
-            call = method(self._sent(outgoing, self._attempt))
+            call = method(self._sent(outgoing, self._attempt), metadata=metadata)
             reader = threading.Thread(
                 target=_read, args=(call, self._events, self._attempt), name="meshlib-ads", daemon=True
             )

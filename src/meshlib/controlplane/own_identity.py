@@ -1,0 +1,63 @@
+"""Who is the control plane itself? A certificate of its own CA, with the names by which it is called, kept fresh."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from meshlib.controlplane.ca import DEFAULT_LIFETIME, CertificateAuthority
+from meshlib.model import SpiffeId
+
+if TYPE_CHECKING:
+    Configuration = Any
+
+NAMES = ("localhost", "meshlib.istio-system.svc", "istiod.istio-system.svc")
+ADDRESSES = ("127.0.0.1", "::1")
+
+
+class OwnIdentity:
+    """names: DNS names and addresses besides the usual ones; the unspecified address counts as none."""
+
+    def __init__(self, authority: CertificateAuthority, names: Iterable[str]) -> None:
+        self._authority = authority
+        self._identity = SpiffeId.of(authority.trust_domain, "istio-system", "meshlib")
+        dns, addresses = (
+            dict.fromkeys((*NAMES, socket.gethostname())),
+            dict.fromkeys(map(ipaddress.ip_address, ADDRESSES)),
+        )
+        for name in names:
+            with contextlib.suppress(ValueError):
+                address = ipaddress.ip_address(name)
+                if not address.is_unspecified:
+                    addresses[address] = None
+                continue
+            dns[name] = None
+        self._dns, self._addresses = tuple(dns), tuple(addresses)
+        self._lock = threading.Lock()
+        self._made = ("", 0.0)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """No client certificates: see meshlib.identity.proof."""
+        fetch: Any = self._if_due  # it may say None, whatever the stub of its type says
+        return grpc.dynamic_ssl_server_credentials(self._fresh(), fetch, require_client_authentication=False)
+
+    def _if_due(self) -> Configuration | None:
+        """Called by gRPC's threads before each handshake; None is no change."""
+        with self._lock:
+            version, until = self._made
+            if version == self._authority.signing and time.time() < until:
+                return None
+            return self._fresh()
+
+    def _fresh(self) -> Configuration:
+        version = self._authority.signing
+        chain, key = self._authority.issue_own(self._identity, self._dns, self._addresses)
+        self._made = (version, time.time() + DEFAULT_LIFETIME / 2)
+        return grpc.ssl_server_certificate_configuration([(key, chain)])

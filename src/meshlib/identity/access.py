@@ -1,0 +1,127 @@
+"""How does a process reach the control plane, and prove there who it is? TLS, and a token for each call."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from meshlib.identity.credentials import Credentials
+from meshlib.identity.proof import prove
+
+JOIN_PREFIX = "mjt_"
+TIMEOUT = 5.0
+
+
+class NoAccess(OSError):
+    """There is nothing to reach the control plane with. The message holds no secret."""
+
+
+class Access:
+    """One control plane, from one process. Thread-safe.
+
+    target: `host:port`. roots_file: PEM of those who may vouch for it; a join token names its root by itself.
+    token_file: a token, read at each use: a platform renews it. credentials: the present ones.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        roots_file: Path | None = None,
+        token_file: Path | None = None,
+        credentials: Callable[[], Credentials | None] = lambda: None,
+    ) -> None:
+        self.target = target
+        self._roots_file, self._token_file, self._credentials = roots_file, token_file, credentials
+        self._pinned: bytes | None = None
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether TLS is spoken; without, only this machine's own control plane is called."""
+        return self._roots_file is not None or self._token().startswith(JOIN_PREFIX) or self._pinned is not None
+
+    def channel(self, options: Sequence[tuple[str, Any]]) -> Any:
+        """A grpc.Channel. Blocks up to a few seconds the first time, for a join token's root.
+
+        Raises NoAccess, OSError.
+        """
+        import grpc
+
+        if not self.is_secure:
+            if not is_loopback(self.target):
+                raise NoAccess(
+                    f"control plane {self.target}: plaintext is for this machine only; "
+                    "give its root in MESHLIB_CA_ROOTS, or a join token in MESHLIB_TOKEN_FILE"
+                )
+            return grpc.insecure_channel(self.target, options=options)
+        return grpc.secure_channel(
+            self.target, grpc.ssl_channel_credentials(root_certificates=self._roots()), options=options
+        )
+
+    def metadata(self, *, may_join: bool = False) -> tuple[tuple[str, str], ...]:
+        """The `authorization` of one call, () when there is nothing to show. A platform's token comes first, since it
+        is renewed by others; a certificate is shown where there is none, and a join token where there is neither."""
+        token = self._token()
+        credentials, now = self._credentials(), time.time()
+        if token and not token.startswith(JOIN_PREFIX):
+            return (("authorization", f"Bearer {token}"),)
+        if credentials is not None and not credentials.has_expired(now):
+            return (("authorization", f"Bearer {prove(credentials, now)}"),)
+        return (("authorization", f"Bearer {token}"),) if token and may_join else ()
+
+    def _token(self) -> str:
+        try:
+            return self._token_file.read_text().strip() if self._token_file is not None else ""
+        except OSError:
+            return ""  # who has a certificate goes on without; who has not is refused, and tries again
+
+    def _roots(self) -> bytes:
+        """Those of the file or the token, and those that were learned since: after a rotation the first are old."""
+        found = self._roots_file.read_bytes() if self._roots_file is not None else b""
+        if not found:
+            if self._pinned is None and (token := self._token()).startswith(JOIN_PREFIX):
+                self._pinned = pinned_root(self.target, token.rpartition(".")[2])
+            found = self._pinned or b""
+        credentials = self._credentials()
+        learned = dict(credentials.trust_bundles).get(credentials.identity.trust_domain) if credentials else b""
+        return found + b"\n" + (learned or b"")
+
+    def __repr__(self) -> str:
+        return f"<Access {self.target} {'TLS' if self.is_secure else 'plaintext'}>"
+
+
+def pinned_root(target: str, sha256: str) -> bytes:
+    """PEM of the root in the chain that the server at `target` shows whose SHA-256 this is. Nothing is sent to it.
+
+    Raises NoAccess for a server that has no such root.
+    """
+    host, _, port = target.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT) as connection,
+        context.wrap_socket(connection, server_hostname=host.strip("[]")) as secured,
+    ):
+        get_chain = getattr(secured, "get_unverified_chain", None)  # public from Python 3.13 on
+        if get_chain is not None:
+            chain = list(get_chain())
+        else:
+            chain = [each.public_bytes(2) for each in secured._sslobj.get_unverified_chain()]  # type: ignore[attr-defined]
+    for der in chain:
+        if hashlib.sha256(der).hexdigest() == sha256:
+            return ssl.DER_cert_to_PEM_cert(der).encode()
+    raise NoAccess(f"control plane {target} is not the one that made the join token: its root is another")
+
+
+def is_loopback(target: str) -> bool:
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
