@@ -175,7 +175,7 @@ def test_what_is_no_duration_is_an_error(text: object) -> None:
         (
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {}\n",
             "",
-            "IS NOT ENFORCED: there is no such check yet",
+            "IS NOT ENFORCED by workloads of a control plane, only where the configuration is a folder",
         ),
     ],
 )

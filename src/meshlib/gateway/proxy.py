@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 from meshlib.gateway import headers as h
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import FILTER_CHAIN, TUNNEL, Tunnel
-from meshlib.model import FilterChain, Headers, Outcome, Request
+from meshlib.inbound import peer as peers
+from meshlib.inbound.admit import answer_of, seen_by_application, without_params
+from meshlib.model import FilterChain, Headers, Outcome, Peer, Request
 from meshlib.outbound.drive import drive_async
 from meshlib.outbound.mirrors import AsyncMirrors
 from meshlib.outbound.tls import secured
@@ -28,6 +30,7 @@ from meshlib.outbound.wire import (
     apply,
     with_host,
 )
+from meshlib.policy.admission import ALLOW, Deny
 from meshlib.policy.call import outbound_call
 from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
@@ -58,6 +61,7 @@ class Proxy:
     def __init__(self, mesh: Mesh, engine: AsyncEngine, limits: Limits, trusted_hops: int, server_name: str) -> None:
         self.engine = engine
         self._mesh, self.tls = mesh, mesh.tls
+        self._reception = mesh.reception()
         self._limits = limits
         self._trusted_hops = trusted_hops
         self._server = (b"server", server_name.encode("ascii"))
@@ -80,8 +84,21 @@ class Proxy:
             h.normalized(path.decode("latin-1")),
             Headers(kept),
         )
+        refused = None
+        if chain is not None:
+            peer = self._peer(scope, chain)
+            verdict = await self._reception.admit_async(request, peer)
+            if isinstance(verdict, Deny):
+                refused = _refusal(verdict, kept)
+            elif verdict is not ALLOW:
+                kept = seen_by_application(kept, verdict, peer)
+                bare, mark, asked = request.path.partition("?")
+                left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
+                request = request._replace(path=f"{bare}{mark if left else ''}{left}", headers=Headers(kept))
         exchange = _Exchange(self, request, kept, body)
-        if body is not None and body.is_too_large:
+        if refused is not None:
+            answer = exchange.reply(refused)
+        elif body is not None and body.is_too_large:
             answer = exchange.reply(_TOO_LARGE)
         elif chain is None:
             answer = exchange.reply(Reply(404, flag="NR", reason="the listener has changed"))
@@ -96,6 +113,12 @@ class Proxy:
                 await self._respond(answer, request, send)
         finally:
             await answer.close()
+
+    def _peer(self, scope: Scope, chain: FilterChain) -> Peer:
+        """The client's connection, by the port that the listener is configured with."""
+        listeners = self._mesh.live.snapshot.listeners
+        port = next((each.port for each in listeners if chain in each.filter_chains), 0)
+        return peers.of_scope(scope)._replace(local_port=port)
 
     async def _respond(self, answer: _Answer, request: Request, send: SendMessage) -> None:
         await send({"type": "http.response.start", "status": answer.status, "headers": self._finished(answer.headers)})
@@ -147,6 +170,12 @@ class Proxy:
 
     def __repr__(self) -> str:
         return f"<Proxy over {self.engine!r}>"
+
+
+def _refusal(denied: Deny, headers: RawHeaders) -> Reply:
+    status, added, body = answer_of(denied, h.first(headers, b"content-type") or b"")
+    pairs = tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in added if n != b"content-length")
+    return Reply(status, pairs, body, denied.flag, f"{denied.details} {denied.origin}".rstrip())
 
 
 async def _relay(answer: _Answer, tunnel: Tunnel) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshlib.istio import resources as r
-from meshlib.istio.parse import Refused, mesh_config
+from meshlib.istio.parse import mesh_config
+from meshlib.istio.problems import Refused
 
 ROOT_NAMESPACE = "istio-system"
 LOCALITY = r.LocalityLbSetting(enabled=True)
@@ -34,6 +35,9 @@ class MeshSettings:
     virtual_service_export_to: tuple[str, ...] = ()
     destination_rule_export_to: tuple[str, ...] = ()
     origin: str = ""
+    trust_domain: str = "cluster.local"
+    trust_domain_aliases: tuple[str, ...] = ()
+    extension_providers: tuple[r.ExtensionProvider, ...] = ()
 
 
 def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
@@ -61,5 +65,8 @@ def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
                 tuple(found.default_virtual_service_export_to),
                 tuple(found.default_destination_rule_export_to),
                 each.origin,
+                found.trust_domain or "cluster.local",
+                tuple(found.trust_domain_aliases),
+                tuple(found.extension_providers),
             )
     return MeshSettings()

@@ -21,7 +21,8 @@ import yaml
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.documents import Document, InvalidYaml, split
-from meshlib.istio.problems import ConfigurationWarning
+from meshlib.istio.problems import ConfigurationWarning, Refused
+from meshlib.istio.security_checks import check_security
 from meshlib.model import SHADOWABLE
 
 MAX_TEXT = 16 * 1024 * 1024
@@ -62,7 +63,6 @@ OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS
 FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS UNAUTHENTICATED
 """
 GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
-_NOT_ENFORCED = {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"}
 _NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
 _OTHER_GROUPS = {"Gateway": ("gateway.networking.k8s.io",)}
 _OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
@@ -98,12 +98,6 @@ class Parsed:
     objects: tuple[r.Object, ...]
     problems: tuple[ConfigurationError, ...]
     warnings: tuple[ConfigurationWarning, ...] = ()
-
-
-class Refused(Exception):
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(field, reason)
-        self.field, self.reason = field, reason
 
 
 def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
@@ -217,7 +211,11 @@ def _object(
             prefix = "" if shape.whole else "spec"
             raise refuse(".".join(part for part in (prefix, error.field) if part), error.reason) from None
     created = metadata.get("creationTimestamp")
-    return r.Object(version, kind, namespace, name, where, spec, value, labels, str(created) if created else "")
+    rules: tuple[str, ...] = ()
+    if isinstance(spec, r.AuthorizationPolicy):
+        rules = tuple(f"{source}:{document.line((*path, 'spec', 'rules', index))}" for index in range(len(spec.rules)))
+    age = str(created) if created else ""
+    return r.Object(version, kind, namespace, name, where, spec, value, labels, age, rules)
 
 
 def _told(value: Any) -> str:
@@ -341,6 +339,8 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
         mesh_config(spec)
     elif kind in ("Pod", "Endpoints", "EndpointSlice"):
         _check_addresses(spec)
+    elif isinstance(spec, r.PeerAuthentication | r.AuthorizationPolicy | r.RequestAuthentication):
+        check_security(spec)
 
 
 def _check_addresses(spec: r.Pod | r.Endpoints | r.EndpointSlice) -> None:
@@ -1033,11 +1033,12 @@ def _check_gateway(spec: r.Gateway) -> None:
 def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
     group = _group(given)
     if given.spec is None:
-        if given.kind in _NOT_ENFORCED and group.endswith("istio.io"):
-            yield ConfigurationWarning(given.source, given.title, "", "IS NOT ENFORCED: there is no such check yet")
-        elif group.endswith(_NOT_YET_GROUPS):
+        if group.endswith(_NOT_YET_GROUPS):
             yield ConfigurationWarning(given.source, given.title, "", "has no effect yet")
         return
+    if group == r.SECURITY:
+        reason = "IS NOT ENFORCED by workloads of a control plane, only where the configuration is a folder"
+        yield ConfigurationWarning(given.source, given.title, "", reason)
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
     if isinstance(given.spec, r.DestinationRule):

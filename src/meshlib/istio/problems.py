@@ -20,3 +20,11 @@ def in_order(problems: Iterable[ConfigurationError]) -> tuple[ConfigurationError
 def _place(source: str) -> tuple[str, int]:
     file, _, line = source.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (source, 0)
+
+
+class Refused(Exception):
+    """An object can't be used. field: below the object's spec."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason

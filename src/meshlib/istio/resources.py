@@ -35,8 +35,10 @@ NETWORKING_KINDS = frozenset(
     }
 )
 ISTIO_VERSIONS = ("v1alpha3", "v1beta1", "v1")
+SECURITY = "security.istio.io"
+SECURITY_VERSIONS = ("v1beta1", "v1")
 OWN_VERSIONS = ("v1alpha1",)
-STRICT_GROUPS = (NETWORKING, OWN)
+STRICT_GROUPS = (NETWORKING, SECURITY, OWN)
 """Their objects may hold no field that is not known."""
 
 
@@ -621,6 +623,33 @@ class DefaultTrafficPolicy(_Kubernetes, frozen=True):
     outlier_detection: OutlierDetection | None = None
 
 
+class BodyInCheck(_Kubernetes, frozen=True):
+    max_request_bytes: Count = 0
+    allow_partial_message: bool = False
+    pack_as_bytes: bool = False
+
+
+class ExtAuthz(_Kubernetes, frozen=True):
+    service: str
+    port: Port
+    timeout: Duration | None = None
+    fail_open: bool = False
+    status_on_error: str = "403"
+    path_prefix: str = ""
+    include_request_headers_in_check: list[str] = []
+    include_additional_headers_in_check: dict[str, str] = {}
+    include_request_body_in_check: BodyInCheck | None = None
+    headers_to_upstream_on_allow: list[str] = []
+    headers_to_downstream_on_deny: list[str] = []
+    headers_to_downstream_on_allow: list[str] = []
+
+
+class ExtensionProvider(_Kubernetes, frozen=True):
+    name: str
+    envoy_ext_authz_http: ExtAuthz | None = None
+    envoy_ext_authz_grpc: ExtAuthz | None = None
+
+
 class MeshConfig(_Kubernetes, frozen=True):
     """Istio's MeshConfig, as far as it is heeded; its other fields are for what a mesh without sidecars has not got."""
 
@@ -638,6 +667,122 @@ class MeshConfig(_Kubernetes, frozen=True):
     default_service_export_to: list[str] = []
     default_virtual_service_export_to: list[str] = []
     default_destination_rule_export_to: list[str] = []
+    trust_domain: str = ""
+    trust_domain_aliases: list[str] = []
+    extension_providers: list[ExtensionProvider] = []
+
+
+# security.istio.io
+
+
+class TargetRef(_Istio, frozen=True):
+    kind: str
+    name: str
+    group: str = ""
+    namespace: str = ""
+
+
+class MutualTls(_Istio, frozen=True):
+    mode: Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"] = "UNSET"
+
+
+class PeerAuthentication(_Istio, frozen=True):
+    selector: WorkloadSelector | None = None
+    mtls: MutualTls | None = None
+    port_level_mtls: dict[str, MutualTls] = {}
+
+
+class Source(_Istio, frozen=True):
+    principals: list[str] = []
+    not_principals: list[str] = []
+    request_principals: list[str] = []
+    not_request_principals: list[str] = []
+    namespaces: list[str] = []
+    not_namespaces: list[str] = []
+    service_accounts: list[str] = []
+    not_service_accounts: list[str] = []
+    trust_domains: list[str] = []
+    not_trust_domains: list[str] = []
+    ip_blocks: list[str] = []
+    not_ip_blocks: list[str] = []
+    remote_ip_blocks: list[str] = []
+    not_remote_ip_blocks: list[str] = []
+
+
+class Operation(_Istio, frozen=True):
+    hosts: list[str] = []
+    not_hosts: list[str] = []
+    ports: list[str] = []
+    not_ports: list[str] = []
+    methods: list[str] = []
+    not_methods: list[str] = []
+    paths: list[str] = []
+    not_paths: list[str] = []
+
+
+class From(_Istio, frozen=True):
+    source: Source | None = None
+
+
+class To(_Istio, frozen=True):
+    operation: Operation | None = None
+
+
+class When(_Istio, frozen=True):
+    key: str
+    values: list[str] = []
+    not_values: list[str] = []
+
+
+class AccessRule(_Istio, frozen=True):
+    from_: list[From] | None = msgspec.field(name="from", default=None)
+    to: list[To] | None = None
+    when: list[When] = []
+
+
+class Provider(_Istio, frozen=True):
+    name: str
+
+
+class AuthorizationPolicy(_Istio, frozen=True):
+    selector: WorkloadSelector | None = None
+    target_ref: TargetRef | None = None
+    target_refs: list[TargetRef] = []
+    rules: list[AccessRule] = []
+    action: Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"] = "ALLOW"
+    provider: Provider | None = None
+
+
+class JwtHeader(_Istio, frozen=True):
+    name: str
+    prefix: str = ""
+
+
+class ClaimToHeader(_Istio, frozen=True):
+    header: str
+    claim: str
+
+
+class JwtRule(_Istio, frozen=True):
+    issuer: str
+    audiences: list[str] = []
+    jwks_uri: str = ""
+    jwks: str = ""
+    from_headers: list[JwtHeader] = []
+    from_params: list[str] = []
+    from_cookies: list[str] = []
+    output_payload_to_header: str = ""
+    output_claim_to_headers: list[ClaimToHeader] = []
+    forward_original_token: bool = False
+    space_delimited_claims: list[str] = []
+    timeout: Duration | None = None
+
+
+class RequestAuthentication(_Istio, frozen=True):
+    selector: WorkloadSelector | None = None
+    target_ref: TargetRef | None = None
+    target_refs: list[TargetRef] = []
+    jwt_rules: list[JwtRule] = []
 
 
 # meshlib.io: what a call may need and Istio has no word for
@@ -734,6 +879,9 @@ Spec = (
     | Deployment
     | ServiceAccount
     | MeshConfigMap
+    | PeerAuthentication
+    | AuthorizationPolicy
+    | RequestAuthentication
 )
 
 
@@ -755,6 +903,9 @@ SHAPES: Mapping[str, KindShape] = {
     "Sidecar": KindShape(Sidecar, NETWORKING, ISTIO_VERSIONS),
     "Gateway": KindShape(Gateway, NETWORKING, ISTIO_VERSIONS),
     "BackendTrafficPolicy": KindShape(BackendTrafficPolicy, OWN, OWN_VERSIONS),
+    "PeerAuthentication": KindShape(PeerAuthentication, SECURITY, SECURITY_VERSIONS),
+    "AuthorizationPolicy": KindShape(AuthorizationPolicy, SECURITY, SECURITY_VERSIONS),
+    "RequestAuthentication": KindShape(RequestAuthentication, SECURITY, SECURITY_VERSIONS),
     "Service": KindShape(Service, "", ("v1",)),
     "Endpoints": KindShape(Endpoints, "", ("v1",), whole=True),
     "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),
@@ -782,6 +933,8 @@ class Object:
     raw: Mapping[str, Any] = field(compare=False, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict, repr=False)
     created: str = ""
+    rule_sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """`file.yaml:15` of each of `spec.rules`."""
 
     @property
     def key(self) -> tuple[str, str, str]:

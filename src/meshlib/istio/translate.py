@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateways as gateway_rules
 from meshlib.istio import resources as r
+from meshlib.istio.access import GATEWAY_LABEL, access_of, inbound_of
 from meshlib.istio.clusters import Caller, Rules
 from meshlib.istio.localities import NODE_LABEL
 from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
@@ -23,6 +24,7 @@ from meshlib.model import (
     ClusterType,
     DirectResponse,
     Forward,
+    Inbound,
     Listener,
     LoadAssignment,
     Node,
@@ -100,8 +102,12 @@ class _Asked:
                             if near is not None
                         ]
                         locality = locality or bool(settings_near)
-            elif isinstance(spec, r.Sidecar):
-                labels.update(_selected(spec.workload_selector))
+            elif isinstance(spec, r.Sidecar | r.PeerAuthentication):
+                labels.update(_selected(spec.workload_selector if isinstance(spec, r.Sidecar) else spec.selector))
+            elif isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication):
+                labels.update(_selected(spec.selector))
+                if spec.target_ref is not None or spec.target_refs:
+                    labels.add(GATEWAY_LABEL)
             elif isinstance(spec, r.BackendTrafficPolicy):
                 locality = locality or spec.outlier_detection is not None
             elif isinstance(spec, r.Service):
@@ -166,10 +172,14 @@ class _View:
         self._assignments: dict[str, LoadAssignment] = {}
 
     def translation(self) -> Translation:
+        inbound: tuple[Inbound, ...] = ()
         self._report_missing_gateways()
         if self._node.kind is NodeKind.ROUTER:
             listeners, configurations = self._gateway()
+            access = access_of(self._world.objects, self._settings, self._node, self._problems.append)
+            listeners = [replace(each, access=access) for each in listeners]
         else:
+            inbound = (inbound_of(self._world.objects, self._settings, self._node, self._problems.append),)
             visible = list(self._directory.services.values())
             listeners, configurations = self._outbound(visible)
             for service in visible:
@@ -182,6 +192,7 @@ class _View:
                 tuple(self._clusters[name] for name in sorted(self._clusters)),
                 tuple(self._assignments[name] for name in sorted(self._assignments)),
                 complete=True,
+                inbound=inbound,
             ),
             in_order(self._problems),
         )

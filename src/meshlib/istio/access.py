@@ -1,0 +1,335 @@
+"""Who may call this workload? PeerAuthentications, AuthorizationPolicies and RequestAuthentications that select it ->
+Inbound (istio/istio pilot/pkg/security: authz/builder, authz/model, authn)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from meshlib.errors import ConfigurationError
+from meshlib.istio import resources as r
+from meshlib.istio.mesh_settings import MeshSettings
+from meshlib.model import (
+    ALWAYS,
+    NEVER,
+    Access,
+    AccessRule,
+    Action,
+    AddressIs,
+    And,
+    Authorizer,
+    ClaimIs,
+    Condition,
+    HeaderMatch,
+    Inbound,
+    JwtProvider,
+    Node,
+    Not,
+    Or,
+    PathIs,
+    PathTemplate,
+    PortIs,
+    PrincipalIs,
+    ServerNameIs,
+    StringMatch,
+    TlsMode,
+)
+
+Report = Callable[[ConfigurationError], None]
+GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
+INBOUND = "inbound"
+"""The name of what a view says about its own workload; on the wire it bears the address that was asked for."""
+
+
+def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Inbound:
+    objects = tuple(objects)
+    tls, ports = _tls(objects, settings, node)
+    return Inbound(INBOUND, tls=tls, port_tls=ports, access=access_of(objects, settings, node, report))
+
+
+def access_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Access:
+    rules: list[AccessRule] = []
+    providers: list[JwtProvider] = []
+    authorizers = {each.name: each for each in _authorizers(settings)}
+    for each in sorted(objects, key=lambda each: (each.namespace, each.name)):
+        spec = each.spec
+        if not isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication):
+            continue
+        if not _selects(each, spec, settings, node):
+            continue
+        if isinstance(spec, r.RequestAuthentication):
+            for index, rule in enumerate(spec.jwt_rules):
+                name = f"origins-{len(providers)}"
+                providers.append(_provider(rule, name, f"{each.title} ({each.source})"))
+                if not rule.jwks and not rule.jwks_uri:
+                    field = f"spec.jwtRules[{index}]"
+                    reason = "has neither jwks nor jwksUri, and the issuer is not asked: all tokens are refused"
+                    report(ConfigurationError(each.source, each.title, field, reason))
+        else:
+            rules += _rules(each, spec, settings)
+            if spec.provider is not None and spec.provider.name not in authorizers:
+                reason = f"no extension provider {spec.provider.name!r}: what the rules select is denied"
+                report(ConfigurationError(each.source, each.title, "spec.provider.name", reason))
+    used = sorted({rule.provider for rule in rules if rule.provider in authorizers})
+    return Access(tuple(rules), tuple(providers), tuple(authorizers[name] for name in used))
+
+
+def _selects(
+    given: r.Object, spec: r.AuthorizationPolicy | r.RequestAuthentication, settings: MeshSettings, node: Node
+) -> bool:
+    if given.namespace not in (settings.root_namespace, node.workload.namespace):
+        return False
+    targets = [*spec.target_refs, *([spec.target_ref] if spec.target_ref is not None else [])]
+    labels = dict(node.workload.labels)
+    if targets:
+        if given.namespace != node.workload.namespace:
+            return False
+        gateway = labels.get(GATEWAY_LABEL)
+        return any(each.kind == "Gateway" and each.name == gateway for each in targets)
+    return _labels_fit(spec.selector, labels)
+
+
+def _labels_fit(selector: r.WorkloadSelector | None, labels: dict[str, str]) -> bool:
+    return selector is None or all(labels.get(key) == value for key, value in selector.match_labels.items())
+
+
+# PeerAuthentication
+
+
+def _tls(
+    objects: Sequence[r.Object], settings: MeshSettings, node: Node
+) -> tuple[TlsMode, tuple[tuple[int, TlsMode], ...]]:
+    """Workload over namespace over mesh; the oldest of a level; UNSET inherits. One with a selector in the root
+    namespace is for that namespace's own workloads alone (ComposePeerAuthentication)."""
+    labels = dict(node.workload.labels)
+    mesh = namespace = workload = None
+    for each in sorted(objects, key=lambda each: (each.created, each.name, each.namespace)):
+        spec = each.spec
+        if not isinstance(spec, r.PeerAuthentication):
+            continue
+        has_selector = spec.selector is not None and bool(spec.selector.match_labels)
+        if not has_selector and each.namespace == settings.root_namespace:
+            mesh = mesh or spec
+        elif each.namespace == node.workload.namespace and not has_selector:
+            namespace = namespace or spec
+        elif each.namespace == node.workload.namespace and _labels_fit(spec.selector, labels):
+            workload = workload or spec
+    mode = TlsMode.PERMISSIVE
+    for level in (mesh, namespace, workload):
+        mode = _mode(level.mtls if level is not None else None, mode)
+    ports = workload.port_level_mtls if workload is not None else {}
+    return mode, tuple(sorted((int(port), _mode(given, mode)) for port, given in ports.items()))
+
+
+def _mode(given: r.MutualTls | None, inherited: TlsMode) -> TlsMode:
+    return inherited if given is None or given.mode == "UNSET" else TlsMode(given.mode)
+
+
+# AuthorizationPolicy
+
+
+def _rules(given: r.Object, spec: r.AuthorizationPolicy, settings: MeshSettings) -> Iterable[AccessRule]:
+    annotations = (given.raw.get("metadata") or {}).get("annotations") or {}
+    dry_run = str(annotations.get("istio.io/dry-run", "")).lower() == "true"
+    action = Action(spec.action)
+    name = f"ns[{given.namespace}]-policy[{given.name}]"
+    provider = spec.provider.name if spec.provider is not None else ""
+    if not spec.rules and action is Action.ALLOW:
+        yield AccessRule(f"{name}-rule[0]", action, NEVER, ALWAYS, dry_run, "", f"{given.title} ({given.source})")
+    for index, rule in enumerate(spec.rules):
+        source = given.rule_sources[index] if index < len(given.rule_sources) else given.source
+        permissions: list[Condition] = []
+        principals: list[Condition] = []
+        if rule.to:
+            permissions.append(Or(tuple(_operation(each.operation) for each in rule.to if each.operation)))
+        if rule.from_:
+            principals.append(
+                Or(tuple(_source(each.source, given.namespace, settings) for each in rule.from_ if each.source))
+            )
+        for when in rule.when:
+            into = permissions if when.key.startswith(("destination.", "connection.")) else principals
+            into.append(_when(when, given.namespace, settings))
+        yield AccessRule(
+            f"{name}-rule[{index}]",
+            action,
+            And(tuple(permissions)),
+            And(tuple(principals)),
+            dry_run,
+            provider,
+            f"{given.title} ({source})",
+        )
+
+
+def _both(values: Sequence[str], not_values: Sequence[str], make: Callable[[str], Condition]) -> list[Condition]:
+    found: list[Condition] = []
+    if values:
+        found.append(Or(tuple(make(value) for value in values)))
+    if not_values:
+        found.append(Not(Or(tuple(make(value) for value in not_values))))
+    return found
+
+
+def _operation(operation: r.Operation) -> Condition:
+    return And(
+        (
+            *_both(operation.hosts, operation.not_hosts, lambda v: HeaderMatch(":authority", _string(v, True))),
+            *_both(operation.ports, operation.not_ports, lambda v: PortIs(int(v))),
+            *_both(operation.methods, operation.not_methods, lambda v: HeaderMatch(":method", _string(v))),
+            *_both(operation.paths, operation.not_paths, _path),
+        )
+    )
+
+
+def _path(value: str) -> Condition:
+    return PathTemplate(value) if "{*}" in value or "{**}" in value else PathIs(_string(value))
+
+
+def _string(value: str, ignore_case: bool = False) -> StringMatch:
+    """`*`: anything that is not empty; `abc*`, `*abc`; else the very text."""
+    if value == "*":
+        return StringMatch("regex", ".+")
+    if value.endswith("*"):
+        return StringMatch("prefix", value[:-1], ignore_case)
+    if value.startswith("*"):
+        return StringMatch("suffix", value[1:], ignore_case)
+    return StringMatch("exact", value, ignore_case)
+
+
+def _source(source: r.Source, namespace: str, settings: MeshSettings) -> Condition:
+    def of(one: str) -> Callable[[str], Condition]:
+        return lambda value: _principal(one, value, namespace, settings)
+
+    return And(
+        (
+            *_both(source.principals, source.not_principals, of("principal")),
+            *_both(source.request_principals, source.not_request_principals, _request_principal),
+            *_both(source.namespaces, source.not_namespaces, of("namespace")),
+            *_both(source.service_accounts, source.not_service_accounts, of("account")),
+            *_both(source.trust_domains, source.not_trust_domains, of("domain")),
+            *_both(source.ip_blocks, source.not_ip_blocks, lambda v: AddressIs("peer", v)),
+            *_both(source.remote_ip_blocks, source.not_remote_ip_blocks, lambda v: AddressIs("remote", v)),
+        )
+    )
+
+
+def _principal(of: str, value: str, namespace: str, settings: MeshSettings) -> Condition:
+    if of == "namespace":
+        return PrincipalIs(StringMatch("regex", f".*/ns/{_wild(value)}/.*"))
+    if of == "account":
+        where, _, name = value.rpartition("/")
+        return PrincipalIs(StringMatch("suffix", f"/ns/{where or namespace}/sa/{name}"))
+    if of == "domain":
+        return PrincipalIs(StringMatch("regex", f"spiffe://{_wild(value)}/.*"))
+    if value == "*":
+        return PrincipalIs()
+    found = tuple(PrincipalIs(_principal_string(each)) for each in _with_aliases(value, settings))
+    return found[0] if len(found) == 1 else Or(found)
+
+
+def _principal_string(value: str) -> StringMatch:
+    match = _string(value)
+    return match if match.kind == "suffix" else StringMatch(match.kind, f"spiffe://{match.value}")
+
+
+def _with_aliases(value: str, settings: MeshSettings) -> list[str]:
+    """A principal of the mesh's own trust domain, or of an alias, is one of each of them (trust_domain.go)."""
+    own = [settings.trust_domain, *settings.trust_domain_aliases]
+    domain, slash, rest = value.partition("/")
+    if not slash or (domain not in own and domain != "cluster.local"):
+        return [value]
+    return list(dict.fromkeys([value, *(f"{each}/{rest}" for each in own)]))
+
+
+def _wild(value: str) -> str:
+    return ".*".join(re.escape(part) for part in value.split("*"))
+
+
+def _request_principal(value: str) -> Condition:
+    """`issuer/subject`, split at the last slash; a wildcard at an end belongs to what is there."""
+    if value == "*":
+        return And((ClaimIs(("iss",), _string("*")), ClaimIs(("sub",), _string("*"))))
+    issuer, slash, subject = value.rpartition("/")
+    if not slash:
+        # `*abc` ends the subject whatever the issuer, `abc*` begins the issuer; text without a slash is no principal.
+        if value.startswith("*"):
+            return And((ClaimIs(("iss",), _string("*")), ClaimIs(("sub",), _string(value))))
+        if value.endswith("*"):
+            return And((ClaimIs(("iss",), _string(value)), ClaimIs(("sub",), _string("*"))))
+        return And((ClaimIs(("iss",), StringMatch("exact", value)), ClaimIs(("sub",), StringMatch("exact", ""))))
+    return And((ClaimIs(("iss",), _string(issuer)), ClaimIs(("sub",), _string(subject))))
+
+
+def _when(when: r.When, namespace: str, settings: MeshSettings) -> Condition:
+    key = when.key
+    make: Callable[[str], Condition]
+    if key.startswith("request.headers["):
+        name = key[len("request.headers[") : -1].lower()
+        make = lambda v: HeaderMatch(name, _string(v))  # noqa: E731
+    elif key.startswith("request.auth.claims["):
+        path = tuple(key[len("request.auth.claims[") : -1].split("]["))
+        make = lambda v: ClaimIs(path, _string(v))  # noqa: E731
+    else:
+        simple: dict[str, Callable[[str], Condition]] = {
+            "source.ip": lambda v: AddressIs("peer", v),
+            "remote.ip": lambda v: AddressIs("remote", v),
+            "source.namespace": lambda v: _principal("namespace", v, namespace, settings),
+            "source.principal": lambda v: _principal("principal", v, namespace, settings),
+            "source.serviceAccount": lambda v: _principal("account", v, namespace, settings),
+            "source.trustDomain": lambda v: _principal("domain", v, namespace, settings),
+            "request.auth.principal": _request_principal,
+            "request.auth.audiences": lambda v: ClaimIs(("aud",), _string(v)),
+            "request.auth.presenter": lambda v: ClaimIs(("azp",), _string(v)),
+            "destination.ip": lambda v: AddressIs("destination", v),
+            "destination.port": lambda v: PortIs(int(v)),
+            "connection.sni": lambda v: ServerNameIs(_string(v)),
+        }
+        make = simple[key]
+    return And(tuple(_both(when.values, when.not_values, make)))
+
+
+# RequestAuthentication, and providers of CUSTOM
+
+
+def _provider(rule: r.JwtRule, name: str, origin: str) -> JwtProvider:
+    return JwtProvider(
+        name,
+        rule.issuer,
+        tuple(rule.audiences),
+        rule.jwks,
+        rule.jwks_uri,
+        tuple((each.name.lower(), each.prefix) for each in rule.from_headers),
+        tuple(rule.from_params),
+        tuple(rule.from_cookies),
+        tuple((each.header.lower(), each.claim) for each in rule.output_claim_to_headers),
+        rule.output_payload_to_header.lower(),
+        rule.forward_original_token,
+        tuple(rule.space_delimited_claims),
+        rule.timeout.seconds if rule.timeout is not None else 5.0,
+        origin,
+    )
+
+
+def _authorizers(settings: MeshSettings) -> Iterable[Authorizer]:
+    for each in settings.extension_providers:
+        given = each.envoy_ext_authz_http or each.envoy_ext_authz_grpc
+        if given is None:
+            continue
+        body = given.include_request_body_in_check or r.BodyInCheck()
+        yield Authorizer(
+            each.name,
+            "http" if each.envoy_ext_authz_http is not None else "grpc",
+            given.service.rpartition("/")[2],
+            given.port,
+            given.timeout.seconds if given.timeout is not None else 600.0,
+            given.fail_open,
+            int(given.status_on_error) if given.status_on_error.isdecimal() else 403,
+            given.path_prefix,
+            tuple(given.include_request_headers_in_check),
+            tuple(sorted(given.include_additional_headers_in_check.items())),
+            tuple(given.headers_to_upstream_on_allow),
+            tuple(given.headers_to_downstream_on_deny),
+            tuple(given.headers_to_downstream_on_allow),
+            body.max_request_bytes,
+            body.allow_partial_message,
+            body.pack_as_bytes,
+        )
