@@ -13,10 +13,10 @@ import grpc.aio
 import httpx
 import msgspec
 import pytest
-from pushes import REVIEWS, metrics, spans
 
 from meshlib.controlplane.otlp import MAX_BODY, PROTOBUF
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
+from pushes import REVIEWS, metrics, spans
 
 CONFIGURATION = """
 apiVersion: networking.istio.io/v1

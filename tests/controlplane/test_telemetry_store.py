@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pushes import REVIEWS, metrics, spans
 
 from meshlib.controlplane.graph import graph
 from meshlib.controlplane.otlp import Receiver
 from meshlib.controlplane.telemetry_store import COARSE_SLOTS, FINE_SLOTS, OVERFLOW, Cell, TelemetryStore
+from pushes import REVIEWS, metrics, spans
 
 NOW = 1_000_000.0
 DESTINATION = REVIEWS._replace(reporter="destination", connection_security_policy="mutual_tls")
