@@ -53,6 +53,10 @@ from meshlib.outbound.httpx import async_transport_class, sync_transport_class
 from meshlib.outbound.wire import AsyncWireResponse, WireRequest, WireResponse
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
+from meshlib.policy.observer import Call, Observer
+from meshlib.telemetry.meter import Meter
+from meshlib.telemetry.recorder import Recorder
+from meshlib.telemetry.tracing import Tracer
 
 URL = "http://reviews:9080/reviews/0"
 HEAD = [(b"content-type", b"application/json"), (b"content-length", b"2")]
@@ -380,6 +384,20 @@ def policy_costs(batches: int, size: int) -> list[Cost]:
             flow.close()
 
         measure("the core alone (policy.call)", _timed(core))
+
+        # What is measured costs, by what is told: nothing is pushed, since that is not the call's time.
+        for what, sampling in (("metrics", None), ("metrics, an unsampled trace", 0.0), ("metrics, a span", 100.0)):
+            observer: Observer = Meter(Recorder(time.time), mesh.node)
+            if sampling is not None:
+                observer = Tracer(observer, sampling, random.Random(1), 0.0)
+
+            def observed_core(observer: Observer = observer) -> None:
+                flow = outbound_call(request, context._replace(observer=observer, call=Call()))
+                next(flow)
+                flow.send(answered)
+                flow.close()
+
+            measure(f"the core, {what}", _timed(observed_core), "the core alone (policy.call)")
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": INBOUND}
         environ = {"HTTP_" + name.decode().upper().replace("-", "_"): value.decode() for name, value in INBOUND}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from meshlib.telemetry.prometheus import Counted, merged, render
+from meshlib.telemetry.prometheus import Counted, Folder, merged, render
 from meshlib.telemetry.recorder import BOUNDS, LABELS, OVERFLOW, Recorder, Value
 
 WALL = 1_700_000_000.0
@@ -88,3 +89,17 @@ def test_processes_are_added_up() -> None:
     whole = merged(parts)
     assert whole.series[0].count == 3 and sum(whole.series[0].durations) == 3
     assert whole.values == [Value("meshlib_retries_total", (), 6, True)]
+
+
+def test_what_ended_processes_left_is_put_together(tmp_path: Path) -> None:
+    """A server that renews its workers for months keeps a few files, and every count."""
+    recorder = Recorder(lambda: WALL)
+    recorder.request("", labels, 0.03, 10, 20)
+    ended = Counted(recorder.series(), [Value("meshlib_requests_in_flight", (), 3, False)])
+    here = Folder(tmp_path)
+    for number in range(20):
+        here._write(tmp_path / f"{2**22 + 1 + number}-ended.counts", ended)  # above the kernel's largest process id
+    here.fold()
+    assert len(list(tmp_path.iterdir())) == 1
+    found = merged(here.others())
+    assert found.series[0].count == 20 and found.values == []

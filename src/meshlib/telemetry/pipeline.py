@@ -138,11 +138,12 @@ class Telemetry:
                 pushing.close()
 
     def _share(self) -> None:
-        if self._port is not None:
-            self._port.try_to_hold()
+        holds = self._port is not None and self._port.try_to_hold()
         if self._folder is not None:
             try:
                 self._folder.write(self._counted())
+                if holds:
+                    self._folder.fold()
             except OSError as error:
                 _log.debug("what was counted can't be written: %s", error)
 

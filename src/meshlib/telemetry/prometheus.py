@@ -144,13 +144,17 @@ class Folder:
             raise PermissionError(f"{path} belongs to another user")
         self.path = path
         self._own = path / f"{os.getpid()}-{os.urandom(4).hex()}.counts"
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, port: int) -> Folder:
-        """Of the processes that have this one's parent: a server's workers have it in common."""
-        return cls(Path(tempfile.gettempdir()) / f"meshlib-{os.getuid()}" / f"prometheus-{port}-{os.getppid()}")
+        """Of this one's process group: what a server's workers have in common, and with their master, too."""
+        return cls(Path(tempfile.gettempdir()) / f"meshlib-{os.getuid()}" / f"prometheus-{port}-{os.getpgrp()}")
 
     def write(self, counted: Counted) -> None:
+        self._write(self._own, counted)
+
+    def _write(self, to: Path, counted: Counted) -> None:
         told = (
             [
                 (
@@ -161,31 +165,40 @@ class Folder:
             ],
             [tuple(each) for each in counted.values],
         )
-        new = self._own.with_suffix(".new")
+        new = to.with_suffix(".new")
         new.write_bytes(msgspec.msgpack.encode(told))
-        new.replace(self._own)
+        new.replace(to)
+
+    def fold(self) -> None:
+        """Put together what processes that have ended left, once they are many (a server that renews its workers). For
+        the one that holds the port."""
+        with self._lock:
+            ended = [path for path in self.path.glob("*.counts") if not _is_alive(path)]
+            if len(ended) < _MOST_ENDED:
+                return
+            self._write(self.path / f"0-{os.urandom(4).hex()}.counts", merged(map(self._read, ended)))
+            for path in ended:
+                path.unlink(missing_ok=True)
 
     def others(self) -> list[Counted]:
         """What the others have written last; of those that have ended, without their gauges."""
-        found = []
-        for path in sorted(self.path.glob("*.counts")):
-            if path == self._own:
-                continue
-            try:
-                series, values = _FILE.decode(path.read_bytes())
-            except (OSError, msgspec.MsgspecError) as error:
-                _log.warning("%s can't be read: %s", path, error)
-                continue
-            alive = _is_alive(int(path.name.partition("-")[0]))
-            found.append(
-                Counted(
-                    [_series(each) for each in series],
-                    [value for value in (Value(*each) for each in values) if alive or value.is_counter],
-                )
-            )
-        return found
+        with self._lock:
+            return [self._read(path) for path in sorted(self.path.glob("*.counts")) if path != self._own]
+
+    def _read(self, path: Path) -> Counted:
+        try:
+            series, values = _FILE.decode(path.read_bytes())
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.warning("%s can't be read: %s", path, error)
+            return Counted((), ())
+        is_alive = _is_alive(path)
+        return Counted(
+            [_series(each) for each in series],
+            [value for value in (Value(*each) for each in values) if is_alive or value.is_counter],
+        )
 
 
+_MOST_ENDED = 16
 _Written = tuple[tuple[str, ...], float, int, int, int, int, list[int], list[int], list[int]]
 _FILE = msgspec.msgpack.Decoder(tuple[list[_Written], list[tuple[str, tuple[tuple[str, str], ...], float, bool]]])
 
@@ -197,7 +210,11 @@ def _series(told: _Written) -> Series:
     return each
 
 
-def _is_alive(process: int) -> bool:
+def _is_alive(file: Path) -> bool:
+    """Whether the process that wrote it is; what was folded is nobody's."""
+    process = int(file.name.partition("-")[0])
+    if not process:
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
