@@ -49,7 +49,6 @@ VALID: dict[str, dict[str, Any]] = {
 }
 # What the page's list of refusals means, in YAML: path and value, set in the object above.
 REFUSED: dict[str, tuple[str, Any]] = {
-    "DestinationRule: `tls.mode: ISTIO_MUTUAL`": ("trafficPolicy.tls.mode", "ISTIO_MUTUAL"),
     "DestinationRule: `tls.caCrl`": ("trafficPolicy.tls.caCrl", "/crl.pem"),
     "DestinationRule: `tls.credentialName`": ("trafficPolicy.tls.credentialName", "secret"),
     "Gateway: `tls.credentialName`": ("servers.tls.credentialName", "secret"),

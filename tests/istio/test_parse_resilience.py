@@ -166,7 +166,7 @@ def mesh(text: str) -> str:
             "100",
         ),
         # TLS
-        (policy("tls: {mode: ISTIO_MUTUAL}"), f"{TLS}.mode", "mesh identities are not there yet"),
+        (policy("tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}"), f"{TLS}.mode", "files contradict it"),
         (policy("tls: {mode: SIMPLE, credentialName: x}"), f"{TLS}.credentialName", "name files"),
         (policy("tls: {mode: MUTUAL, clientCertificate: /c}"), TLS, "MUTUAL needs clientCertificate and privateKey"),
         (policy("tls: {mode: SIMPLE, subjectAltNames: ['*.e.com']}"), f"{TLS}.subjectAltNames[0]", "one whole name"),

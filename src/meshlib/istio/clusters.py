@@ -305,7 +305,7 @@ def _made(service: Service, port: Port, subset: str, rules: Rules, members: tupl
         _limits(pool, settings),
         _retry_budget(traffic.retry_budget, backend.retry_budget),
         outlier,
-        _tls(traffic.tls, service),
+        _tls(traffic.tls, service, port, subset, members),
         port.is_http2 or _is_upgraded(pool.http.h2_upgrade_policy, port, settings),
         endpoints if in_cluster else (),
         ServiceName(service.host, service.short or service.host, service.namespace),
@@ -472,9 +472,22 @@ def _outlier(given: r.OutlierDetection | None, own: r.StatisticalDetection | Non
     return found
 
 
-def _tls(given: r.ClientTLSSettings | None, service: Service) -> UpstreamTls | None:
-    if given is None or given.mode == "DISABLE":
+def _tls(
+    given: r.ClientTLSSettings | None, service: Service, port: Port, subset: str, members: tuple[Instance, ...]
+) -> UpstreamTls | None:
+    if given is None:  # Istio's enableAutoMtls, for endpoints that serve it
+        if not any(member.endpoint.is_meshed for member in members):
+            return None
+        given, is_auto = r.ClientTLSSettings(mode="ISTIO_MUTUAL"), True
+    else:
+        is_auto = False
+    if given.mode == "DISABLE":
         return None
+    if given.mode == "ISTIO_MUTUAL":
+        sni = given.sni or f"outbound_.{port.number}_.{subset}_.{service.host}"
+        accounts = sorted({member.identity for member in members if member.identity})
+        names = tuple(given.subject_alt_names) or (*service.subject_alt_names, *accounts)
+        return UpstreamTls("ISTIO_MUTUAL", sni, names, auto=is_auto)
     shows = given.mode == "MUTUAL"
     return UpstreamTls(
         given.mode,

@@ -654,9 +654,8 @@ def _check_blocks(policy: r.TrafficPolicy | r.PortTrafficPolicy, at: str) -> Non
 
 
 def _check_tls(tls: r.ClientTLSSettings, at: str) -> None:
-    if tls.mode == "ISTIO_MUTUAL":
-        # Sending plaintext where its author asked for mTLS would be the worst of answers.
-        raise Refused(f"{at}.mode", "ISTIO_MUTUAL: mesh identities are not there yet, so this is refused")
+    if tls.mode == "ISTIO_MUTUAL" and (tls.client_certificate or tls.private_key or tls.ca_certificates):
+        raise Refused(f"{at}.mode", "ISTIO_MUTUAL shows the mesh's own certificate: files contradict it")
     if tls.credential_name is not None:
         raise Refused(f"{at}.credentialName", "secrets are not read yet; name files")
     if tls.mode == "MUTUAL" and not (tls.client_certificate and tls.private_key):

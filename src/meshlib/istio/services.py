@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload, peer_of
+from meshlib.model import TLS_MODE, ClusterType, Endpoint, Health, Locality, SpiffeId, Workload, peer_of
 
 DOMAIN = "cluster.local"
 _SUFFIX = f".svc.{DOMAIN}"
@@ -43,10 +43,19 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One endpoint of one port of a service, with the labels that subsets choose by."""
+    """One endpoint of one port of a service, with the labels that subsets choose by.
+
+    account: namespace and name of the service account that it runs as, by which callers know it.
+    """
 
     endpoint: Endpoint
     labels: Labels
+    account: tuple[str, str] | None = None
+
+    @property
+    def identity(self) -> str:
+        """Its SPIFFE ID; "" when unknown."""
+        return "" if self.account is None else SpiffeId.of(DOMAIN, *self.account).uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +239,7 @@ class Registry:
                 )
                 self.problems.append(ConfigurationError(each.source, each.title, "spec.address", reason))
                 continue
-            yield _of_entry(each.spec, _labels_of_entry(each), port, each.name)
+            yield _of_entry(each.spec, _labels_of_entry(each), port, each.namespace, each.name)
 
     def _from_kubernetes(self, given: r.Object, spec: r.Service, port: Port, *, only: bool) -> Iterator[Instance]:
         """EndpointSlices say it; else Endpoints; else the pods that the selector chooses. only: the service has no
@@ -284,7 +293,19 @@ class Registry:
         pod = self._pods.get((namespace, name))
         labels = pod.labels if pod else {}
         peer = peer_of(labels, name, namespace) if pod else ""
-        return Instance(Endpoint(address, port, locality=locality, health=health, workload=name, peer=peer), labels)
+        account = None
+        if pod is not None and isinstance(pod.spec, r.Pod):
+            account = (namespace, pod.spec.spec.service_account_name or "default")
+        endpoint = Endpoint(
+            address,
+            port,
+            locality=locality,
+            health=health,
+            workload=name,
+            peer=peer,
+            is_meshed=_is_meshed(labels),
+        )
+        return Instance(endpoint, labels, account)
 
     # ServiceEntry
 
@@ -311,7 +332,7 @@ class Registry:
             host = host.lower().rstrip(".")
             instances: dict[int, tuple[Instance, ...]] = {}
             for port in ports:
-                found = [_of_entry(entry, entry.labels, port) for entry in spec.endpoints]
+                found = [_of_entry(entry, entry.labels, port, given.namespace) for entry in spec.endpoints]
                 found += self._from_entries(given, selector, port, kind)
                 if kind in (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS):
                     if not spec.endpoints and not selector:
@@ -357,7 +378,7 @@ class Registry:
             ports = tuple(numbers[number] for number in sorted(numbers))
             instances = {
                 port.number: _unique(
-                    Instance(_endpoint(workload, port.number), dict(workload.labels))
+                    _of_workload(workload, port.number)
                     for workload in members
                     if any(number == port.number for _, number in _served(workload))
                 )
@@ -437,12 +458,25 @@ def _instance(workload: Workload, port: Port) -> Instance | None:
     number = dict(workload.port_names).get(port.name, workload.port)
     if not workload.address or not number:
         return None
-    return Instance(_endpoint(workload, number), dict(workload.labels))
+    return _of_workload(workload, number)
 
 
-def _endpoint(workload: Workload, port: int) -> Endpoint:
-    peer = peer_of(dict(workload.labels), workload.name, workload.namespace)
-    return Endpoint(workload.address, port, locality=workload.locality, workload=workload.name, peer=peer)
+def _of_workload(workload: Workload, port: int) -> Instance:
+    labels = dict(workload.labels)
+    endpoint = Endpoint(
+        workload.address,
+        port,
+        locality=workload.locality,
+        workload=workload.name,
+        peer=peer_of(labels, workload.name, workload.namespace),
+        is_meshed=_is_meshed(labels),
+    )
+    return Instance(endpoint, labels, (workload.namespace, workload.service_account))
+
+
+def _is_meshed(labels: Labels) -> bool:
+    """Istio's label; our processes bear it while they serve with the mesh's certificate."""
+    return labels.get(TLS_MODE) == "istio"
 
 
 def _labels_of_entry(given: r.Object) -> Labels:
@@ -451,11 +485,14 @@ def _labels_of_entry(given: r.Object) -> Labels:
     return {**given.spec.labels, **given.labels}
 
 
-def _of_entry(entry: r.WorkloadEntry, labels: Labels, port: Port, name: str = "") -> Instance:
+def _of_entry(entry: r.WorkloadEntry, labels: Labels, port: Port, namespace: str, name: str = "") -> Instance:
     wanted = str(port.target)
     target = entry.ports.get(port.name) or (int(wanted) if wanted.isdecimal() else port.number)
     locality = Locality(*(entry.locality.split("/")[:3])) if entry.locality else Locality()
-    return Instance(Endpoint(entry.address, target, max(1, entry.weight), locality, workload=name), labels)
+    endpoint = Endpoint(
+        entry.address, target, max(1, entry.weight), locality, workload=name, is_meshed=_is_meshed(labels)
+    )
+    return Instance(endpoint, labels, (namespace, entry.service_account) if entry.service_account else None)
 
 
 def _is_address(host: str) -> bool:

@@ -50,7 +50,7 @@ from meshlib.model.cluster import (
     ZoneAware,
 )
 from meshlib.model.domains import DomainTable
-from meshlib.model.node import Node, NodeKind, Workload
+from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -92,6 +92,7 @@ __all__ = [
     "NO_ACCESS_RULES",
     "PASSTHROUGH",
     "SHADOWABLE",
+    "TLS_MODE",
     "UNKNOWN_PEER",
     "Access",
     "AccessRule",

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from meshlib.model.cluster import NOWHERE, Locality
 
+TLS_MODE = "security.istio.io/tlsMode"
+"""Istio's label; `istio` says that a workload serves the mesh's mTLS."""
+
 
 class NodeKind(StrEnum):
     """Istio's node types, as they stand at the front of a node id."""

@@ -26,6 +26,7 @@ from meshlib.model import (
     ServiceName,
     SlowStart,
     TcpKeepalive,
+    UpstreamTls,
     ZoneAware,
 )
 from meshlib.xds import fields as read
@@ -39,6 +40,7 @@ from meshlib.xds.encode_clusters import (
     ISTIO,
     MAX_EJECTION_TIME,
     OUTLIER_COUNTS,
+    SOCKET_MATCH,
     TYPES,
     UNLIMITED,
 )
@@ -82,7 +84,7 @@ def decode_cluster(message: Any) -> Cluster:
         _limits(message, first, options, http2, noted),
         _retry_budget(first, noted),
         _outlier(message, noted),
-        upstream_tls(message.transport_socket) if is_secured(message) else None,
+        _tls(message),
         http2 is not None,
         endpoints,
         service,
@@ -98,6 +100,23 @@ def decode_cluster(message: Any) -> Cluster:
         else frozenset(),
         read.text(noted, "origin"),
     )
+
+
+def _tls(message: Any) -> UpstreamTls | None:
+    """One socket for all endpoints; or, as Istio's auto-mTLS has it, one for those that the match takes. Other matches
+    say nothing that could be heeded here, so they are refused."""
+    if is_secured(message):
+        return upstream_tls(message.transport_socket)
+    found = None
+    for index, each in enumerate(message.transport_socket_matches):
+        wanted = {key: value.string_value for key, value in each.match.fields.items()}
+        if is_secured(each):
+            if wanted != {"tlsMode": "istio"} or found is not None:
+                raise Wrong(f"transport_socket_matches[{index}].match", "must be tlsMode: istio, once")
+            found = replace(upstream_tls(each.transport_socket), auto=True)
+        elif wanted:
+            raise Wrong(f"transport_socket_matches[{index}].match", "must be empty: what is not matched is plaintext")
+    return found
 
 
 def _service(noted: Any) -> ServiceName | None:
@@ -526,4 +545,5 @@ def _endpoint(message: Any, locality: Locality, priority: int, field: str) -> En
         workload,
         hash_key,
         peer,
+        read.note(message.metadata, SOCKET_MATCH, "tlsMode") == "istio" if message.HasField("metadata") else False,
     )

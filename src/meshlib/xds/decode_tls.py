@@ -10,6 +10,8 @@ from meshlib.xds import fields as read
 from meshlib.xds import messages as m
 from meshlib.xds.fields import Wrong
 
+CERTIFICATE_SECRET, ROOTS_SECRET = "default", "ROOTCA"
+"""Istio's names of the mesh's own certificate and of whom it trusts."""
 _RAW_BUFFER = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
 _TLS_PARAMETERS, _KEY_LOG = 1, 15
 
@@ -44,23 +46,42 @@ def upstream_tls(socket: Any) -> UpstreamTls:
     context = read.unpacked(socket.typed_config, m.UpstreamTlsContext, "transport_socket.typed_config")
     field = "transport_socket.typed_config.common_tls_context"
     common = context.common_tls_context
+    if [each.name for each in common.tls_certificate_sds_secret_configs] == [CERTIFICATE_SECRET]:
+        return _mesh_tls(context, field)
     certificate_file, private_key_file = _certificate(common, field)
     ca_file = _trusted_ca(common, field)
-    names: list[str] = []
-    for index, each in enumerate(common.validation_context.match_typed_subject_alt_names):
-        if each.matcher.WhichOneof("match_pattern") != "exact" or not each.matcher.exact:
-            place = f"{field}.validation_context.match_typed_subject_alt_names[{index}]"
-            raise Wrong(place, "must be exact: names are compared whole")
-        names.append(each.matcher.exact)
+    names = _names(common.validation_context, f"{field}.validation_context")
     return UpstreamTls(
         "MUTUAL" if certificate_file else "SIMPLE",
         context.sni,
-        () if names == [context.sni] else tuple(names),
+        () if names == (context.sni,) else names,
         ca_file,
         certificate_file,
         private_key_file,
         not common.HasField("validation_context"),
     )
+
+
+def _mesh_tls(context: Any, field: str) -> UpstreamTls:
+    """The mesh's own certificate and roots, by the names of their secrets (Istio's)."""
+    common = context.common_tls_context
+    if common.WhichOneof("validation_context_type") != "combined_validation_context":
+        raise Wrong(f"{field}.combined_validation_context", "is missing: the mesh's roots verify the other side")
+    combined = common.combined_validation_context
+    if combined.validation_context_sds_secret_config.name != ROOTS_SECRET:
+        raise Wrong(f"{field}.combined_validation_context.validation_context_sds_secret_config", "must be ROOTCA")
+    place = f"{field}.combined_validation_context.default_validation_context"
+    return UpstreamTls("ISTIO_MUTUAL", context.sni, _names(combined.default_validation_context, place))
+
+
+def _names(validation: Any, field: str) -> tuple[str, ...]:
+    names: list[str] = []
+    for index, each in enumerate(validation.match_typed_subject_alt_names):
+        if each.matcher.WhichOneof("match_pattern") != "exact" or not each.matcher.exact:
+            place = f"{field}.match_typed_subject_alt_names[{index}]"
+            raise Wrong(place, "must be exact: names are compared whole")
+        names.append(each.matcher.exact)
+    return tuple(names)
 
 
 def _certificate(common: Any, field: str) -> tuple[str, str]:

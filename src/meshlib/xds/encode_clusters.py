@@ -29,13 +29,14 @@ from meshlib.model import (
 )
 from meshlib.xds import messages as m
 from meshlib.xds import notes
+from meshlib.xds.decode_tls import CERTIFICATE_SECRET, ROOTS_SECRET
 from meshlib.xds.fields import LONGEST
 from meshlib.xds.notes import OWN
 from meshlib.xds.pieces import ads, set_locality, set_seconds
 
 UNLIMITED = 0xFFFFFFFF
 """How Istio writes "no limit" for Envoy, whose own defaults are 1024 and 3."""
-ISTIO, ENVOY_LB = "istio", "envoy.lb"
+ISTIO, ENVOY_LB, SOCKET_MATCH = "istio", "envoy.lb", "envoy.transport_socket_match"
 TLS_SOCKET = "envoy.transport_sockets.tls"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
@@ -82,9 +83,13 @@ def encode_cluster(cluster: Cluster) -> Any:
         noted |= _detect_outliers(message, cluster, cluster.outlier_detection)
     if cluster.health_checks:
         noted |= _check_health(message, cluster)
-    if cluster.tls is not None:
-        message.transport_socket.name = TLS_SOCKET
-        message.transport_socket.typed_config.CopyFrom(m.pack(_upstream_tls(cluster.tls)))
+    if cluster.tls is not None and cluster.tls.auto:
+        # As Istio has it: what no match takes goes out as it is.
+        match = message.transport_socket_matches.add(name="tlsMode-istio")
+        match.match.fields["tlsMode"].string_value = "istio"
+        _set_tls(match.transport_socket, cluster)
+    elif cluster.tls is not None:
+        _set_tls(message.transport_socket, cluster)
     options = _http_options(cluster)
     if options is not None:
         message.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(m.pack(options))
@@ -417,6 +422,28 @@ def _set_health_check(message: Any, check: HealthCheck, cluster: Cluster) -> Non
 # TLS
 
 
+def _set_tls(socket: Any, cluster: Cluster) -> None:
+    assert cluster.tls is not None
+    message = _mesh_tls(cluster.tls, cluster.http2) if cluster.tls.is_mesh else _upstream_tls(cluster.tls)
+    socket.name = TLS_SOCKET
+    socket.typed_config.CopyFrom(m.pack(message))
+
+
+def _mesh_tls(tls: UpstreamTls, http2: bool) -> Any:
+    """By the names that Istio's agents give these secrets; an Envoy of ours has them in its bootstrap."""
+    message = m.UpstreamTlsContext(sni=tls.sni)
+    common = message.common_tls_context
+    common.tls_certificate_sds_secret_configs.add(name=CERTIFICATE_SECRET)
+    combined = common.combined_validation_context
+    combined.validation_context_sds_secret_config.name = ROOTS_SECRET
+    combined.default_validation_context.SetInParent()
+    for name in tls.subject_alt_names:
+        kind = 3 if "://" in name else 2
+        combined.default_validation_context.match_typed_subject_alt_names.add(san_type=kind).matcher.exact = name
+    common.alpn_protocols.extend(("istio-h2", "istio", "h2") if http2 else ("istio-http/1.1", "istio", "http/1.1"))
+    return message
+
+
 def _upstream_tls(tls: UpstreamTls) -> Any:
     message = m.UpstreamTlsContext(sni=tls.sni)
     common = message.common_tls_context
@@ -472,5 +499,7 @@ def _add_endpoint(group: Any, endpoint: Endpoint) -> None:
     if endpoint.workload:
         told = f"{endpoint.workload};{endpoint.peer}" if endpoint.peer else endpoint.workload
         added.metadata.filter_metadata[ISTIO].fields["workload"].string_value = told
+    if endpoint.is_meshed:
+        added.metadata.filter_metadata[SOCKET_MATCH].fields["tlsMode"].string_value = "istio"
     if endpoint.hash_key:
         added.metadata.filter_metadata[ENVOY_LB].fields["hash_key"].string_value = endpoint.hash_key
