@@ -27,6 +27,7 @@ from meshlib.identity.holder import IdentityHolder
 from meshlib.identity.tls import TlsContexts
 from meshlib.model import (
     INBOUND_PREFIX,
+    TLS_MODE,
     Endpoint,
     Headers,
     Locality,
@@ -34,6 +35,7 @@ from meshlib.model import (
     NodeKind,
     Request,
     Snapshot,
+    UpstreamTls,
     Workload,
 )
 from meshlib.policy import propagation
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from meshlib.identity.access import Access
     from meshlib.identity.credentials import Credentials, CredentialsSource
     from meshlib.inbound.admit import Reception
+    from meshlib.inbound.serve import Listening
     from meshlib.policy.explain import Explanation
     from meshlib.policy.guard import Guard
     from meshlib.state.breaker import Breaker
@@ -293,6 +296,7 @@ class Mesh:
         self.node = settings.node(kind)
         self._rng = random.Random()
         self._has_reception = False
+        self._listening: Listening | None = None
         self.tls = TlsContexts(lambda: self.credentials, has_identity=bool(settings.identity))
         """What connections are secured with."""
         self._live = empty_live(self._rng)
@@ -753,6 +757,7 @@ class Mesh:
         is handed to the outbound calls made while it is served. Registers this process once it serves."""
         from meshlib.inbound.asgi import MeshASGI
 
+        _ = self.listening  # servers that make their own workers find it
         return MeshASGI(
             app,
             forward_headers=self.settings.forward_headers,
@@ -765,6 +770,7 @@ class Mesh:
         """`asgi`, for a WSGI application."""
         from meshlib.inbound.wsgi import MeshWSGI
 
+        _ = self.listening
         return MeshWSGI(
             app,
             forward_headers=self.settings.forward_headers,
@@ -783,6 +789,17 @@ class Mesh:
         if self.telemetry is None:
             raise SettingsError("telemetry is off: set MESHLIB_TELEMETRY or MESHLIB_PROMETHEUS")
         return self.telemetry.exposition(accept)
+
+    @property
+    def listening(self) -> Listening:
+        """How connections are taken: mTLS, plaintext or both on one port, as PeerAuthentication says; for servers
+        (`uvicorn.run(app, http=mesh.listening.uvicorn)`)."""
+        if self._listening is None:
+            from meshlib.inbound.serve import Listening, register
+
+            self._listening = Listening(self.tls, lambda port: self.inbound_guard().tls_mode(port))
+            register(self._listening)
+        return self._listening
 
     def reception(self) -> Reception:
         """Who may call this process: asked by the middleware with each request."""
@@ -844,20 +861,41 @@ class Mesh:
         while not self._closing.is_set():
             try:
                 with socket.create_connection((self.node.workload.address, self.node.workload.port), timeout=1.0):
-                    break
+                    pass
+                break
             except OSError:
                 self._closing.wait(pause)
                 pause = min(pause * 1.5, 0.5)
         if self._closing.is_set():
             return
-        self.node = replace(self.node, ready=True)
         try:
             self.start()
         except MeshClosed:
             return
+        self.node = replace(self.node, ready=True)
+        if self._serves_mtls():
+            labels = dict(self.node.workload.labels) | {TLS_MODE: "istio"}
+            workload = replace(self.node.workload, labels=tuple(sorted(labels.items())))
+            self.node = replace(self.node, workload=workload)
         set_ready = getattr(self._source, "set_ready", None)
         if set_ready is not None:
-            set_ready()
+            set_ready(self.node.workload)
+
+    def _serves_mtls(self) -> bool:
+        """Whether the server at our own port shows our own certificate: seen by a handshake, as a caller would."""
+        credentials = self.wait_for_credentials()
+        if credentials is None:
+            return False
+        rules = UpstreamTls("ISTIO_MUTUAL", subject_alt_names=(credentials.identity.uri,))
+        address = (self.node.workload.address, self.node.workload.port)
+        try:
+            with (
+                socket.create_connection(address, timeout=5.0) as plain,
+                self.tls.client(rules).wrap_socket(plain, server_hostname="meshlib"),
+            ):
+                return True
+        except OSError:
+            return False
 
     def _restart_after_fork(self) -> None:
         """In a forked child (gunicorn with preload, multiprocessing): threads and streams stayed in the parent. The

@@ -102,7 +102,11 @@ def test_a_bad_object_hides_no_good_one() -> None:
         (destination_rule("{subsets: []}"), "spec.host", "is missing"),
         (destination_rule("{host: a, subsets: [{name: v1}, {name: v1}]}"), "spec.subsets[1].name", "twice"),
         (destination_rule("{host: a, trafficPolicy: {loadBalancer: {simple: BEST}}}"), "", "BEST"),
-        (destination_rule("{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, privateKey: a}}}"), "spec.trafficPolicy.tls.mode", ""),
+        (
+            destination_rule("{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, privateKey: a}}}"),
+            "spec.trafficPolicy.tls.mode",
+            "",
+        ),
         (entry("{hosts: ['*'], ports: [{number: 80, name: x}]}"), "spec.hosts[0]", "every host"),
         (entry("{hosts: [e.com]}"), "spec.ports", "is missing"),
         (entry("{hosts: [e.com], ports: [{number: 80, name: x, protocol: FTP}]}"), "spec.ports[0].protocol", "FTP"),

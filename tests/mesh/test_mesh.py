@@ -44,7 +44,7 @@ class Feed:
         self.wanted.append(authority)
         self.asked.set()
 
-    def set_ready(self) -> None:
+    def set_ready(self, workload: object = None) -> None:
         self.ready.set()
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from meshlib.discovery.assembly import Assembly
 from meshlib.discovery.disk_cache import DiskCache, Memory
-from meshlib.model import Node, NodeKind, Snapshot
+from meshlib.model import Node, NodeKind, Snapshot, Workload
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resource_types import CLUSTER, LISTENER
 from meshlib.xds.session import Resource, Session
@@ -77,9 +77,12 @@ class XdsSource:
         self._asked.put(authority)
         self._stream.wake()
 
-    def set_ready(self, ready: bool = True) -> None:
-        """This process's own port accepts connections: the control plane may send calls to it. From any thread."""
-        self._node = replace(self._node, ready=ready)
+    def set_ready(self, workload: Workload | None = None) -> None:
+        """This process's own port accepts connections: the control plane may send calls to it. From any thread.
+
+        workload: what is now known of it; default what it was.
+        """
+        self._node = replace(self._node, ready=True, workload=workload or self._node.workload)
         self._stream.renew_node()
 
     def stop(self) -> None:

@@ -6,9 +6,12 @@ A server that terminates mTLS leaves a model.Peer under `meshlib.peer`: ASGI in 
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from meshlib.identity.tls import Context, peer_identity
 from meshlib.model import Peer
 
 PEER, PRINCIPAL, CLAIMS = "meshlib.peer", "meshlib.principal", "meshlib.claims"
@@ -35,6 +38,9 @@ def of_environ(environ: Mapping[str, Any]) -> Peer:
     found = environ.get(PEER)
     if isinstance(found, Peer):
         return found
+    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if isinstance(connection, socket.socket) and connection.family != socket.AF_UNIX:
+        return _of_socket(connection)
     port = str(environ.get("SERVER_PORT", ""))
     return Peer(
         None,
@@ -42,3 +48,18 @@ def of_environ(environ: Mapping[str, Any]) -> Peer:
         str(environ.get("REMOTE_ADDR", "")),
         int(port) if port.isdecimal() else 0,
     )
+
+
+def _of_socket(connection: socket.socket) -> Peer:
+    """What the connection itself says. Only our own contexts have verified an identity."""
+    try:
+        address, local = connection.getpeername(), connection.getsockname()
+    except OSError:  # it is gone
+        return Peer()
+    peer = Peer(None, isinstance(connection, ssl.SSLSocket), address[0], local[1], "", local[0])
+    if not isinstance(connection, ssl.SSLSocket) or not isinstance(connection.context, Context):
+        return peer
+    try:
+        return peer._replace(identity=peer_identity(connection))
+    except ssl.SSLError:
+        return peer

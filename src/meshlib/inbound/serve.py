@@ -1,0 +1,240 @@
+"""How does this process take a connection: TLS, plaintext, or not at all? By the first byte and PeerAuthentication's
+mode of the port, asked anew for each connection; for uvicorn, and for servers that hand out accepted sockets.
+
+- Nothing is read from a connection before that: the first byte is only looked at.
+- A peer is verified within the handshake, so a server never sees a byte of one that is refused.
+- From accept to the end of the handshake a connection has `HANDSHAKE` seconds, however it trickles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.identity.tls import TlsContexts, peer_identity
+from meshlib.inbound.peer import PEER
+from meshlib.model import Peer, TlsMode
+
+_log = logging.getLogger("meshlib.inbound")
+HANDSHAKE = 10.0
+"""Seconds."""
+_CLIENT_HELLO = b"\x16"
+"""The first byte of a TLS record that holds a handshake; no HTTP request begins with it."""
+
+
+class Listening:
+    """The connections of one process. mode: of a port, now; never blocks."""
+
+    def __init__(self, tls: TlsContexts, mode: Callable[[int], TlsMode], handshake: float = HANDSHAKE) -> None:
+        self.tls, self.mode, self.handshake = tls, mode, handshake
+
+    def is_tls(self, first: bytes, mode: TlsMode) -> bool:
+        """Raises ConnectionRefusedError for a connection that is not taken."""
+        is_tls = first == _CLIENT_HELLO
+        if mode is TlsMode.STRICT and not is_tls:
+            raise ConnectionRefusedError("it is plaintext, and the port takes only mutual TLS (STRICT)")
+        return is_tls
+
+    def accept(self, accepted: socket.socket) -> socket.socket:
+        """The socket to serve from, in the place of one that was just accepted; blocks, at most `handshake` seconds.
+        Raises OSError after it has closed and logged a connection that is not taken."""
+        mode = self.mode(accepted.getsockname()[1])
+        if mode is TlsMode.DISABLE:
+            return accepted
+        deadline = time.monotonic() + self.handshake
+        address, port = accepted.getpeername()[0], accepted.getsockname()[1]
+        serving = accepted
+        try:
+            accepted.setblocking(False)
+            _await(accepted, selectors.EVENT_READ, deadline)
+            first = accepted.recv(1, socket.MSG_PEEK)
+            if not first:
+                raise ConnectionResetError("it was closed before its first byte")
+            if self.is_tls(first, mode):
+                serving = self._shake(accepted, deadline)
+            serving.setblocking(True)
+            return serving
+        except OSError as error:
+            serving.close()
+            accepted.close()
+            log_refusal(address, port, error)
+            raise
+        except BaseException:
+            serving.close()
+            accepted.close()
+            raise
+
+    def _shake(self, accepted: socket.socket, deadline: float) -> ssl.SSLSocket:
+        context = self.tls.server()
+        secured = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        try:
+            while True:
+                try:
+                    secured.do_handshake()
+                    return secured
+                except ssl.SSLWantReadError:
+                    _await(secured, selectors.EVENT_READ, deadline)
+                except ssl.SSLWantWriteError:
+                    _await(secured, selectors.EVENT_WRITE, deadline)
+        except BaseException:
+            secured.close()
+            raise
+
+    def uvicorn(self, **options: Any) -> asyncio.Protocol:
+        """A protocol for uvicorn: `uvicorn.run(app, http=mesh.listening.uvicorn)`."""
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+        return _Door(self, AutoHTTPProtocol, options)
+
+    def __repr__(self) -> str:
+        return f"<Listening {self.tls!r}>"
+
+
+def log_refusal(address: str, port: int, error: Exception) -> None:
+    _log.warning("connection from %s to port %d refused: %s", address, port, str(error) or type(error).__name__)
+
+
+def _await(sock: socket.socket, event: int, deadline: float) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, event)
+        if not selector.select(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError("the handshake takes too long")
+
+
+class _Door(asyncio.Protocol):
+    """Stands before uvicorn's protocol until it is known how the connection is served."""
+
+    def __init__(self, listening: Listening, inner: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._listening, self._make, self._options = listening, inner, options
+        self._connections: set[Any] = options["server_state"].connections
+        self._loop = asyncio.get_running_loop()
+        self._early: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+        self._peeked: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_ended = False
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        address, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if not isinstance(local, tuple):  # a Unix socket: whoever may open it is trusted by the file's permissions
+            self._hand_over(transport, None)
+            return
+        self._peer = Peer(None, False, address[0] if address else "", local[1], "", local[0])
+        self._mode = self._listening.mode(local[1])
+        if self._mode is TlsMode.DISABLE:
+            self._hand_over(transport, self._peer)
+            return
+        self._connections.add(self)
+        transport.pause_reading()
+        self._peeked = transport.get_extra_info("socket").dup()
+        self._peeked.setblocking(False)
+        self._timer = self._loop.call_later(self._listening.handshake, self._refuse, TimeoutError("it says nothing"))
+        self._loop.add_reader(self._peeked.fileno(), self._peek)
+
+    def _peek(self) -> None:
+        assert self._peeked is not None
+        try:
+            first = self._peeked.recv(1, socket.MSG_PEEK)
+            if not first:
+                raise ConnectionResetError("it was closed before its first byte")
+            is_tls = self._listening.is_tls(first, self._mode)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._refuse(error)
+            return
+        self._stop_looking()
+        if is_tls:
+            self._task = self._loop.create_task(self._secure())
+        else:
+            self._connections.discard(self)
+            self._hand_over(self._transport, self._peer)
+            self._transport.resume_reading()
+
+    async def _secure(self) -> None:
+        try:
+            secured: Any = await self._loop.start_tls(
+                self._transport,
+                self,
+                self._listening.tls.server(),
+                server_side=True,
+                ssl_handshake_timeout=self._listening.handshake,
+            )
+            if secured is None or self._has_ended:
+                raise ConnectionResetError("it was closed in the handshake")
+            connection = secured.get_extra_info("ssl_object")
+            peer = self._peer._replace(identity=peer_identity(connection), is_tls=True)
+        except (OSError, asyncio.CancelledError) as error:
+            self._refuse(error if isinstance(error, OSError) else ConnectionAbortedError("the server stops"))
+            return
+        self._connections.discard(self)
+        inner = self._hand_over(secured, peer)
+        for chunk in self._early:
+            inner.data_received(chunk)
+
+    def _hand_over(self, transport: Any, peer: Peer | None) -> Any:
+        options = self._options
+        if peer is not None:
+            options = {**options, "app_state": {**options["app_state"], PEER: peer}}
+        inner = self._make(**options)
+        transport.set_protocol(inner)
+        inner.connection_made(transport)
+        inner.scheme = "http"  # what the caller wrote; the mesh's TLS is below, as a sidecar's is
+        return inner
+
+    def _stop_looking(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._peeked is not None:
+            self._loop.remove_reader(self._peeked.fileno())
+            self._peeked.close()
+            self._peeked = None
+
+    def _refuse(self, error: Exception) -> None:
+        self._stop_looking()
+        self._connections.discard(self)
+        log_refusal(self._peer.address, self._peer.local_port, error)
+        self._transport.abort()
+
+    def shutdown(self) -> None:
+        """uvicorn stops: it asks all connections to end."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._refuse(ConnectionAbortedError("the server stops"))
+
+    def data_received(self, data: bytes) -> None:
+        self._early.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._has_ended = True
+        self._stop_looking()
+        self._connections.discard(self)
+
+
+_registered: list[Listening] = []
+
+
+def register(listening: Listening) -> None:
+    """What servers that make their workers themselves serve by, in this process (gunicorn)."""
+    _registered[:] = [listening]
+
+
+def registered() -> Listening:
+    """Raises RuntimeError where no application of a mesh is served."""
+    if not _registered:
+        raise RuntimeError("no Mesh serves in this process: wrap the application with mesh.asgi or mesh.wsgi")
+    return _registered[0]
+
+
+def uvicorn_protocol(**options: Any) -> asyncio.Protocol:
+    """`uvicorn app:app --http meshlib.inbound.serve:uvicorn_protocol`."""
+    return registered().uvicorn(**options)
