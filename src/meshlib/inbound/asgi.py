@@ -14,7 +14,7 @@ from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
-from meshlib.policy.observer import Observer, Served, size_of
+from meshlib.policy.observer import Observer, Served, head_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 Scope = MutableMapping[str, Any]
@@ -215,7 +215,7 @@ def _served(scope: Scope, now: float) -> Served:
     client = scope.get("client")
     served.client = client[0] if client else ""
     served.peer = peers.of_scope(scope)
-    served.request_bytes = size_of(headers.raw)
+    served.request_bytes = head_of(headers).size
     return served
 
 
@@ -226,7 +226,7 @@ def _watching(served: Served, send: Send) -> Send:
         kind = message["type"]
         if kind == "http.response.start":
             served.status = message["status"]
-            served.response_bytes += size_of(headers := list(message.get("headers", ())))
+            served.response_bytes += head_of(Headers(headers := list(message.get("headers", ())))).size
             served.grpc_status = _grpc_status(headers)
         elif kind == "http.response.body":
             served.response_bytes += len(message.get("body", b""))

@@ -6,9 +6,8 @@ knows route and cluster; by the edge, which knows sizes and peers. Where nobody 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from meshlib.model import UNKNOWN_PEER, Endpoint, HeaderOperations, HeaderView, Outcome, Request
 from meshlib.policy.steps import Deliver, Finished, Flow, Race, Reply, Send, Win
@@ -184,15 +183,11 @@ def observed(flow: Flow, call: Call, observer: Observer, clock: Callable[[], flo
                     attempt = racing[step.number]
                 answer = yield step
             step = flow.send(answer)
-    except BaseException as error:
-        if not isinstance(error, GeneratorExit):
-            call.reason = call.reason or f"{type(error).__name__}: {error}"
-        if call.status == 0 and not call.flags:
-            call.flags = "DC"  # the caller went away: cancelled, or its process is ending
-        raise
     finally:
         flow.close()
         call.ended = clock()
+        if call.status == 0 and not call.flags:
+            call.flags = "DC"  # the caller went away before there was an answer: cancelled, or its process is ending
         for runner in racing:
             if runner.outcome is None:
                 runner.ended = call.ended
@@ -227,7 +222,31 @@ def _judge(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> None:
     call.flags, call.reason = flags, step.reason
 
 
-def size_of(raw: object) -> int:
-    """About how many bytes a head takes on the wire (HTTP/1.1: name, value and four more of each line)."""
-    pairs: Any = raw
-    return sum(map(len, chain.from_iterable(pairs))) + 4 * len(pairs)
+class Head(NamedTuple):
+    """What a message's head says of its size (HTTP/1.1: name, value and four more of each line) and its body."""
+
+    size: int
+    content_length: int
+    is_grpc: bool
+
+
+NO_HEAD = Head(0, 0, False)
+
+
+def head_of(headers: HeaderView | None) -> Head:
+    """In one pass, since it is made for each call; views that show no pairs have no size."""
+    raw: Iterable[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
+    if raw is None:
+        return NO_HEAD
+    size, length, is_grpc = 0, 0, False
+    for name, value in raw:
+        named = len(name)
+        size += named + len(value) + 4
+        if named == _CONTENT_TYPE and name.lower() == b"content-type":
+            is_grpc = value.startswith(b"application/grpc") and value[16:17] != b"-"
+        elif named == _CONTENT_LENGTH and name.lower() == b"content-length" and value.isdigit() and len(value) < 16:
+            length = int(value)
+    return Head(size, length, is_grpc)
+
+
+_CONTENT_TYPE, _CONTENT_LENGTH = len("content-type"), len("content-length")

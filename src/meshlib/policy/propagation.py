@@ -253,6 +253,12 @@ class CarryingHeaders:
     def __init__(self, own: HeaderView, carried: Carried) -> None:
         self._own, self._carried = own, carried
 
+    @property
+    def raw(self) -> Sequence[tuple[bytes, bytes]]:
+        """The request's own."""
+        own: Sequence[tuple[bytes, bytes]] = getattr(self._own, "raw", ())
+        return own
+
     def get(self, name: str, /) -> str | None:
         value = self._own.get(name)
         return self._carried.get(name) if value is None else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshlib.model import HeaderOperations, Node
-from meshlib.policy.observer import Attempt, Call, Served, size_of
+from meshlib.policy.observer import Attempt, Call, Served, head_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
     METADATA,
@@ -13,7 +13,6 @@ from meshlib.telemetry.labels import (
     metadata_of,
     of_call,
     of_served,
-    protocol_of,
 )
 from meshlib.telemetry.recorder import Recorder
 
@@ -48,14 +47,15 @@ class Meter:
         last = call.last
         cluster = "" if call.cluster is None else call.cluster.name
         workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
-        headers = request.headers
-        tls = call.cluster is not None and call.cluster.cluster.tls is not None
+        sent, answer = head_of(request.headers), head_of(call.response_headers)
+        is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
+        is_grpc = sent.is_grpc or bool(call.grpc_status)
         self._recorder.request(
-            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol_of(call), tls, last is None),
+            (cluster, workload, peer, call.status, call.flags, call.grpc_status, is_grpc, is_tls, last is None),
             lambda: of_call(call, self._here, self._principal, self._strict),
             call.ended - call.began,
-            _body(call.request_bytes, headers.get("content-length")) + size_of(getattr(headers, "raw", ())),
-            _response_bytes(call),
+            sent.size + (call.request_bytes if call.request_bytes >= 0 else sent.content_length),
+            answer.size + (call.response_bytes if call.response_bytes >= 0 else answer.content_length),
             None if call.mark is None else call.mark[:2],
         )
 
@@ -83,17 +83,3 @@ class Meter:
 
     def __repr__(self) -> str:
         return f"<Meter {self._here.workload} {self._recorder!r}>"
-
-
-def _response_bytes(call: Call) -> int:
-    headers = call.response_headers
-    if headers is None:
-        return max(0, call.response_bytes)
-    return _body(call.response_bytes, headers.get("content-length")) + size_of(getattr(headers, "raw", ()))
-
-
-def _body(seen: int, told: str | None) -> int:
-    """Bytes that the edge has counted; where it has not, what the head says."""
-    if seen >= 0:
-        return seen
-    return int(told) if told is not None and told.isdigit() and len(told) < 16 else 0
