@@ -37,6 +37,7 @@ KINDS = (
     Kind("ProxyConfig", NETWORKING, "proxyconfigs"),
     Kind("EnvoyFilter", NETWORKING, "envoyfilters"),
     Kind("BackendTrafficPolicy", OWN, "backendtrafficpolicies", ("btp",)),
+    Kind("RateLimit", OWN, "ratelimits", ("rl",)),
     Kind("PeerAuthentication", SECURITY, "peerauthentications", ("pa",)),
     Kind("AuthorizationPolicy", SECURITY, "authorizationpolicies", ("ap",)),
     Kind("RequestAuthentication", SECURITY, "requestauthentications", ("ra",)),

@@ -72,8 +72,8 @@ class Reception:
             if not guard.is_configured:
                 return self._told(UNREACHED, request, peer)
         if not guard.asks(peer.local_port):
-            return self._told(guard.admit(request, peer, self._clock()), request, peer)
-        flow = guard.admission(request, peer, self._clock())
+            return self._told(guard.admit(request, peer, self._clock(), time.monotonic()), request, peer)
+        flow = guard.admission(request, peer, self._clock(), time.monotonic())
         try:
             question = next(flow)
             while True:
@@ -90,8 +90,8 @@ class Reception:
             if not guard.is_configured:
                 return self._told(UNREACHED, request, peer)
         if not guard.asks(peer.local_port):
-            return self._told(guard.admit(request, peer, self._clock()), request, peer)
-        flow = guard.admission(request, peer, self._clock())
+            return self._told(guard.admit(request, peer, self._clock(), time.monotonic()), request, peer)
+        flow = guard.admission(request, peer, self._clock(), time.monotonic())
         try:
             question = next(flow)
             while True:

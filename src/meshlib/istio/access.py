@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.clusters import limits_of
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.model import (
     ALWAYS,
@@ -30,6 +31,7 @@ from meshlib.model import (
     PathTemplate,
     PortIs,
     PrincipalIs,
+    RateLimit,
     ServerNameIs,
     StringMatch,
     TlsMode,
@@ -44,7 +46,21 @@ INBOUND = "inbound"
 def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Inbound:
     objects = tuple(objects)
     tls, ports = _tls(objects, settings, node)
-    return Inbound(INBOUND, tls=tls, port_tls=ports, access=access_of(objects, settings, node, report))
+    access = access_of(objects, settings, node, report)
+    return Inbound(
+        INBOUND, tls=tls, port_tls=ports, access=access, rate_limits=tuple(_rate_limits(objects, settings, node))
+    )
+
+
+def _rate_limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> Iterable[RateLimit]:
+    """Of the root namespace and the workload's own, by name; all that select it hold."""
+    labels = dict(node.workload.labels)
+    for each in sorted(objects, key=lambda each: (each.namespace, each.name)):
+        spec = each.spec
+        if not isinstance(spec, r.RateLimitPolicy):
+            continue
+        if each.namespace in (settings.root_namespace, node.workload.namespace) and _labels_fit(spec.selector, labels):
+            yield from limits_of(spec.limits, f"{each.namespace}/{each.name}", f"{each.title} ({each.source})")
 
 
 def access_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Access:

@@ -28,11 +28,13 @@ from meshlib.model import (
     HashTable,
     HealthCheck,
     HedgePolicy,
+    LimitKey,
     LoadAssignment,
     LoadBalancing,
     Locality,
     OutlierDetection,
     RateBudget,
+    RateLimit,
     RetryBudget,
     ServiceName,
     SlowStart,
@@ -40,6 +42,7 @@ from meshlib.model import (
     UpstreamTls,
     ZoneAware,
 )
+from meshlib.model.rate_limit import KeyKind
 
 _LOAD_BALANCING = {
     "ROUND_ROBIN": LoadBalancing.ROUND_ROBIN,
@@ -48,6 +51,7 @@ _LOAD_BALANCING = {
     "LEAST_REQUEST": LoadBalancing.LEAST_REQUEST,
 }
 _ENVOYS_OWN_ZONE_MINIMUM = 6
+
 Report = Callable[[ConfigurationError], None]
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -318,6 +322,7 @@ def _made(service: Service, port: Port, subset: str, rules: Rules, members: tupl
         _breaker(backend.breaker),
         frozenset(backend.shadow),
         policy.origin,
+        limits_of(backend.rate_limits, f"{name} limit", policy.origin, shadow="rate-limit" in backend.shadow),
     )
     assignment = LoadAssignment(name, endpoints) if kind is ClusterType.EDS else None
     return Made(cluster, assignment, near, members)
@@ -514,6 +519,38 @@ def _breaker(given: r.Breaker | None) -> BreakerRules | None:
         _seconds(given.open_for, default.open_for),
         _or(given.probes, default.probes),
     )
+
+
+def limits_of(given: Iterable[r.Limit], prefix: str, origin: str, *, shadow: bool = False) -> tuple[RateLimit, ...]:
+    return tuple(
+        RateLimit(
+            each.name or f"{prefix} {index}",
+            each.burst or each.requests,
+            each.requests,
+            each.per.seconds,
+            tuple(_limit_key(key) for key in each.keys),
+            tuple(method.upper() for method in each.methods),
+            each.path_prefix,
+            each.answers,
+            each.shadow or shadow,
+            origin,
+        )
+        for index, each in enumerate(given)
+    )
+
+
+def _limit_key(given: str) -> LimitKey:
+    kind, _, name = given.partition(":")
+    return LimitKey(_KEY_KINDS[kind], name.lower())
+
+
+_KEY_KINDS: Mapping[str, KeyKind] = {
+    "header": "header",
+    "principal": "principal",
+    "address": "address",
+    "method": "method",
+    "path": "path",
+}
 
 
 def _health_check(given: r.HealthCheck) -> HealthCheck:

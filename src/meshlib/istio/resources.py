@@ -851,6 +851,25 @@ class StatisticalDetection(_Istio, frozen=True):
     always_eject_one: bool | None = None
 
 
+class Limit(_Istio, frozen=True):
+    """One rate limit. keys: `header:NAME`, `principal`, `address`, `method`, `path`."""
+
+    requests: Annotated[int, Meta(ge=1, le=1_000_000_000)]
+    per: Duration
+    name: str = ""
+    burst: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    keys: list[str] = []
+    methods: list[str] = []
+    path_prefix: str = ""
+    answers: bool = False
+    shadow: bool = False
+
+
+class RateLimitPolicy(_Istio, frozen=True):
+    limits: list[Limit]
+    selector: WorkloadSelector | None = None
+
+
 class BackendTrafficPolicy(_Istio, frozen=True):
     host: str
     subset: str = ""
@@ -861,6 +880,7 @@ class BackendTrafficPolicy(_Istio, frozen=True):
     health_checks: list[HealthCheck] = []
     outlier_detection: StatisticalDetection | None = None
     resend_unsafe: bool | None = None
+    rate_limits: list[Limit] = []
     shadow: list[str] = []
 
 
@@ -872,6 +892,7 @@ Spec = (
     | Sidecar
     | Gateway
     | BackendTrafficPolicy
+    | RateLimitPolicy
     | Service
     | Endpoints
     | EndpointSlice
@@ -906,6 +927,7 @@ SHAPES: Mapping[str, KindShape] = {
     "PeerAuthentication": KindShape(PeerAuthentication, SECURITY, SECURITY_VERSIONS),
     "AuthorizationPolicy": KindShape(AuthorizationPolicy, SECURITY, SECURITY_VERSIONS),
     "RequestAuthentication": KindShape(RequestAuthentication, SECURITY, SECURITY_VERSIONS),
+    "RateLimit": KindShape(RateLimitPolicy, OWN, OWN_VERSIONS),
     "Service": KindShape(Service, "", ("v1",)),
     "Endpoints": KindShape(Endpoints, "", ("v1",), whole=True),
     "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),

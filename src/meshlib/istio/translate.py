@@ -108,6 +108,8 @@ class _Asked:
                 labels.update(_selected(spec.selector))
                 if spec.target_ref is not None or spec.target_refs:
                     labels.add(GATEWAY_LABEL)
+            elif isinstance(spec, r.RateLimitPolicy):
+                labels.update(_selected(spec.selector))
             elif isinstance(spec, r.BackendTrafficPolicy):
                 locality = locality or spec.outlier_detection is not None
             elif isinstance(spec, r.Service):

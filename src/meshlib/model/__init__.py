@@ -51,6 +51,7 @@ from meshlib.model.cluster import (
 )
 from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
+from meshlib.model.rate_limit import LimitKey, RateLimit
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -125,6 +126,7 @@ __all__ = [
     "HedgePolicy",
     "Inbound",
     "JwtProvider",
+    "LimitKey",
     "Listener",
     "ListenerTls",
     "LoadAssignment",
@@ -145,6 +147,7 @@ __all__ = [
     "PrincipalIs",
     "QueryMatch",
     "RateBudget",
+    "RateLimit",
     "Redirect",
     "Request",
     "ResetHeader",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from meshlib.model.rate_limit import RateLimit
 from meshlib.model.route import HeaderMatch, StringMatch
 
 INBOUND_PREFIX = "xds.istio.io/grpc/lds/inbound/"
@@ -212,6 +213,7 @@ class Inbound:
     tls: TlsMode = TlsMode.PERMISSIVE
     port_tls: tuple[tuple[int, TlsMode], ...] = ()
     access: Access = NO_ACCESS_RULES
+    rate_limits: tuple[RateLimit, ...] = ()
 
     def tls_mode(self, port: int) -> TlsMode:
         return next((mode for number, mode in self.port_tls if number == port), self.tls)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from meshlib.model.rate_limit import RateLimit
+
 PASSTHROUGH = "PassthroughCluster"
 """Istio's name of the cluster that sends a request to the very address its caller named."""
 
@@ -326,3 +328,4 @@ class Cluster:
     breaker: BreakerRules | None = None
     shadow: frozenset[str] = frozenset()
     origin: str = ""
+    rate_limits: tuple[RateLimit, ...] = ()

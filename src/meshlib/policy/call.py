@@ -31,6 +31,7 @@ from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
 from meshlib.policy.observer import Call, Observer, observed
+from meshlib.policy.rate_limit import BODY, Limited
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
 from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
@@ -130,6 +131,12 @@ def _call(request: Request, context: CallContext) -> Flow:
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
         return
+    if cluster.limiter is not None:
+        taken = cluster.limiter.take(request, None, started)
+        if isinstance(taken, Limited):
+            told = (("x-envoy-ratelimited", "true"), *taken.headers)
+            yield Reply(429, told, BODY, "RL", f"{cluster.name}: {taken.reason}", errors.RateLimited)
+            return
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)

@@ -23,6 +23,7 @@ from meshlib.model import (
     Locality,
     Outcome,
 )
+from meshlib.policy.rate_limit import Limiter
 from meshlib.policy.retry import CLIENT_TIMEOUT, LOCAL, TIMEOUT
 from meshlib.state import NEVER, ClusterState, EndpointState
 from meshlib.state.budget import Budget, budget_of
@@ -54,6 +55,7 @@ class LiveCluster:
         "assignment",
         "breaker",
         "cluster",
+        "limiter",
         "name",
         "picker",
         "state",
@@ -101,6 +103,9 @@ class LiveCluster:
         else:
             self._budget = budget_of(cluster.retry_budget, cluster.limits.max_retries, self.state)
         self.breaker: Breaker | None = _breaker(cluster, previous)
+        self.limiter: Limiter | None = None
+        if cluster.rate_limits:
+            self.limiter = Limiter(cluster.rate_limits, previous.limiter if previous else None)
         self.picker: Picker = EMPTY
         with self.state.lock:
             if self._detector is None:

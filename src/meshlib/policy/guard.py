@@ -44,6 +44,7 @@ from meshlib.model import (
 from meshlib.policy import jwt, paths
 from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, Verdict
 from meshlib.policy.matching import compile_header, compile_string
+from meshlib.policy.rate_limit import BODY, Limited, Limiter
 
 _log = logging.getLogger("meshlib.guard")
 
@@ -226,8 +227,11 @@ def _is_in(address: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network)
 class _Port:
     """The rules of one port, or of all that have none of their own."""
 
-    def __init__(self, access: Access, inbound: Inbound | None) -> None:
+    def __init__(self, access: Access, inbound: Inbound | None, previous: _Port | None = None) -> None:
         self.access, self.inbound = access, inbound
+        self.limiter: Limiter | None = None
+        if inbound is not None and inbound.rate_limits:
+            self.limiter = Limiter(inbound.rate_limits, previous.limiter if previous is not None else None)
         by_action: dict[Action, list[_Rule]] = {action: [] for action in Action}
         for rule in access.rules:
             by_action[rule.action].append(_Rule(rule))
@@ -264,12 +268,20 @@ def _inline(provider: JwtProvider) -> jwt.Keys | None:
 
 
 class Guard:
-    """Asked by any thread; holds nothing that changes."""
+    """Asked by any thread; holds nothing that changes but the quotas' buckets, which are the previous guard's where
+    their limits say the same."""
 
-    def __init__(self, inbound: Iterable[Inbound] = (), listeners: Iterable[tuple[int, Access]] = ()) -> None:
+    def __init__(
+        self,
+        inbound: Iterable[Inbound] = (),
+        listeners: Iterable[tuple[int, Access]] = (),
+        previous: Guard | None = None,
+    ) -> None:
         self._ports: dict[int, _Port] = {}
+        self._default: _Port | None = None
         for each in inbound:
-            self._ports[each.port] = _Port(each.access, each)
+            known = previous._ports.get(each.port, previous._default) if previous is not None else None
+            self._ports[each.port] = _Port(each.access, each, known)
         for port, access in listeners:
             self._ports[port] = _Port(access, None)
         self.is_configured = bool(self._ports)
@@ -287,16 +299,17 @@ class Guard:
         found = self._ports.get(port, self._default)
         return found is not None and found.asks
 
-    def admit(self, request: Request, peer: Peer, now: float) -> Verdict:
-        """The decision. now: seconds since 1970. What would have to be asked first counts as unanswered. Never blocks,
-        never raises."""
+    def admit(self, request: Request, peer: Peer, now: float, ticks: float = 0.0) -> Verdict:
+        """The decision. now: seconds since 1970. ticks: monotonic seconds, for quotas; 0 asks, and counts for, none.
+        What would have to be asked first counts as unanswered. Never blocks, never raises."""
         try:
             port = self._ports.get(peer.local_port, self._default)
             if port is None:
                 return ALLOW
             if not port.asks:
-                return _tls(port, peer) or (_judge(port, request, peer, ALLOW) if port.has_rules else ALLOW)
-            flow = self.admission(request, peer, now)
+                found = _tls(port, peer) or (_judge(port, request, peer, ALLOW) if port.has_rules else ALLOW)
+                return found if port.limiter is None else _within(port.limiter, request, peer, found, ticks)
+            flow = self.admission(request, peer, now, ticks)
             next(flow)
             while True:
                 flow.send(None)
@@ -306,7 +319,7 @@ class Guard:
         except Exception as error:
             return _failed(error)
 
-    def admission(self, request: Request, peer: Peer, now: float) -> Admission:
+    def admission(self, request: Request, peer: Peer, now: float, ticks: float = 0.0) -> Admission:
         """`admit`, asking the edge for what needs I/O. Never raises."""
         try:
             port = self._ports.get(peer.local_port, self._default)
@@ -322,9 +335,15 @@ class Guard:
                 verdict = yield from _custom(port, request, peer, verdict)
                 if isinstance(verdict, Deny):
                     return verdict
-            return _judge(port, request, peer, verdict)
+            verdict = _judge(port, request, peer, verdict)
+            return verdict if port.limiter is None else _within(port.limiter, request, peer, verdict, ticks)
         except Exception as error:
             return _failed(error)
+
+    @property
+    def limiters(self) -> list[Limiter]:
+        """Whose counts say how much of each quota is used."""
+        return [port.limiter for port in {id(each): each for each in self._all()}.values() if port.limiter is not None]
 
     def __repr__(self) -> str:
         count = sum(len(each.access.rules) for each in {id(p): p for p in self._all()}.values())
@@ -346,7 +365,7 @@ def guard_of(snapshot: Snapshot, previous: Guard | None, before: Snapshot | None
         old = tuple((each.port, each.access) for each in before.listeners if each.is_bound and each.access)
         if old == listeners:
             return previous
-    return Guard(snapshot.inbound, listeners)
+    return Guard(snapshot.inbound, listeners, previous)
 
 
 def _failed(error: Exception) -> Deny:
@@ -367,6 +386,20 @@ def _denied(details: str, rule: AccessRule | None = None, reason: str = "", note
         reason,
         notes,
     )
+
+
+def _within(limiter: Limiter, request: Request, peer: Peer, verdict: Verdict, ticks: float) -> Verdict:
+    """Quotas come last: what is denied anyway takes nobody's tokens."""
+    if not ticks or isinstance(verdict, Deny):
+        return verdict
+    taken = limiter.take(request, peer, ticks)
+    if taken is None:
+        return verdict
+    headers = tuple((name.encode("ascii"), value.encode("ascii")) for name, value in taken.headers)
+    if isinstance(taken, Limited):
+        limit = taken.limit
+        return Deny(429, BODY, (_TEXT, *headers), 8, "RL", "local_rate_limited", limit.name, limit.origin, taken.reason)
+    return verdict._replace(answer=verdict.answer + headers)
 
 
 def _tls(port: _Port, peer: Peer) -> Deny | None:

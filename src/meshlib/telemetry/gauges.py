@@ -26,6 +26,8 @@ HELP: Mapping[str, str] = {
     "meshlib_retries_in_flight": "Retries that are not finished.",
     "meshlib_endpoints_ejected": "Endpoints that outlier detection has ejected.",
     "meshlib_breaker_open": "1 while the destination's breaker is open, 0.5 half-open, 0 closed.",
+    "meshlib_rate_limit_allowed_total": "Calls that a rate limit let pass.",
+    "meshlib_rate_limit_limited_total": "Calls that a rate limit turned away, or in shadow mode would have.",
     "meshlib_telemetry_series_overflow_total": "Series beyond the limit, counted under __overflow__.",
     "meshlib_telemetry_dropped_total": "Spans or pushes that were dropped.",
 }
@@ -37,6 +39,12 @@ def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
     yield Value("istio_build", (("component", "proxy"), ("tag", version)), 1, False)
     for (name, labels), amount in recorder.counts().items():
         yield Value(name, labels, amount, True)
+    limiters = [cluster.limiter for cluster in live.clusters.values() if cluster.limiter is not None]
+    for limiter in (*limiters, *live.guard.limiters):
+        for limit, allowed, limited in limiter.counts():
+            said = (("limit", limit.name), ("shadow", str(limit.shadow).lower()))
+            yield Value("meshlib_rate_limit_allowed_total", said, allowed, True)
+            yield Value("meshlib_rate_limit_limited_total", said, limited, True)
     for cluster in live.clusters.values():
         told, state = (("cluster", cluster.name),), cluster.state
         for name, amount, is_counter in (

@@ -22,6 +22,7 @@ from meshlib.model import (
     LocalityWeight,
     OutlierDetection,
     RateBudget,
+    RateLimit,
     RetryBudget,
     ServiceName,
     SlowStart,
@@ -99,6 +100,9 @@ def decode_cluster(message: Any) -> Cluster:
         if "shadow" in noted
         else frozenset(),
         read.text(noted, "origin"),
+        notes.listed(lambda note, field: notes.read(RateLimit, note, field))(
+            noted.get("rate_limits", []), f"{_NOTED}.rate_limits"
+        ),
     )
 
 

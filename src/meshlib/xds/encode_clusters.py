@@ -97,6 +97,8 @@ def encode_cluster(cluster: Cluster) -> Any:
         _name_service(message.metadata.filter_metadata[ISTIO].fields, cluster)
     if cluster.breaker is not None:
         noted["breaker"] = notes.write(cluster.breaker)
+    if cluster.rate_limits:
+        noted["rate_limits"] = [notes.write(each) for each in cluster.rate_limits]
     if cluster.shadow:
         noted["shadow"] = sorted(cluster.shadow)
     if cluster.origin:

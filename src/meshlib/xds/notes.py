@@ -16,8 +16,10 @@ from meshlib.model import (
     HashTable,
     HealthCheck,
     HedgePolicy,
+    LimitKey,
     OutlierDetection,
     RateBudget,
+    RateLimit,
     RetryBudget,
     SlowStart,
     ZoneAware,
@@ -56,7 +58,9 @@ def read(kind: type[_T], note: Any, field: str) -> _T:
 def _writable(value: Any) -> Any:
     if isinstance(value, frozenset):
         return sorted(value)
-    return [_writable(each) for each in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_writable(each) for each in value]
+    return write(value) if type(value) in _CHECKS else value
 
 
 # Checks
@@ -140,6 +144,19 @@ _CHECKS: Mapping[type, Mapping[str, Check]] = {
     },
     RetryBudget: {"percent": _PERCENT, "min_concurrency": whole(0)},
     RateBudget: {"ratio": number(0, 1000), "min_per_second": number(0, _MOST), "ttl": _SOME_SECONDS},
+    RateLimit: {
+        "name": text,
+        "tokens": whole(1),
+        "per_fill": whole(1),
+        "interval": _SOME_SECONDS,
+        "keys": listed(lambda note, field: read(LimitKey, note, field)),
+        "methods": listed(text),
+        "path_prefix": text,
+        "answers": flag,
+        "shadow": flag,
+        "origin": text,
+    },
+    LimitKey: {"kind": one_of("header", "principal", "address", "method", "path"), "name": text},
     SlowStart: {
         "window": _SOME_SECONDS,
         "aggression": number(math.ulp(0.0), _MOST),

@@ -1,0 +1,88 @@
+"""What RateLimit and BackendTrafficPolicy.rateLimits ask for, field by field, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from test_backend_policy import cluster, policy
+from views import node, service, view
+
+from meshlib.istio.parse import parse_text
+from meshlib.istio.translate import translate, view_key
+from meshlib.model import LimitKey, RateLimit
+
+LIMIT = """
+apiVersion: meshlib.io/v1alpha1
+kind: RateLimit
+metadata: {name: api, namespace: default}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  limits:
+  - {name: all, requests: 100, per: 60s, burst: 150, answers: true}
+  - {requests: 5, per: 1s, keys: ["header:End-User", principal], methods: [post], pathPrefix: /api/, shadow: true}
+"""
+
+
+def test_outbound_limits_are_the_clusters() -> None:
+    """In shadow one by one, or all by the policy's word."""
+    limits = "rateLimits: [{name: calls, requests: 10, per: 1s}, {requests: 1, per: 1m, keys: [path]}]"
+    made = cluster(view(service(), policy(f"{{host: a, {limits}, shadow: [rate-limit]}}")))
+    assert [(each.name, each.tokens, each.interval, each.keys, each.shadow) for each in made.rate_limits] == [
+        ("calls", 10, 1.0, (), True),
+        (f"{made.name} limit 1", 1, 60.0, (LimitKey("path"),), True),
+    ]
+    assert "BackendTrafficPolicy default/p" in made.rate_limits[0].origin
+
+
+@pytest.mark.parametrize(("labels", "count"), [({"app": "reviews"}, 2), ({"app": "ratings"}, 0)])
+def test_inbound_limits_are_the_selected_workloads(labels: dict[str, str], count: int) -> None:
+    """With everything that is written, and where it stands."""
+    objects, problems = parse_text(LIMIT, "limits.yaml").objects, parse_text(LIMIT, "limits.yaml").problems
+    assert not problems
+    seen = node(**labels)
+    (inbound,) = translate(tuple(objects), (), seen).snapshot.inbound
+    assert len(inbound.rate_limits) == count
+    assert view_key(tuple(objects), seen) != view_key(tuple(objects), node())
+    if count:
+        origin = inbound.rate_limits[0].origin
+        assert inbound.rate_limits == (
+            RateLimit("all", 150, 100, 60.0, answers=True, origin=origin),
+            RateLimit(
+                "default/api 1",
+                5,
+                5,
+                1.0,
+                (LimitKey("header", "end-user"), LimitKey("principal")),
+                ("POST",),
+                "/api/",
+                shadow=True,
+                origin=origin,
+            ),
+        )
+        assert "RateLimit default/api (limits.yaml" in origin
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ("limits: []", "spec.limits"),
+        ("limits: [{requests: 0, per: 1s}]", "spec.limits[0].requests"),
+        ("limits: [{requests: 1, per: 0s}]", "spec.limits[0].per"),
+        ("limits: [{requests: 1, per: 1s, keys: [header]}]", "spec.limits[0].keys[0]"),
+        ("limits: [{requests: 1, per: 1s, keys: ['user:x']}]", "spec.limits[0].keys[0]"),
+        ("limits: [{requests: 1, per: 1s, pathPrefix: api}]", "spec.limits[0].pathPrefix"),
+        ("limits: [{requests: 1, per: 1s, rate: 3}]", "spec.limits[0].rate"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_its_field(given: str, field: str) -> None:
+    """And the object is left out."""
+    text = f"apiVersion: meshlib.io/v1alpha1\nkind: RateLimit\nmetadata: {{name: x}}\nspec: {{{given}}}\n"
+    found = parse_text(text, "x.yaml")
+    assert [problem.field for problem in found.problems] == [field]
+    assert not found.objects
+
+
+def test_a_limit_of_outbound_calls_has_no_callers_to_tell_apart() -> None:
+    """This process is the only one."""
+    text = policy("{host: a, rateLimits: [{requests: 1, per: 1s, keys: [principal]}]}")
+    (problem,) = parse_text(text, "x.yaml").problems
+    assert problem.field == "spec.rateLimits[0].keys[0]"

@@ -1,0 +1,155 @@
+"""Whom does a rate limit turn away, and what is told? In calls that go out, and in those that come in."""
+
+from __future__ import annotations
+
+import random
+
+import httpx
+import pytest
+from flows import Run, request
+
+import meshlib
+from meshlib.model import (
+    UNKNOWN_PEER,
+    Cluster,
+    Inbound,
+    LimitKey,
+    Peer,
+    RateLimit,
+    Snapshot,
+    SpiffeId,
+)
+from meshlib.policy.admission import ALLOW, Allow, Deny
+from meshlib.policy.call import CallContext
+from meshlib.policy.guard import Guard
+from meshlib.policy.live import compile_live
+from meshlib.policy.rate_limit import Limited, Limiter
+from meshlib.policy.steps import Deliver, Reply
+from peers import Peer as Server
+from snapshots import mesh, service
+
+TWO = RateLimit("two", 2, 2, 60.0, origin="RateLimit default/two (a.yaml:1)")
+BY_USER = RateLimit("by-user", 1, 1, 60.0, (LimitKey("header", "end-user"),))
+
+
+def one_service(*limits: RateLimit, address: tuple[str, int] = ("10.0.0.1", 9080)) -> Snapshot:
+    return service("reviews:9080", [address], cluster=Cluster("reviews:9080", rate_limits=limits))
+
+
+def test_one_call_too_many_is_answered_429_and_never_sent() -> None:
+    """With Envoy's flag and headers, and the limit that said so."""
+    live = compile_live(one_service(TWO), None, random.Random(1))
+    context = CallContext(lambda: live, lambda: 100.0, random.Random(1))
+    steps = [Run(request(), context).last for _ in range(3)]
+    assert [type(step) for step in steps] == [Deliver, Deliver, Reply]
+    refused = steps[-1]
+    assert isinstance(refused, Reply)
+    assert (refused.status, refused.flag, refused.body) == (429, "RL", b"local_rate_limited")
+    assert dict(refused.headers) == {
+        "x-envoy-ratelimited": "true",
+        "x-ratelimit-limit": "2, 2;w=60",
+        "x-ratelimit-remaining": "0",
+        "x-ratelimit-reset": "60",
+        "retry-after": "60",
+    }
+    assert "RateLimit default/two (a.yaml:1)" in refused.reason
+
+
+def test_a_new_configuration_keeps_what_was_taken() -> None:
+    """An edit somewhere else must not give everybody a full bucket; an edit of the limit does."""
+    first = compile_live(one_service(TWO), None, random.Random(1))
+    limiter = first.clusters["reviews:9080"].limiter
+    assert limiter is not None
+    limiter.take(request(), None, 0.0)
+    more = compile_live(one_service(TWO, BY_USER), first, random.Random(1)).clusters["reviews:9080"].limiter
+    assert more is not None
+    assert [(limit.name, allowed) for limit, allowed, _ in more.counts()] == [("two", 1), ("by-user", 0)]
+
+
+def test_keys_tell_callers_apart_and_who_has_none_is_not_limited() -> None:
+    """Envoy skips a descriptor that can't be built."""
+    limiter = Limiter([BY_USER])
+
+    def asked(user: str | None) -> bool:
+        headers = {"end-user": user} if user else {}
+        return isinstance(limiter.take(request(headers=headers), None, 0.0), Limited)
+
+    assert [asked(user) for user in ("jason", "jason", "anna", None, None)] == [False, True, False, False, False]
+
+
+def test_methods_and_paths_narrow_a_limit() -> None:
+    """Other calls take no token."""
+    limiter = Limiter([RateLimit("posts", 1, 1, 60.0, (), ("POST",), "/api/")])
+    calls = [("GET", "/api/x"), ("POST", "/x"), ("POST", "/api/x"), ("POST", "/api/y")]
+    asked = [request(f"http://a{path}", method) for method, path in calls]
+    found = [isinstance(limiter.take(each, None, 0.0), Limited) for each in asked]
+    assert found == [False, False, False, True]
+
+
+def test_a_limit_in_shadow_counts_and_lets_pass() -> None:
+    """For a safe roll-out."""
+    limiter = Limiter([RateLimit("shy", 1, 1, 60.0, shadow=True, answers=True)])
+    assert [limiter.take(request(), None, 0.0) for _ in range(3)] == [None] * 3
+    assert [(allowed, limited) for _, allowed, limited in limiter.counts()] == [(1, 2)]
+
+
+def inbound(*limits: RateLimit) -> Guard:
+    return Guard([Inbound("inbound", rate_limits=limits)])
+
+
+def test_each_identity_that_calls_has_a_quota() -> None:
+    """By the certificate, not by what a header says; plaintext callers have no identity to be counted by."""
+    guard = inbound(RateLimit("per-caller", 1, 1, 60.0, (LimitKey("principal"),)))
+    one, two = (Peer(SpiffeId.of("cluster.local", "default", name), True) for name in ("a", "b"))
+    found = [guard.admit(request(), peer, 0.0, 1.0) for peer in (one, one, two, UNKNOWN_PEER, UNKNOWN_PEER)]
+    assert [isinstance(each, Deny) for each in found] == [False, True, False, False, False]
+    denied = found[1]
+    assert isinstance(denied, Deny)
+    assert (denied.status, denied.flag, denied.grpc_status) == (429, "RL", 8)
+
+
+def test_a_quota_tells_what_is_left_where_it_is_asked_to() -> None:
+    """On good answers too."""
+    guard = inbound(RateLimit("told", 2, 2, 60.0, answers=True))
+    verdict = guard.admit(request(), UNKNOWN_PEER, 0.0, 1.0)
+    assert isinstance(verdict, Allow)
+    assert (b"x-ratelimit-remaining", b"1") in verdict.answer
+
+
+def test_only_asking_takes_no_token() -> None:
+    """What-if questions are no calls."""
+    guard = inbound(RateLimit("one", 1, 1, 60.0))
+    assert [guard.admit(request(), UNKNOWN_PEER, 0.0) for _ in range(3)] == [ALLOW] * 3
+    assert guard.admit(request(), UNKNOWN_PEER, 0.0, 1.0) is ALLOW
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+def test_clients_get_the_answer_that_a_sidecar_would_give(library: str) -> None:
+    """A response, not an exception; the third is never seen by the server."""
+    with Server() as server, mesh(one_service(TWO, address=server.address)) as made:
+        if library == "httpx":
+            with made.Client() as client:
+                found = [client.get("http://reviews:9080/") for _ in range(3)]
+        else:
+            import requests
+
+            with requests.Session() as session:
+                session.mount("http://", made.requests_adapter())
+                found = [session.get("http://reviews:9080/") for _ in range(3)]
+        assert [each.status_code for each in found] == [200, 200, 429]
+        assert found[-1].headers["x-envoy-ratelimited"] == "true"
+        assert len(server.received) == 2
+
+
+def test_a_function_under_outbound_raises_rate_limited() -> None:
+    """It can't be given a response."""
+    with mesh(one_service(TWO)) as made:
+
+        @made.outbound("reviews:9080")
+        def get_reviews() -> str:
+            return "reviews"
+
+        assert [get_reviews(), get_reviews()] == ["reviews"] * 2
+        with pytest.raises(meshlib.RateLimited, match="two"):
+            get_reviews()
+    assert meshlib.RateLimited.status == httpx.codes.TOO_MANY_REQUESTS
