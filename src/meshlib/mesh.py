@@ -43,7 +43,7 @@ from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
 from meshlib.policy.observer import Call, Observer
 from meshlib.policy.router import with_port
-from meshlib.telemetry.setup import OFF, Setup, target_of
+from meshlib.telemetry.setup import Setup, target_of
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Settings:
     telemetry_interval: seconds between two pushes.
     prometheus: `host:port` to be scraped on, shared by all workers of a server; "" is none.
     strict_istio_labels: write `unknown` where Istio's proxies know less than this library.
+    access_log: `text` or `json`: Istio's access log, to the logger `meshlib.access`; "" is none.
     trace_sampling: percent of the traces that begin here; a trace that comes in is heeded.
     """
 
@@ -132,6 +133,7 @@ class Settings:
     prometheus: str = ""
     strict_istio_labels: bool = False
     trace_sampling: float = 1.0
+    access_log: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -150,13 +152,12 @@ class Settings:
 
     def telemetry_setup(self) -> Setup:
         """What is measured, and where it goes. Raises SettingsError."""
-        if self.telemetry == OFF and not self.prometheus:
-            return Setup()
         return target_of(self.telemetry, self.control_plane)._replace(
             interval=self.telemetry_interval,
             prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
             strict=self.strict_istio_labels,
             sampling=self.trace_sampling,
+            access_log=self.access_log,
         )
 
     def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
@@ -256,6 +257,12 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("there are text and json")
+    return text
+
+
 def _percent(text: str) -> float:
     percent = float(text)
     if not 0 <= percent <= 100:
@@ -282,6 +289,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "prometheus": _address,
     "strict_istio_labels": _yes,
     "trace_sampling": _percent,
+    "access_log": _log_format,
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from meshlib.model import Node
 from meshlib.policy.observer import Observer
+from meshlib.telemetry.access_log import AccessLog
 from meshlib.telemetry.gauges import values
 from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.prometheus import OPENMETRICS, TEXT, Counted, Folder, Port, merged, render
@@ -56,16 +57,19 @@ class Telemetry:
 
     def _observers(self) -> tuple[Observer, Tracer | None]:
         """Spans are made only where somebody takes them."""
-        meter = Meter(self.recorder, self._node, self.setup.strict)
-        if not self.setup.target:
-            return meter, None
-        tracer = Tracer(meter, self.setup.sampling, random.Random(), time.time() - time.monotonic())
-        return tracer, tracer
+        epoch = time.time() - time.monotonic()
+        observer: Observer = Meter(self.recorder, self._node, self.setup.strict)
+        tracer = None
+        if self.setup.target:
+            observer = tracer = Tracer(observer, self.setup.sampling, random.Random(), epoch)
+        if self.setup.access_log:
+            observer = AccessLog(observer, self.setup.access_log, epoch)
+        return observer, tracer
 
     def start(self) -> None:
         """Begin to push and to answer scrapes, if that is wanted and not begun."""
         with self._lock:
-            if self._thread is not None or self._stop.is_set():
+            if self._thread is not None or self._stop.is_set() or not (self.setup.target or self.setup.prometheus):
                 return
             if self.setup.prometheus is not None:
                 host, port = self.setup.prometheus

@@ -18,6 +18,7 @@ class Setup(NamedTuple):
 
     secure: TLS for gRPC. interval: seconds between two pushes. prometheus: host and port to be scraped
     on; None is none. strict: write only what Istio's proxies know. sampling: percent of new traces.
+    access_log: `text`, `json`, or "" for none.
     """
 
     target: str = ""
@@ -27,10 +28,11 @@ class Setup(NamedTuple):
     prometheus: tuple[str, int] | None = None
     strict: bool = False
     sampling: float = 1.0
+    access_log: str = ""
 
     @property
     def is_on(self) -> bool:
-        return bool(self.target or self.prometheus)
+        return bool(self.target or self.prometheus or self.access_log)
 
 
 def target_of(telemetry: str, control_plane: str, environ: Mapping[str, str] | None = None) -> Setup:

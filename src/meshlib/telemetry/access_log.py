@@ -1,0 +1,120 @@
+"""Who asked for what, and what did they get? Istio's access log, a line for each request that came in and each call
+that went out, through standard logging (`meshlib.access`, INFO).
+
+What is logged and where to is the logging configuration's word. Each record has its fields by Istio's JSON names in
+`record.mesh`, so that a logging.Filter can choose. Nothing is made while the logger is off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from meshlib.model import HeaderOperations, HeaderView
+from meshlib.policy.observer import Attempt, Call, Observer, Served, head_of
+from meshlib.policy.propagation import Carried
+
+LOGGER = logging.getLogger("meshlib.access")
+
+TEXT = (
+    '[{start_time}] "{method} {path} {protocol}" {response_code} {response_flags} {response_code_details}'
+    ' {connection_termination_details} "{upstream_transport_failure_reason}" {bytes_received} {bytes_sent} {duration}'
+    ' {upstream_service_time} "{x_forwarded_for}" "{user_agent}" "{request_id}" "{authority}" "{upstream_host}"'
+    " {upstream_cluster} {upstream_local_address} {downstream_local_address} {downstream_remote_address}"
+    " {requested_server_name} {route_name}"
+)
+"""Istio's default (pilot/pkg/model/telemetry_logging.go)."""
+_FIELDS = (
+    *("start_time", "route_name", "method", "path", "protocol", "response_code", "response_flags"),
+    *("response_code_details", "connection_termination_details", "bytes_received", "bytes_sent", "duration"),
+    *("upstream_service_time", "x_forwarded_for", "user_agent", "request_id", "authority", "upstream_host"),
+    *("upstream_cluster", "upstream_local_address", "downstream_local_address", "downstream_remote_address"),
+    *("requested_server_name", "upstream_transport_failure_reason"),
+)
+_NOTHING: Mapping[str, object] = dict.fromkeys(_FIELDS)
+# A caller's value must neither end a line nor a quotation.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 34, 92, 127)}
+
+
+class AccessLog:
+    """An Observer around `inner`, which is told the same. kind: `text` or `json`. epoch: Unix seconds at monotonic
+    zero."""
+
+    def __init__(self, inner: Observer, kind: str, epoch: float) -> None:
+        self._inner, self._is_json, self._epoch = inner, kind == "json", epoch
+
+    def call_began(self, call: Call) -> None:
+        self._inner.call_began(call)
+
+    def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
+        return self._inner.attempt_began(call, attempt)
+
+    def attempt_ended(self, call: Call, attempt: Attempt) -> None:
+        self._inner.attempt_ended(call, attempt)
+
+    def serving(self, served: Served) -> Carried | None:
+        return self._inner.serving(served)
+
+    def call_ended(self, call: Call) -> None:
+        self._inner.call_ended(call)
+        request = call.request
+        if request is None or not LOGGER.isEnabledFor(logging.INFO):
+            return
+        answer = head_of(call.response_headers)
+        fields = self._fields(call.began, call.ended, request.headers, call.carried)
+        fields["method"], fields["path"], fields["authority"] = request.method, request.path, request.authority
+        fields["response_code"], fields["response_flags"] = call.status, call.flags or "-"
+        fields["response_code_details"] = "via_upstream" if call.response_headers is not None else None
+        fields["upstream_transport_failure_reason"] = call.reason or None
+        fields["bytes_received"] = max(call.request_bytes, 0) or head_of(request.headers).content_length
+        fields["bytes_sent"] = call.response_bytes if call.response_bytes >= 0 else answer.content_length
+        if call.last is not None:
+            fields["upstream_host"] = call.last.endpoint.authority
+            fields["upstream_service_time"] = int((call.last.ended - call.last.began) * 1000)
+        if call.cluster is not None:
+            fields["upstream_cluster"] = call.cluster.name
+        if call.decision is not None:
+            fields["route_name"] = call.decision.route.name or "default"
+        self._log(fields)
+
+    def served(self, served: Served) -> None:
+        self._inner.served(served)
+        if not LOGGER.isEnabledFor(logging.INFO):
+            return
+        fields = self._fields(served.began, served.ended, served.headers, served.carried)
+        fields["method"], fields["path"], fields["protocol"] = served.method, served.path, served.protocol
+        fields["authority"] = served.authority or None
+        fields["response_code"], fields["response_flags"] = served.status, served.flags or "-"
+        fields["response_code_details"] = served.reason or ("via_upstream" if served.status else None)
+        fields["bytes_received"], fields["bytes_sent"] = served.request_bytes, served.response_bytes
+        fields["downstream_remote_address"] = served.client or None
+        fields["requested_server_name"] = served.peer.sni or None
+        fields["upstream_cluster"] = f"inbound|{served.peer.local_port or ''}||"
+        fields["route_name"] = served.route or "default"
+        self._log(fields)
+
+    def _fields(self, began: float, ended: float, headers: HeaderView, carried: Carried | None) -> dict[str, object]:
+        """The id of a request that came without one is that which was made for it."""
+        start = datetime.fromtimestamp(self._epoch + began, UTC)
+        return {
+            **_NOTHING,
+            "start_time": f"{start:%Y-%m-%dT%H:%M:%S}.{start.microsecond // 1000:03d}Z",
+            "duration": int((ended - began) * 1000),
+            "x_forwarded_for": headers.get("x-forwarded-for"),
+            "user_agent": headers.get("user-agent"),
+            "request_id": headers.get("x-request-id") or (carried and carried.get("x-request-id")),
+        }
+
+    def _log(self, fields: dict[str, object]) -> None:
+        if self._is_json:
+            line = msgspec.json.encode(fields).decode()
+        else:
+            shown = {
+                name: value.translate(_ESCAPES) if isinstance(value, str) else "-" if value is None else value
+                for name, value in fields.items()
+            }
+            line = TEXT.format_map(shown)
+        LOGGER.info("%s", line, extra={"mesh": fields})
