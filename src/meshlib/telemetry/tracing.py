@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshlib.model import HeaderOperations
+from meshlib.model import HeaderOperations, HeaderView
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_SPANS = 2048
 """As many wait to be pushed; OpenTelemetry's default (OTEL_BSP_MAX_QUEUE_SIZE)."""
 _B3 = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-([01d]))?")
+_W3C = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _SERVER, _CLIENT = 2, 3
 
 
@@ -77,7 +78,9 @@ class Tracer:
 
     def call_began(self, call: Call) -> None:
         self._inner.call_began(call)
-        parent = _of_application() or _of_carried(call.carried)
+        assert call.request is not None
+        # What the caller wrote itself, or came through a gateway, else what the request being served has brought.
+        parent = _of_application() or _of_headers(call.request.headers)
         if parent is None:
             if self._rng.random() < self._share:
                 call.mark = Trace(self._id(128), self._id(64))
@@ -86,13 +89,14 @@ class Tracer:
 
     def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
         operations = self._inner.attempt_began(call, attempt)
-        if call.mark is None:
+        if call.mark is None or call.request is None:
             return operations
         attempt.mark = self._id(64)
         told = [("traceparent", f"00-{call.mark.trace_id}-{attempt.mark}-01")]
-        if call.carried is not None and call.carried.get("b3") is not None:
+        headers = call.request.headers
+        if headers.get("b3") is not None:
             told.append(("b3", f"{call.mark.trace_id}-{attempt.mark}-1"))
-        if call.carried is not None and call.carried.get("x-b3-traceid") is not None:
+        if headers.get("x-b3-traceid") is not None:
             told += [
                 ("x-b3-traceid", call.mark.trace_id),
                 ("x-b3-spanid", attempt.mark),
@@ -165,7 +169,7 @@ class Tracer:
         carried = self._inner.serving(served) or served.carried
         if carried is None:
             return None
-        parent = _of_carried(carried)
+        parent = _of_headers(carried)
         if parent is not None and not parent[2]:
             return None
         is_sampled = parent is not None or self._rng.random() < self._share
@@ -241,21 +245,20 @@ def _error(status: int, told: str) -> str:
     return "" if status else told or "no response"
 
 
-def _of_carried(carried: Carried | None) -> tuple[str, str, bool] | None:
+def _of_headers(headers: HeaderView) -> tuple[str, str, bool] | None:
     """Trace, span, and whether it is sampled: W3C, else B3."""
-    if carried is None:
-        return None
-    parent = carried.get("traceparent")
+    parent = _W3C.fullmatch(headers.get("traceparent") or "")
     if parent is not None:
-        return parent[3:35], parent[36:52], bool(int(parent[53:55], 16) & 1)
-    single = _B3.fullmatch(carried.get("b3") or "")
-    if single is not None:
-        return single[1].rjust(32, "0"), single[2], single[3] in ("1", "d", None)
-    trace, span = carried.get("x-b3-traceid"), carried.get("x-b3-spanid")
-    if trace is None or span is None:
-        return None
-    is_sampled = carried.get("x-b3-sampled") not in ("0", "false")
-    return trace.lower().rjust(32, "0"), span.lower(), is_sampled
+        return parent[1], parent[2], bool(int(parent[3], 16) & 1)
+    told = headers.get("b3")
+    if told is None:
+        trace = headers.get("x-b3-traceid")
+        if trace is None:
+            return None
+        is_sampled = headers.get("x-b3-sampled") not in ("0", "false")
+        told = f"{trace.lower()}-{(headers.get('x-b3-spanid') or '').lower()}-{is_sampled:d}"
+    found = _B3.fullmatch(told)
+    return None if found is None else (found[1].rjust(32, "0"), found[2], found[3] in ("1", "d", None))
 
 
 def _of_application() -> tuple[str, str, bool] | None:

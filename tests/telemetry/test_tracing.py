@@ -1,0 +1,116 @@
+"""Who is whose parent? Decided once, where a trace begins, and heeded by everyone after that."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from meshlib.model import Outcome
+from meshlib.policy import propagation
+from meshlib.policy.call import outbound_call
+from meshlib.policy.observer import Call, Served
+from meshlib.policy.steps import Send
+from meshlib.telemetry.meter import Meter
+from meshlib.telemetry.recorder import Recorder
+from meshlib.telemetry.tracing import MAX_SPANS, Ended, Trace, Tracer
+from policy.flows import request
+from snapshots import context, mesh, service
+
+TRACE, SPAN = "ab" * 16, "cd" * 8
+
+
+def tracer(sampling: float = 0.0) -> Tracer:
+    with mesh() as anybody:
+        return Tracer(Meter(Recorder(time.time), anybody.node), sampling, random.Random(1), 0.0)
+
+
+def called(by: Tracer, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that an attempt sets."""
+    given = context(service("reviews:9080", [("10.0.0.1", 1)]))._replace(observer=by, call=Call())
+    flow = outbound_call(request(headers=headers), given)
+    step = next(flow)
+    assert isinstance(step, Send)
+    flow.send(Outcome(200))
+    flow.close()
+    return {name: value for operations in step.headers for name, value in operations.set}
+
+
+def carried(**headers: str) -> propagation.Carried:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return propagation.Intake().take_up(raw, time.monotonic)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": f"00-{TRACE}-{SPAN}-01"},
+        {"b3": f"{TRACE}-{SPAN}-1"},
+        {"x-b3-traceid": TRACE, "x-b3-spanid": SPAN, "x-b3-sampled": "1"},
+    ],
+)
+def test_a_sampled_parent_is_heeded_in_each_form(headers: dict[str, str]) -> None:
+    """Whatever the share of new traces is; and the answer is in W3C's form and in the one that came."""
+    by = tracer(sampling=0.0)
+    told = called(by, headers)
+    [span] = by.taken()
+    assert (span.at.trace_id, span.at.parent) == (TRACE, SPAN)
+    assert told["traceparent"] == f"00-{TRACE}-{span.at.span_id}-01"
+    assert told.keys() >= headers.keys()
+    if "b3" in headers:
+        assert told["b3"] == f"{TRACE}-{span.at.span_id}-1"
+
+
+@pytest.mark.parametrize("headers", [{"traceparent": f"00-{TRACE}-{SPAN}-00"}, {"b3": f"{TRACE}-{SPAN}-0"}])
+def test_an_unsampled_parent_is_heeded_too(headers: dict[str, str]) -> None:
+    """No span, and its context goes on as it is."""
+    by = tracer(sampling=100.0)
+    assert called(by, headers) == {} and by.taken() == []
+
+
+@pytest.mark.parametrize("header", ["garbage", f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01"])
+def test_a_parent_that_is_none_begins_no_trace(header: str) -> None:
+    """W3C Trace Context: an invalid traceparent is as good as none."""
+    by = tracer(sampling=100.0)
+    called(by, {"traceparent": header})
+    called(by, {"x-b3-traceid": header, "x-b3-spanid": "no hex"})
+    span, other = by.taken()
+    assert other.at.parent == ""
+    assert span.at.parent == "" and span.at.trace_id not in header
+
+
+def test_a_decision_against_a_trace_is_told_to_those_who_are_called() -> None:
+    """Or each of them would decide anew, and traces began in the middle."""
+    by = tracer(sampling=0.0)
+    served = Served("GET", "/", propagation.Carried(), 0.0)
+    served.carried = carried(x_request_id="1")
+    handed = by.serving(served)
+    assert handed is not None and (handed.get("traceparent") or "").endswith("-00")
+    assert handed.headers[-1][0] == b"x-request-id" and served.mark is None
+
+
+def test_the_servers_span_is_the_parent_of_what_it_calls() -> None:
+    """The application need not copy a header."""
+    by = tracer()
+    served = Served("GET", "/", propagation.Carried(), 0.0)
+    served.carried = carried(traceparent=f"00-{TRACE}-{SPAN}-01")
+    handed = by.serving(served)
+    assert handed is not None and isinstance(served.mark, Trace)
+    assert handed.get("traceparent") == f"00-{TRACE}-{served.mark.span_id}-01"
+    assert served.mark.parent == SPAN
+
+
+def test_spans_that_nobody_takes_are_dropped_and_counted() -> None:
+    """The queue is bounded; the oldest go first."""
+    by = tracer()
+    for number in range(MAX_SPANS + 5):
+        by._keep(Ended(Trace(TRACE, f"{number:016x}"), 2, "GET", 0.0, 1.0, (), ""))
+    assert by.dropped == 5
+    assert by.taken()[0].at.span_id == f"{5:016x}"
+
+
+def test_a_call_without_a_trace_changes_no_header() -> None:
+    """Unsampled is next to nothing: what goes on the wire is what went before."""
+    assert called(tracer(sampling=0.0), {}) == {}
