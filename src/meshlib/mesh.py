@@ -337,6 +337,7 @@ class Mesh:
         self._thread: threading.Thread | None = None
         self._health: HealthChecker | None = None
         self._is_started = False
+        self._has_waited = False
         self._closing = threading.Event()
         self._ready_thread: threading.Thread | None = None
 
@@ -448,6 +449,10 @@ class Mesh:
 
     def _publish(self, snapshot: Snapshot) -> None:
         """The feed has news: compile, swap, wake who waits. On the feed thread."""
+        if self._identity is not None and not self._has_waited:
+            # What comes first may say that calls need a certificate; those who make them wait for this feed anyway.
+            self._has_waited = True
+            self.wait_for_credentials()
         try:
             self._live = compile_live(snapshot, self._live, self._rng, self.settings.locality, time.monotonic())
         except Exception:

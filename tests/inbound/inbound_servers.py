@@ -23,9 +23,9 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def uvicorn_server(app: Any) -> Iterator[str]:
+def uvicorn_server(app: Any, **options: Any) -> Iterator[str]:
     """Serves `app`; yields its URL."""
-    server = _Server(uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=5))
+    server = _Server(uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=5, **options))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],), name="uvicorn")
         thread.start()

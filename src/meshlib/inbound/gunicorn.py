@@ -1,6 +1,7 @@
 """How does gunicorn serve the mesh's mTLS? Workers that take each connection as `serve` says.
 
-`gunicorn -k meshlib.inbound.gunicorn.SyncWorker app:app`, with the application wrapped by `mesh.wsgi`.
+`gunicorn -k meshlib.inbound.gunicorn.Sync app:app`, with the application wrapped by `mesh.wsgi`. The names are short
+because gunicorn puts its own gthread in the place of what ends in SyncWorker where there are threads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gunicorn.workers.sync import SyncWorker as GunicornSync  # type: ignore[imp
 from meshlib.inbound.serve import registered
 
 
-class SyncWorker(GunicornSync):  # type: ignore[misc]
+class Sync(GunicornSync):  # type: ignore[misc]
     """One connection at a time, as gunicorn's: a client that only opens one holds it up for the handshake's limit."""
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -24,7 +25,7 @@ class SyncWorker(GunicornSync):  # type: ignore[misc]
         super().handle(listener, client, addr)
 
 
-class ThreadWorker(GunicornThreads):  # type: ignore[misc]
+class Threads(GunicornThreads):  # type: ignore[misc]
     """gthread; the handshake is made on a thread of the pool."""
 
     def enqueue_req(self, conn: Any) -> None:
