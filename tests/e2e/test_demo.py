@@ -149,6 +149,31 @@ def test_everybody_is_connected_and_in_sync(demo: Demo) -> None:
     assert not any("NACKED" in row for row in rows)
 
 
+def test_a_page_is_one_trace(demo: Demo) -> None:
+    """Gateway, page, details and reviews in one tree below whoever asked; no service copies a header for that."""
+    trace_id, caller = "5b" * 16, "7c" * 8
+    browser, admin = demo.browser(), demo.line(r"admin (http://[^;\s]+)")[1]
+    asked = {"traceparent": f"00-{trace_id}-{caller}-01"}
+    assert browser.get("/productpage", headers=asked).status_code == 200
+    started = time.monotonic()
+    while True:
+        answer = httpx.get(f"{admin}/v1/traces/{trace_id}", trust_env=False)
+        spans = answer.json()["spans"] if answer.status_code == 200 else []
+        known = {caller, *(each["span_id"] for each in spans)}
+        if len(spans) >= 6 and all(each["parent_id"] in known for each in spans):
+            break
+        assert time.monotonic() - started < 30, f"no whole tree, but {spans}"
+        time.sleep(0.1)
+    assert [each["service"] for each in spans if each["parent_id"] == caller] == ["istio-ingressgateway"]
+    assert {each["service"] for each in spans} >= {"istio-ingressgateway", "productpage", "details", "reviews"}
+    servers = {each["service"]: each for each in spans if each["kind"] == "server"}
+    by_id = {each["span_id"]: each for each in spans}
+    assert by_id[servers["details"]["parent_id"]]["service"] == "productpage"
+    called = dict(by_id[servers["reviews"]["parent_id"]]["attributes"])
+    assert called["mesh.cluster"] == "outbound|9080||reviews.default.svc.cluster.local"
+    assert called["mesh.response_flags"] == "-" and called["mesh.attempts"] == "1"
+
+
 class Load:
     """Pages, one after the other, on three threads, until stop()."""
 
