@@ -27,6 +27,18 @@ def app(environ, start_response):
 
 app = meshlib.connect().wsgi(app)
 """
+ASGI_APP = """
+import meshlib
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        peer = scope["state"].get("meshlib.peer")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        body = f"{peer.identity if peer else 'nobody'} {scope['scheme']}".encode()
+        await send({"type": "http.response.body", "body": body})
+
+app = meshlib.connect().asgi(app)
+"""
 STRICT = """
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -35,7 +47,7 @@ spec: {mtls: {mode: STRICT}}
 """
 
 
-@pytest.mark.parametrize("worker", ["Sync", "Threads"])
+@pytest.mark.parametrize("worker", ["gunicorn.Sync", "gunicorn.Threads", "gunicorn_uvicorn.Uvicorn"])
 def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
     """The peer is identified, kept-alive connections go on, and plaintext to a STRICT port gets no answer."""
     authority = TestCA()
@@ -47,7 +59,7 @@ def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
     (identity / "tls.key").write_bytes(mine.private_key)
     (identity / "ca.crt").write_bytes(authority.root)
     (mesh / "strict.yaml").write_text(STRICT)
-    (tmp_path / "served.py").write_text(APP)
+    (tmp_path / "served.py").write_text(ASGI_APP if "uvicorn" in worker else APP)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -56,7 +68,7 @@ def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
         "MESHLIB_IDENTITY": f"files:{identity}",
         "MESHLIB_FAILURE_POLICY": "deny",
     }
-    command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", f"meshlib.inbound.gunicorn.{worker}"]
+    command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", f"meshlib.inbound.{worker}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--threads", "4", "served:app"], cwd=tmp_path, env=environment, stdout=log, stderr=log

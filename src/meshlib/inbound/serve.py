@@ -97,7 +97,9 @@ class Listening:
 
 
 def log_refusal(address: str, port: int, error: Exception) -> None:
-    _log.warning("connection from %s to port %d refused: %s", address, port, str(error) or type(error).__name__)
+    # One that only knocks is a probe's, mostly, and nothing was refused.
+    level = logging.DEBUG if isinstance(error, ConnectionResetError) else logging.WARNING
+    _log.log(level, "connection from %s to port %d refused: %s", address, port, str(error) or type(error).__name__)
 
 
 def _await(sock: socket.socket, event: int, deadline: float) -> None:
