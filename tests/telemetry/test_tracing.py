@@ -114,3 +114,31 @@ def test_spans_that_nobody_takes_are_dropped_and_counted() -> None:
 def test_a_call_without_a_trace_changes_no_header() -> None:
     """Unsampled is next to nothing: what goes on the wire is what went before."""
     assert called(tracer(sampling=0.0), {}) == {}
+
+
+def test_an_exemplar_names_a_span_that_exists() -> None:
+    """The bucket leads to the trace, and to the very span in it."""
+    recorder = Recorder(time.time)
+    with mesh() as anybody:
+        by = Tracer(Meter(recorder, anybody.node), 100.0, random.Random(1), 0.0)
+    called(by, {})
+    [span] = by.taken()
+    [exemplar] = recorder.series()[0].exemplars.values()
+    assert (exemplar.trace_id, exemplar.span_id) == (span.at.trace_id, span.at.span_id)
+
+
+def test_a_grpc_call_is_named_by_its_method() -> None:
+    """As OpenTelemetry's conventions for RPC want it."""
+    by = tracer(sampling=100.0)
+    given = context(service("reviews:9080", [("10.0.0.1", 1)]))._replace(observer=by, call=(call := Call()))
+    flow = outbound_call(
+        request("http://reviews:9080/pkg.Svc/Get", "POST", {"content-type": "application/grpc"}), given
+    )
+    next(flow)
+    flow.send(Outcome(200))
+    call.grpc_status = "14"
+    flow.close()
+    [span] = by.taken()
+    told = dict(span.attributes)
+    assert span.name == "pkg.Svc/Get"
+    assert (told["rpc.system.name"], told["rpc.status_code"]) == ("grpc", "UNAVAILABLE")

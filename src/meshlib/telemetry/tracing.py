@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshlib.model import HeaderOperations, HeaderView
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
+from meshlib.telemetry.labels import is_grpc
 
 if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -130,8 +131,10 @@ class Tracer:
         self._keep(Ended(at, _CLIENT, method, attempt.began, attempt.ended, tuple(attributes), _error(status, failure)))
 
     def call_ended(self, call: Call) -> None:
-        mark = call.mark
+        if call.mark is not None and len(call.tried) == 1:
+            call.mark = call.mark._replace(span_id=call.tried[0][0].mark)  # before an exemplar names it
         self._inner.call_ended(call)
+        mark = call.mark
         if mark is None or call.request is None:
             return
         request, last = call.request, call.last
@@ -159,9 +162,11 @@ class Tracer:
         if len(call.tried) > 1:
             for attempt, status, failure in call.tried:
                 self._attempt_span(call, attempt, status, failure)
-        elif call.tried:
-            mark = mark._replace(span_id=call.tried[0][0].mark)
-        self._keep(Ended(mark, _CLIENT, request.method, call.began, call.ended, tuple(attributes), error))
+        name = request.method
+        if call.grpc_status or is_grpc(request.headers.get("content-type")):
+            name = request.path.lstrip("/")
+            attributes += _rpc(name, call.grpc_status)
+        self._keep(Ended(mark, _CLIENT, name, call.began, call.ended, tuple(attributes), error))
 
     # Requests
 
@@ -204,6 +209,9 @@ class Tracer:
             attributes.append(("http.route", served.route))
         error = _error(served.status, served.flags) if served.status >= 500 or not served.status else ""
         name = f"{served.method} {served.route}".rstrip()
+        if served.grpc_status or is_grpc(served.headers.get("content-type")):
+            name = path.lstrip("/")
+            attributes += _rpc(name, served.grpc_status)
         self._keep(Ended(mark, _SERVER, name, served.began, served.ended, tuple(attributes), error))
 
     def _keep(self, span: Ended) -> None:
@@ -236,6 +244,21 @@ class Tracer:
                 set_attributes(span.attributes, [("error.type", each.error)])
             found.append(span)
         return found
+
+
+def _rpc(method: str, status: str) -> list[tuple[str, object]]:
+    """OpenTelemetry's conventions for RPC; status: gRPC's number, "" if unknown."""
+    told: list[tuple[str, object]] = [("rpc.system.name", "grpc"), ("rpc.method", method)]
+    if status.isdigit() and int(status) < len(_GRPC):
+        told.append(("rpc.status_code", _GRPC[int(status)]))
+    return told
+
+
+_GRPC = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
 
 
 def _error(status: int, told: str) -> str:
