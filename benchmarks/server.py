@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+_SECONDS = float(sys.argv[1]) if __name__ == "__main__" and len(sys.argv) > 1 else 0.0
 _BODY = b'{"id": 0, "ratings": {"Reviewer1": 5, "Reviewer2": 4}}'
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nserver: benchmark\r\ncontent-length: %d\r\n\r\n%b" % (
     len(_BODY),

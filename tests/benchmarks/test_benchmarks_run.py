@@ -77,3 +77,19 @@ def test_every_policy_picks_at_every_size() -> None:
         (policy.lower(), size) for policy in LoadBalancing for size in (10, 1_000, 10_000)
     ]
     assert all(row["microseconds"] > 0 and row["ratio"] > 0 and row["rebuild_ms"] > 0 for row in found["picks"])
+
+
+@pytest.mark.processes
+def test_what_mtls_costs_is_measured() -> None:
+    """With and without, bare and meshed."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.mtls", "--quick"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [line.partition("  ")[0] for line in found.stdout.splitlines()] == [
+        "httpx",
+        "httpx, mTLS",
+        "meshed",
+        "meshed, mTLS",
+        "httpx, new connection",
+        "httpx, mTLS, new connection",
+    ]

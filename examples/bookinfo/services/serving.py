@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+IS_BARE = os.environ.get("BOOKINFO_MESH") == "off"
 VERSION = os.environ.get("SERVICE_VERSION", "v1")
 
 # Longer than any client keeps an idle connection: a server that closes first loses the request that is on its way.
@@ -59,6 +60,7 @@ def serve_asgi(service: str, create_app: Callable[[], ASGIApp]) -> None:
     write_lines_to_stdout()
     config = uvicorn.Config(
         create_app(),
+        http="auto" if IS_BARE else "meshlib.inbound.serve:uvicorn_protocol",  # mTLS, where there is an identity
         access_log=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
@@ -81,7 +83,7 @@ def serve_wsgi(service: str, create_app: Callable[[], WSGIApplication]) -> None:
     host, port = address()
     settings = {
         "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        "worker_class": "gthread",
+        "worker_class": "gthread" if IS_BARE else "meshlib.inbound.gunicorn.Threads",
         "threads": 16,
         "keepalive": KEEP_ALIVE,
         "graceful_timeout": GRACE,
