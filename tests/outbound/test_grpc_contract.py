@@ -24,7 +24,9 @@ from meshlib.model import (
     OutlierDetection,
     RetryPolicy,
 )
+from meshlib.outbound.grpc_terms import Call, Terms
 from meshlib.policy import propagation
+from meshlib.policy.steps import Send
 from snapshots import forward, mesh, publish, route, service, snapshot
 
 TARGET = "ratings:9080"
@@ -107,9 +109,11 @@ def test_what_fails_before_the_first_message_is_tried_again(
         arity(request)
         assert len(peer.requests) == 1 + int(request[-1:])
     peer.requests.clear()
-    assert call.collect([b"fail 1", b"more"]) == b"peer:fail 1,more"
+    # grpc.aio itself turns a status that comes while it is sending into INTERNAL, so it has nothing left to send.
+    more = [] if name.startswith("aio") else [b"more"]
+    assert call.collect([b"fail 1", *more]) == b",".join((b"peer:fail 1", *more))
     peer.requests.clear()
-    assert call.echo([b"fail 1", b"more"]) == [b"fail 1", b"more"]
+    assert call.echo([b"fail 1", *more]) == [b"fail 1", *more]
     if name in OF_CHANNELS:
         assert peer.metadata[-1]["grpc-previous-rpc-attempts"] == "1"
     peer.requests.clear()
@@ -323,3 +327,27 @@ def test_an_endpoint_that_fails_is_ejected(name: str, open_face: Open, here: Mes
     cluster = here.live.cluster(TARGET)
     assert cluster is not None
     assert cluster.state.ejected == 1
+
+
+def test_judging_a_failure_waits_for_no_metadata(here: Mesh) -> None:
+    """gRPC tells of a call's end, now and then, before it tells of its initial metadata, on one and the same thread:
+    whoever asks for these there waits for ever."""
+
+    class Failed:
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return "not now"
+
+        def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+            return (("grpc-retry-pushback-ms", "10"),)
+
+    publish(here, service(TARGET, [("127.0.0.1", 1)]))
+    call = Call(here, TARGET, "/a/b", Terms())
+    step = next(call.flow())
+    assert isinstance(step, Send)
+    outcome = call.outcome(Failed(), step, time.monotonic())
+    assert (outcome.status, outcome.grpc_status) == (503, 14)
+    assert outcome.headers is not None
+    assert outcome.headers.get("grpc-retry-pushback-ms") == "10"

@@ -99,7 +99,7 @@ class _Blocking:
         finally:
             ended()
         if reports_load(step):
-            return Outcome(200, MetadataView((*self._got[1].initial_metadata(), *self._got[1].trailing_metadata())))
+            return Outcome(200, MetadataView(self._got[1].trailing_metadata()))
         return OK
 
     def _unconnected(self, error: OSError) -> Outcome:

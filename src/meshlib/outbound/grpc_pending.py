@@ -18,12 +18,11 @@ from typing import Any
 
 import grpc
 
-from meshlib.model import Outcome
+from meshlib.model import HeaderOperations, Outcome
 from meshlib.outbound.drive import drive
 from meshlib.outbound.grpc_terms import (
     OK,
     Call,
-    Metadata,
     MetadataView,
     Refusal,
     answer,
@@ -149,7 +148,7 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
         self._is_on_thread = False
         """A thread that may wait drives the rest, and alone reads from attempts until there is a final one."""
         self._early: deque[Any] = deque()
-        self._metadata: Metadata | None = None
+        self._operations: tuple[HeaderOperations, ...] = ()
         self._is_cancelled = False
         self._is_over = False
         self._callbacks: list[Callable[[], None]] = []
@@ -279,7 +278,7 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
             self._failure = outcome.failure
             return outcome
         if reports_load(step):
-            return Outcome(200, MetadataView((*native.initial_metadata(), *native.trailing_metadata())))
+            return Outcome(200, MetadataView(native.trailing_metadata()))
         return OK
 
     # The end, or at least the head
@@ -291,8 +290,7 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
             native = as_told(_error_of(native), self._failure, step, None if sent is None else sent.endpoint)
             self._refuse(native, can_block=False, native=self._native)
             return
-        if step.headers:
-            self._metadata = applied(step.headers, native.initial_metadata() or ())
+        self._operations = step.headers
         if self._is_stream:
             self._idle_timeout = step.idle_timeout
             with self._changed:
@@ -466,7 +464,8 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
             self._find_head(reading=False)
         else:
             self._await_end()
-        return self._final.initial_metadata() if self._metadata is None else self._metadata
+        metadata = self._final.initial_metadata()
+        return applied(self._operations, metadata or ()) if self._operations else metadata
 
     def trailing_metadata(self) -> Any:
         self._await_end()

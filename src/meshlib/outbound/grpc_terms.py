@@ -164,8 +164,8 @@ class Call:
                 return Outcome(None, None, REFUSED_STREAM, is_replayable)
             if _BROKEN.search(details):
                 return Outcome(None, None, RESET, is_replayable)
-        metadata = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
-        view = MetadataView(metadata, str(number))
+        # Not its initial metadata: they may be still to come, and by the very thread of gRPC that asks here.
+        view = MetadataView(error.trailing_metadata(), str(number))
         return Outcome(_HTTP_OF[number] if number < len(_HTTP_OF) else 500, view, "", is_replayable, number)
 
 
