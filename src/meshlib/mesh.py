@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from meshlib.identity.access import Access
     from meshlib.identity.credentials import Credentials, CredentialsSource
     from meshlib.inbound.admit import Reception
+    from meshlib.inbound.grpc import Porch
     from meshlib.inbound.serve import Listening
     from meshlib.policy.explain import Explanation
     from meshlib.policy.guard import Guard
@@ -790,6 +791,30 @@ class Mesh:
             on_serving=self.serve,
             reception=self.reception(),
             observer=self._who_observes,
+        )
+
+    def grpc_server_interceptors(self, port: int = 0) -> list[Any]:
+        """Interceptors for `grpc.server(pool, interceptors=[...])`, before any others: who may call, what a request
+        brings, and what is measured, as `asgi` does it for HTTP. Registers this process once it serves.
+
+        port: the one that the server listens on, which gRPC does not tell; default that of `settings.address`.
+        """
+        from meshlib.inbound.grpc import MeshServerInterceptor
+
+        return [MeshServerInterceptor(self._porch(port))]
+
+    def grpc_aio_server_interceptors(self, port: int = 0) -> list[Any]:
+        """`grpc_server_interceptors`, for `grpc.aio.server(interceptors=[...])`."""
+        from meshlib.inbound.grpc import MeshAioServerInterceptor
+
+        return [MeshAioServerInterceptor(self._porch(port))]
+
+    def _porch(self, port: int) -> Porch:
+        from meshlib.inbound.grpc import Porch
+
+        self.serve()  # no hook of gRPC's tells that a server has started; our own port is asked
+        return Porch(
+            self.reception(), self._who_observes, port or self.node.workload.port, self.settings.forward_headers
         )
 
     def metrics(self, accept: str = "") -> tuple[str, bytes]:

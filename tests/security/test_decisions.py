@@ -1,10 +1,12 @@
-"""The table of decisions, by the guard itself and through ASGI and WSGI."""
+"""The table of decisions, by the guard itself and through ASGI, WSGI and gRPC."""
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from meshlib.inbound.peer import PEER
@@ -88,6 +90,58 @@ def test_wsgi_decides_as_the_specification_says() -> None:
         if statuses[0].startswith("200") is not given.is_allowed:
             wrong.append((given, statuses))
     assert not wrong
+
+
+class _GrpcContext:
+    """What gRPC tells of a call: names as grpcio gives them, from the given peer."""
+
+    def __init__(self, given: Decision) -> None:
+        self.given, self.code = given, grpc.StatusCode.OK
+        self._rpc_event = SimpleNamespace(call_details=SimpleNamespace(host=given.host.encode()))
+
+    def invocation_metadata(self) -> Any:
+        return self.given.headers
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        who = self.given.peer.identity
+        found = {"transport_security_type": [b"ssl"]} if self.given.peer.is_tls else {}
+        return found if who is None else found | {"peer_spiffe_id": [who.uri.encode()]}
+
+    def peer(self) -> str:
+        return f"ipv4:{self.given.peer.address}:50000"
+
+    def time_remaining(self) -> None:
+        return None
+
+    def add_callback(self, callback: Any) -> bool:
+        return True
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.code = code
+        raise RuntimeError(details)
+
+
+def test_grpc_decides_as_the_specification_says() -> None:
+    """Every decision that can be said in gRPC, where each call is a POST, through the server interceptor."""
+    wrong, asked = [], 0
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+    for given in DECISIONS:
+        method, _, path = given.target.partition(" ")
+        if "ethods:" in given.spec and method != "POST":
+            continue
+        asked += 1
+        context = _GrpcContext(given)
+        with mesh(Snapshot(inbound=(inbound(given.spec),), complete=True)) as made:
+            [interceptor] = made.grpc_server_interceptors(given.peer.local_port)
+            details = SimpleNamespace(method=path, invocation_metadata=given.headers)
+            try:
+                interceptor.intercept_service(lambda _: handler, details).unary_unary(b"", context)
+            except RuntimeError:
+                assert context.code is grpc.StatusCode.PERMISSION_DENIED
+        if (context.code is grpc.StatusCode.OK) is not given.is_allowed:
+            wrong.append((given, context.code))
+    assert not wrong
+    assert asked >= 180
 
 
 def test_a_denial_names_rule_file_and_line() -> None:

@@ -54,17 +54,28 @@ _GRPC_UNAUTHENTICATED = 16
 _TEXT = (b"content-type", b"text/plain")
 
 
+class AuthorityUntold(Exception):
+    """The server does not tell whom the call was made for (grpc.aio), or the caller has not said it."""
+
+
 class Call:
     """One call, while it is judged."""
 
-    __slots__ = ("_remote", "_trusted_hops", "authority", "claims", "headers", "local_port", "method", "path", "peer")
+    __slots__ = ("_authority", "_remote", "_trusted_hops", "claims", "headers", "local_port", "method", "path", "peer")
 
     def __init__(self, request: Request, peer: Peer, path: str, trusted_hops: int, claims: Mapping[str, Any] | None):
-        self.method, self.authority, self.headers = request.method, request.authority, request.headers
+        self.method, self._authority, self.headers = request.method, request.authority, request.headers
         self.peer, self.path, self.local_port = peer, path, peer.local_port
         self.claims = claims
         self._trusted_hops = trusted_hops
         self._remote: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """Raises AuthorityUntold: a rule that would turn away by it must not let pass what has none."""
+        if not self._authority:
+            raise AuthorityUntold
+        return self._authority
 
     def address(self, of: str) -> str:
         if of != "remote":
@@ -369,6 +380,8 @@ def guard_of(snapshot: Snapshot, previous: Guard | None, before: Snapshot | None
 
 
 def _failed(error: Exception) -> Deny:
+    if isinstance(error, AuthorityUntold):
+        return _denied("rbac_access_denied", reason="a rule asks for the host, and this call has none that is known")
     _log.exception("a decision failed, and denies", exc_info=error)
     return _denied("rbac_access_denied", reason=f"the decision failed: {type(error).__name__}")
 

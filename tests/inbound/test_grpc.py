@@ -1,0 +1,350 @@
+"""What a gRPC call brings is in force in its handler and who may not call does not reach it, sync and aio."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+import pytest
+
+from certificates import TestCA
+from meshlib.mesh import Mesh
+from meshlib.model import Snapshot
+from meshlib.policy.observer import Served
+from meshlib.policy.propagation import current
+from outbound.grpc_peers import SERVICE, AioFace, GrpcPeer, SyncFace
+from security.decisions import inbound
+from snapshots import mesh, service
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Watcher:
+    """An observer that keeps what was served."""
+
+    def __init__(self) -> None:
+        self.all: queue.Queue[Served] = queue.Queue()
+
+    def serving(self, served: Served) -> None:
+        return None
+
+    def served(self, served: Served) -> None:
+        self.all.put(served)
+
+    def next(self) -> Served:
+        return self.all.get(timeout=20)
+
+
+class SyncHome:
+    """A sync server whose handlers do as the request says: `raise`, `abort`, `hold`; else they tell `seen`."""
+
+    def __init__(self, of: Mesh, seen: Any, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._pool = ThreadPoolExecutor(8)
+        self._server = grpc.server(self._pool, interceptors=of.grpc_server_interceptors(8080))
+        handlers = {
+            "UnaryUnary": grpc.unary_unary_rpc_method_handler(self._one),
+            "UnaryStream": grpc.unary_stream_rpc_method_handler(self._many),
+            "StreamUnary": grpc.stream_unary_rpc_method_handler(lambda them, context: self._one(next(them), context)),
+            "StreamStream": grpc.stream_stream_rpc_method_handler(self._each),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        self.seen, self.started = seen, queue.Queue[Any]()
+        if credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._server.stop(0).wait(10)
+        self._pool.shutdown()
+
+    def _one(self, request: bytes, context: Any) -> bytes:
+        self.started.put(context)
+        if request == b"raise":
+            raise RuntimeError("as asked")
+        if request == b"abort":
+            context.abort(grpc.StatusCode.NOT_FOUND, "as asked")
+        if request == b"hold":
+            while context.is_active():
+                time.sleep(0.005)
+        return bytes(self.seen(context))
+
+    def _many(self, request: bytes, context: Any) -> Iterator[bytes]:
+        yield self._one(request, context)
+        yield bytes(self.seen(context))
+
+    def _each(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        for request in requests:
+            yield self._one(request, context)
+
+
+class AioHome:
+    """The same on an event loop in a thread of its own. Streams: one by a generator, one by writes."""
+
+    def __init__(self, of: Mesh, seen: Any, credentials: grpc.ServerCredentials | None = None) -> None:
+        self.mesh, self.seen, self.credentials = of, seen, credentials
+        self.started = queue.Queue[Any]()
+        self._ready: queue.Queue[int] = queue.Queue()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        self._run = self._pool.submit(asyncio.run, self._serve())
+        self.port = self._ready.get(timeout=20)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._run.result(20)
+        self._pool.shutdown()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = grpc.aio.server(interceptors=self.mesh.grpc_aio_server_interceptors(8080))
+        handlers = {
+            "UnaryUnary": grpc.unary_unary_rpc_method_handler(self._one),
+            "UnaryStream": grpc.unary_stream_rpc_method_handler(self._many),
+            "StreamUnary": grpc.stream_unary_rpc_method_handler(self._first),
+            "StreamStream": grpc.stream_stream_rpc_method_handler(self._each),
+            "Plain": grpc.unary_unary_rpc_method_handler(lambda request, context: bytes(self.seen(context))),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        if self.credentials is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = server.add_secure_port("127.0.0.1:0", self.credentials)
+        await server.start()
+        self._ready.put(port)
+        await self._stop.wait()
+        await server.stop(0)
+
+    async def _one(self, request: bytes, context: Any) -> bytes:
+        self.started.put(context)
+        if request == b"raise":
+            raise RuntimeError("as asked")
+        if request == b"abort":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "as asked")
+        if request == b"hold":
+            await asyncio.Event().wait()
+        return bytes(await asyncio.to_thread(self.seen, context))
+
+    async def _many(self, request: bytes, context: Any) -> Any:
+        yield await self._one(request, context)
+        yield bytes(self.seen(context))
+
+    async def _first(self, requests: Any, context: Any) -> bytes:
+        return await self._one(await anext(aiter(requests)), context)
+
+    async def _each(self, requests: Any, context: Any) -> None:
+        async for request in requests:
+            await context.write(await self._one(request, context))
+
+
+@pytest.fixture(params=[SyncHome, AioHome])
+def home(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def _channel(port: int) -> SyncFace:
+    return SyncFace(grpc.insecure_channel(f"127.0.0.1:{port}"))
+
+
+def _carried(context: Any) -> bytes:
+    carried = current.get()
+    assert carried is not None
+    return ",".join(filter(None, (carried.get("traceparent"), carried.get("tenant")))).encode()
+
+
+def test_what_a_call_brings_is_in_force_in_handlers_of_every_arity(home: Any) -> None:
+    """Trace context and forwarded headers, in the handler and in threads that it starts."""
+    with mesh(forward_headers=("tenant",)) as made, home(made, _carried) as serving:
+        channel = _channel(serving.port)
+        found = channel.every(b"", metadata=(("traceparent", TRACE), ("tenant", "a"), ("cookie", "b")))
+        assert found == [f"{TRACE},a".encode()] * 4
+        assert current.get() is None
+        channel.close()
+
+
+@pytest.mark.parametrize("client", ["sync", "aio"])
+def test_calls_made_in_a_handler_hand_on_id_and_deadline(home: Any, client: str) -> None:
+    """Two hops over real channels: the second server gets the first one's request id, and no more time than is left."""
+    with GrpcPeer() as behind, mesh(service("ratings:9080", [behind.address])) as made:
+        faces: list[Any] = []
+
+        def ask(context: Any) -> bytes:
+            face: Any
+            if client == "sync":
+                face = SyncFace(made.grpc_channel("ratings:9080"))
+            else:
+                face = AioFace(lambda: made.grpc_aio_channel("ratings:9080"))
+            faces.append(face)
+            try:
+                return bytes(face.unary(dict(context.invocation_metadata())["x-request-id"].encode()))
+            finally:
+                face.close()
+
+        with home(made, ask) as serving:
+            channel = _channel(serving.port)
+            answer = channel.unary(b"", timeout=30.0)
+            assert answer == b"peer:" + behind.metadata[0]["x-request-id"].encode()
+            channel.close()
+
+
+def test_a_call_whose_time_is_over_is_not_started(home: Any) -> None:
+    """The deadline that an HTTP caller further out has set has passed."""
+    watcher = Watcher()
+    with mesh() as made:
+        made._observer = watcher  # type: ignore[assignment]
+        interceptors = made.grpc_server_interceptors()
+        porch = interceptors[0]._porch
+        clock = iter(range(0, 100_000, 1000))
+        porch.clock = lambda: float(next(clock))  # each look takes a quarter of an hour
+        made.grpc_server_interceptors = lambda port=0: interceptors  # type: ignore[method-assign]
+        from meshlib.inbound.grpc import MeshAioServerInterceptor
+
+        made.grpc_aio_server_interceptors = lambda port=0: [MeshAioServerInterceptor(porch)]  # type: ignore[method-assign]
+        with home(made, _carried) as serving:
+            channel = _channel(serving.port)
+            for call in (channel.unary, channel.stream):
+                with pytest.raises(grpc.RpcError) as raised:
+                    call(b"", metadata=(("x-envoy-expected-rq-timeout-ms", "1000"),))
+                assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+                assert raised.value.details() == "upstream request timeout"  # type: ignore[attr-defined]
+                served = watcher.next()
+                assert (served.grpc_status, served.flags) == ("4", "UT")
+            assert serving.started.empty()
+            channel.close()
+
+
+def test_who_may_not_call_reaches_no_handler_and_learns_no_methods(home: Any) -> None:
+    """Every arity is refused with the sidecar's words, and so is a method that does not exist."""
+    watcher = Watcher()
+    with mesh(Snapshot(inbound=(inbound("{}"),), complete=True)) as made:
+        made._observer = watcher  # type: ignore[assignment]
+        with home(made, _carried) as serving:
+            channel = _channel(serving.port)
+            unknown = channel.channel.unary_unary(f"/{SERVICE}/Nothing")
+            calls: list[Any] = [
+                lambda: channel.unary(b""), lambda: channel.stream(b""), lambda: channel.collect([b""]),
+                lambda: channel.echo([b""]), lambda: unknown(b""),
+            ]  # fmt: skip
+            for call in calls:
+                with pytest.raises(grpc.RpcError) as raised:
+                    call()
+                assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+                assert raised.value.details() == "RBAC: access denied"  # type: ignore[attr-defined]
+                served = watcher.next()
+                assert (served.status, served.grpc_status, served.reason) == (
+                    200,
+                    "7",
+                    "rbac_access_denied_matched_policy[none]",
+                )
+            assert serving.started.empty()
+            channel.close()
+
+
+def test_rules_see_a_post_of_the_method(home: Any) -> None:
+    """One method is open, another is not."""
+    rules = f"{{rules: [{{to: [{{operation: {{methods: [POST], paths: ['/{SERVICE}/UnaryUnary']}}}}]}}]}}"
+    with mesh(Snapshot(inbound=(inbound(rules),), complete=True)) as made, home(made, lambda context: b"in") as serving:
+        channel = _channel(serving.port)
+        assert channel.unary(b"") == b"in"
+        with pytest.raises(grpc.RpcError):
+            channel.stream(b"")
+        channel.close()
+
+
+def test_where_the_host_is_not_told_a_rule_about_hosts_denies() -> None:
+    """asyncio's servers don't tell the authority; a DENY rule must not be passed by that."""
+    rules = "{action: DENY, rules: [{to: [{operation: {hosts: [secret]}}]}]}"
+    given = Snapshot(inbound=(inbound(rules),), complete=True)
+    for home, is_allowed in ((SyncHome, True), (AioHome, False)):
+        with mesh(given) as made, home(made, lambda context: b"in") as serving:
+            channel = _channel(serving.port)
+            if is_allowed:
+                assert channel.unary(b"") == b"in"
+            else:
+                with pytest.raises(grpc.RpcError) as raised:
+                    channel.unary(b"")
+                assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+            channel.close()
+
+
+def test_how_a_call_ended_is_told(home: Any) -> None:
+    """OK, an abort, an exception, a method that does not exist, a caller that goes away: once each."""
+    watcher = Watcher()
+    with mesh() as made:
+        made._observer = watcher  # type: ignore[assignment]
+        with home(made, lambda context: b"in") as serving:
+            channel = _channel(serving.port)
+            assert channel.unary(b"") == b"in"
+            served = watcher.next()
+            assert (served.path, served.status, served.grpc_status) == (f"/{SERVICE}/UnaryUnary", 200, "0")
+            assert served.ended >= served.began and served.client == "127.0.0.1"
+            for command, status in ((b"abort", "5"), (b"raise", "2")):
+                for call in (channel.unary, channel.stream):
+                    with pytest.raises(grpc.RpcError):
+                        call(command)
+                    assert watcher.next().grpc_status == status
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.channel.unary_unary(f"/{SERVICE}/Nothing")(b"")
+            assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+            assert watcher.next().grpc_status == "12"
+            while not serving.started.empty():
+                serving.started.get()
+            assert channel.cancelled(b"hold", lambda: serving.started.get(timeout=20)) is grpc.StatusCode.CANCELLED
+            served = watcher.next()
+            assert (served.status, served.flags) == (0, "DC")
+            assert watcher.all.empty()
+            channel.close()
+
+
+def test_plain_functions_on_an_asyncio_server_are_served_too() -> None:
+    """grpc.aio runs them in its threads; they are judged, carry and are measured as others."""
+    watcher = Watcher()
+    with mesh() as made:
+        made._observer = watcher  # type: ignore[assignment]
+        with AioHome(made, _carried) as serving:
+            channel = _channel(serving.port)
+            call = channel.channel.unary_unary(f"/{SERVICE}/Plain")
+            assert call(b"", metadata=(("traceparent", TRACE),)) == TRACE.encode()
+            assert watcher.next().grpc_status == "0"
+            channel.close()
+
+
+def test_a_caller_is_who_its_certificate_says_and_no_header(home: Any) -> None:
+    """The SPIFFE ID of a verified certificate decides, and what claims to be forwarded is not seen."""
+    ca = TestCA()
+    server, client = (ca.credentials(account, dns=(account,)) for account in ("reviews", "sleep"))
+    accepted = grpc.ssl_server_credentials(
+        [(server.private_key, server.certificate_chain)], ca.root, require_client_auth=True
+    )
+    rules = "{rules: [{from: [{source: {principals: ['cluster.local/ns/default/sa/sleep']}}]}]}"
+
+    def seen(context: Any) -> bytes:
+        told = dict(context.invocation_metadata())["x-forwarded-client-cert"]
+        return f"{told} {context.meshlib_peer.identity}".encode()
+
+    with mesh(Snapshot(inbound=(inbound(rules),), complete=True)) as made, home(made, seen, accepted) as serving:
+        for shown, is_allowed in ((client, True), (server, False)):
+            credentials = grpc.ssl_channel_credentials(ca.root, shown.private_key, shown.certificate_chain)
+            options = (("grpc.ssl_target_name_override", "reviews"), ("grpc.use_local_subchannel_pool", 1))
+            face = SyncFace(grpc.secure_channel(f"127.0.0.1:{serving.port}", credentials, options))
+            forged = (("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/default/sa/root"),)
+            if is_allowed:
+                uri = "spiffe://cluster.local/ns/default/sa/sleep"
+                assert face.unary(b"", metadata=forged) == f"URI={uri} {uri}".encode()
+            else:
+                with pytest.raises(grpc.RpcError) as raised:
+                    face.unary(b"", metadata=forged)
+                assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+            face.close()
