@@ -91,6 +91,7 @@ class Settings:
     address: `host:port` where this process serves; "" serves nothing, so nothing is registered.
     forward_headers: headers that a request brings in and that calls made while serving it take out, besides trace
       context and x-request-id; as `end-user,tenant`.
+    probe_paths: paths that may be asked for in plaintext where a port is STRICT, by whomever; as `/healthz,/ready`.
     cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
     resolve_timeout: seconds that a call waits for the first answer about a host, and a request that comes in for the
       first rules.
@@ -122,6 +123,7 @@ class Settings:
     cluster_id: str = "Kubernetes"
     address: str = ""
     forward_headers: tuple[str, ...] = ()
+    probe_paths: tuple[str, ...] = ()
     cache_dir: str = ""
     resolve_timeout: float = RESOLVE_TIMEOUT
     identity: str = ""
@@ -236,6 +238,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _paths(text: str) -> tuple[str, ...]:
+    found = tuple(sorted({part.strip() for part in text.split(",") if part.strip()}))
+    if bad := [path for path in found if not path.startswith("/") or "?" in path]:
+        raise ValueError(f"a path begins with / and has no query; found {bad[0]!r}")
+    return found
+
+
 def _identity(text: str) -> str:
     kind, _, where = text.partition(":")
     if kind == "ca":
@@ -281,6 +290,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "labels": _labels,
     "locality": _locality,
     "forward_headers": _names,
+    "probe_paths": _paths,
     "address": _address,
     "resolve_timeout": float,
     "identity": _identity,
@@ -835,7 +845,12 @@ class Mesh:
         if self._listening is None:
             from meshlib.inbound.serve import Listening, register
 
-            self._listening = Listening(self.tls, lambda port: self.inbound_guard().tls_mode(port))
+            self._listening = Listening(
+                self.tls,
+                lambda port: self.inbound_guard().tls_mode(port),
+                # Which path it asks for is known only when it has been read: the middleware denies the others.
+                takes_plaintext=bool(self.settings.probe_paths),
+            )
             register(self._listening)
         return self._listening
 
@@ -848,7 +863,7 @@ class Mesh:
         source = self._source
         if source is not None:
             self._want_inbound(source)
-        return Reception(self, AuthorizationEdge(self.transport))
+        return Reception(self, AuthorizationEdge(self.transport), probe_paths=self.settings.probe_paths)
 
     def _want_inbound(self, source: Source) -> None:
         want = getattr(source, "want_inbound", None)  # only a control plane has to be asked

@@ -47,9 +47,21 @@ spec: {mtls: {mode: STRICT}}
 """
 
 
-@pytest.mark.parametrize("worker", ["gunicorn.Sync", "gunicorn.Threads", "gunicorn_uvicorn.Uvicorn"])
-def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
-    """The peer is identified, kept-alive connections go on, and plaintext to a STRICT port gets no answer."""
+PROBES = {"MESHLIB_PROBE_PATHS": "/healthz"}
+
+
+@pytest.mark.parametrize(
+    ("worker", "settings"),
+    [
+        ("gunicorn.Sync", {}),
+        ("gunicorn.Threads", {}),
+        ("gunicorn.Threads", PROBES),
+        ("gunicorn_uvicorn.Uvicorn", PROBES),
+    ],
+)
+def test_gunicorn_serves_mtls(tmp_path: Path, worker: str, settings: dict[str, str]) -> None:
+    """The peer is identified, kept-alive connections go on, and plaintext to a STRICT port gets no answer; or only the
+    probe's path does."""
     authority = TestCA()
     mine, theirs = authority.credentials("reviews"), authority.credentials("ratings")
     identity, mesh = tmp_path / "identity", tmp_path / "mesh"
@@ -67,6 +79,7 @@ def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
         "MESHLIB_CONTROL_PLANE": str(mesh),
         "MESHLIB_IDENTITY": f"files:{identity}",
         "MESHLIB_FAILURE_POLICY": "deny",
+        **settings,
     }
     command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", f"meshlib.inbound.{worker}"]
     with (tmp_path / "log").open("wb") as log:
@@ -81,12 +94,20 @@ def test_gunicorn_serves_mtls(tmp_path: Path, worker: str) -> None:
             response = _patiently(client, f"https://127.0.0.1:{port}/")
             assert response.text == f"{theirs.identity} http", (tmp_path / "log").read_text()
             assert client.get(f"https://127.0.0.1:{port}/").status_code == 200
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=20)
+        plain = f"http://127.0.0.1:{port}"
+        if settings:
+            paths = ("/healthz", "/healthz?x=1", "/", "//healthz", "/healthz/", "/healthz/..", "/Healthz")
+            asked = [httpx.get(plain + path, trust_env=False, timeout=20).status_code for path in paths]
+            assert asked == [200, 200, 403, 403, 403, 403, 403]
+            assert httpx.post(f"{plain}/healthz", trust_env=False, timeout=20).status_code == 403
+        else:
+            with pytest.raises(httpx.TransportError):
+                httpx.get(plain, trust_env=False, timeout=20)
     finally:
         process.terminate()
         process.wait(20)
-    assert f"to port {port} refused" in (tmp_path / "log").read_text()
+    if not settings:
+        assert f"to port {port} refused" in (tmp_path / "log").read_text()
 
 
 def _patiently(client: httpx.Client, url: str) -> httpx.Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from meshlib.model import Peer, Request
@@ -52,18 +52,38 @@ class Edge(Protocol):
 
 
 class Reception:
-    """Admits the requests of one process. Thread-safe."""
+    """Admits the requests of one process. Thread-safe.
 
-    __slots__ = ("_clock", "_edge", "_rules")
+    probe_paths: a GET or HEAD in plaintext for one of these, exactly, is admitted whatever the rules: a kubelet has no
+    certificate (Istio's agent takes its probes in the application's place).
+    """
 
-    def __init__(self, rules: Rules, edge: Edge, clock: Callable[[], float] = time.time) -> None:
+    __slots__ = ("_clock", "_edge", "_probe_paths", "_rules")
+
+    def __init__(
+        self,
+        rules: Rules,
+        edge: Edge,
+        clock: Callable[[], float] = time.time,
+        probe_paths: Iterable[str] = (),
+    ) -> None:
         self._rules, self._edge, self._clock = rules, edge, clock
+        self._probe_paths = frozenset(probe_paths)
+
+    def _is_probe(self, request: Request, peer: Peer) -> bool:
+        return (
+            not peer.is_tls
+            and request.method in ("GET", "HEAD")
+            and request.path.partition("?")[0] in self._probe_paths
+        )
 
     @property
     def is_enforced(self) -> bool:
         return self._rules.inbound_guard().is_configured
 
     def admit(self, request: Request, peer: Peer) -> Verdict:
+        if self._probe_paths and self._is_probe(request, peer):
+            return ALLOW
         guard = self._rules.inbound_guard()
         if not guard.is_configured:
             if self._rules.admits_unconfigured():
@@ -82,6 +102,8 @@ class Reception:
             return self._told(end.value, request, peer)
 
     async def admit_async(self, request: Request, peer: Peer) -> Verdict:
+        if self._probe_paths and self._is_probe(request, peer):
+            return ALLOW
         guard = self._rules.inbound_guard()
         if not guard.is_configured:
             if self._rules.admits_unconfigured():

@@ -29,15 +29,27 @@ _CLIENT_HELLO = b"\x16"
 
 
 class Listening:
-    """The connections of one process. mode: of a port, now; never blocks."""
+    """The connections of one process.
 
-    def __init__(self, tls: TlsContexts, mode: Callable[[int], TlsMode], handshake: float = HANDSHAKE) -> None:
+    mode: of a port, now; never blocks. takes_plaintext: also where it is STRICT, for probes; the middleware must deny
+    what is none.
+    """
+
+    def __init__(
+        self,
+        tls: TlsContexts,
+        mode: Callable[[int], TlsMode],
+        handshake: float = HANDSHAKE,
+        *,
+        takes_plaintext: bool = False,
+    ) -> None:
         self.tls, self.mode, self.handshake = tls, mode, handshake
+        self.takes_plaintext = takes_plaintext
 
     def is_tls(self, first: bytes, mode: TlsMode) -> bool:
         """Raises ConnectionRefusedError for a connection that is not taken."""
         is_tls = first == _CLIENT_HELLO
-        if mode is TlsMode.STRICT and not is_tls:
+        if mode is TlsMode.STRICT and not is_tls and not self.takes_plaintext:
             raise ConnectionRefusedError("it is plaintext, and the port takes only mutual TLS (STRICT)")
         return is_tls
 
