@@ -27,6 +27,7 @@ from meshlib.model import (
 from meshlib.outbound.grpc_terms import Call, Terms
 from meshlib.policy import propagation
 from meshlib.policy.steps import Send
+from meshlib.telemetry.recorder import LABELS
 from snapshots import forward, mesh, publish, route, service, snapshot
 
 TARGET = "ratings:9080"
@@ -94,6 +95,30 @@ def test_a_status_of_the_server_is_raised_as_it_came(name: str, open_face: Open,
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "as asked")
         assert dict(error.trailing_metadata()) == {"x-reason": "asked for", "x-raw-bin": b"\x00\xff"}
         assert not isinstance(error, meshlib.MeshError)
+
+
+@every_face
+def test_calls_are_counted_with_their_grpc_status(name: str, peer: GrpcPeer) -> None:
+    """As Istio's: protocol grpc, HTTP 200, and gRPC's own status in a label of its own."""
+    with mesh(access_log="text") as here:  # so that somebody observes
+        publish(here, service(TARGET, [peer.address]))
+        call = face(name, here, TARGET, peer)
+        try:
+            call.unary(b"a")
+            call.stream(b"a")
+            raised(call.unary, b"status NOT_FOUND")
+            publish(here, service(TARGET, []))
+            if name in OF_CHANNELS:
+                raised(call.unary, b"a")
+        finally:
+            call.close()
+        assert here.telemetry is not None
+        found = {}
+        for each in here.telemetry.recorder.series():
+            labels = dict(zip(LABELS, each.labels, strict=True))
+            assert (labels["request_protocol"], labels["response_code"]) == ("grpc", "200")
+            found[labels["grpc_response_status"], labels["response_flags"]] = each.count
+        assert found == {("0", "-"): 2, ("5", "-"): 1} | ({("14", "UH"): 1} if name in OF_CHANNELS else {})
 
 
 @every_face

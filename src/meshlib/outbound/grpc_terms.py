@@ -121,6 +121,8 @@ class Call:
             if inherited is not None and (deadline is None or inherited < deadline):
                 deadline = inherited
         context = self.home.call_context(deadline, False)
+        if context.call is not None:
+            context.call.is_grpc = True
         if finds_its_way:
             context = context._replace(finds_its_way=True)
         return outbound_call(self.request, context)

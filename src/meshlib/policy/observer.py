@@ -39,7 +39,8 @@ class Call:
     cluster: where it was to go; None when the route leads nowhere. last: the attempt whose outcome counts.
     status: what the caller got; 0 is none. flags: Envoy's response flags, "" is none. reason: for logs.
     request_bytes, response_bytes: bodies, as far as the edge has seen them; -1 is not looked at, and content-length
-      is believed. grpc_status: "" where the call is not gRPC, or its status is not known.
+      is believed. is_grpc: the edge speaks gRPC by itself. grpc_status: "" where the call is not gRPC, or its status is
+      not known.
     carried: what the request being served hands on. mark, tried: the observer's own.
     """
 
@@ -53,6 +54,7 @@ class Call:
         "fault",
         "flags",
         "grpc_status",
+        "is_grpc",
         "last",
         "mark",
         "reason",
@@ -74,6 +76,7 @@ class Call:
         self.attempts = 0
         self.status = 0
         self.flags = self.reason = self.grpc_status = self.fault = ""
+        self.is_grpc = False
         self.request_bytes = self.response_bytes = -1
         self.response_headers: HeaderView | None = None
         self.mark: Any = None
@@ -217,9 +220,27 @@ def _judge(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> None:
             call.status = outcome.status
             call.response_headers = outcome.headers
     flags = step.flag
+    if call.is_grpc:
+        call.grpc_status = _grpc_status(call, step, attempt)
+        call.status = 200  # as on the wire: gRPC's own status is in the trailers
     if call.fault and "DI" not in flags:
         flags = f"DI,{flags}" if flags else "DI"
     call.flags, call.reason = flags, step.reason
+
+
+def _grpc_status(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> str:
+    outcome = None if attempt is None or isinstance(step, Reply) else attempt.outcome
+    if outcome is not None and outcome.status is not None:
+        return str(outcome.grpc_status or 0)
+    if isinstance(step, Reply):
+        told = dict(step.headers).get("grpc-status")
+        if told is not None:
+            return told
+    return "4" if "UT" in step.flag or "DC" in step.flag else _GRPC_OF.get(call.status, "14")
+
+
+_GRPC_OF = {400: "13", 401: "16", 403: "7", 404: "12"}
+"""gRPC's http-grpc-status-mapping, where it is not UNAVAILABLE."""
 
 
 class Head(NamedTuple):

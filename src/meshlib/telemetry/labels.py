@@ -167,7 +167,7 @@ def _service(call: Call) -> tuple[str, str, str]:
 
 def protocol_of(call: Call) -> str:
     """`grpc` or `http`."""
-    if call.grpc_status:
+    if call.is_grpc:
         return "grpc"
     return "grpc" if call.request is not None and is_grpc(call.request.headers.get("content-type")) else "http"
 

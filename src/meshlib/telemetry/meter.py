@@ -49,7 +49,7 @@ class Meter:
         workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
         sent, answer = head_of(request.headers), head_of(call.response_headers)
         is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
-        is_grpc = sent.is_grpc or bool(call.grpc_status)
+        is_grpc = call.is_grpc or sent.is_grpc
         self._recorder.request(
             (cluster, workload, peer, call.status, call.flags, call.grpc_status, is_grpc, is_tls, last is None),
             lambda: of_call(call, self._here, self._principal, self._strict),

@@ -163,7 +163,7 @@ class Tracer:
             for attempt, status, failure in call.tried:
                 self._attempt_span(call, attempt, status, failure)
         name = request.method
-        if call.grpc_status or is_grpc(request.headers.get("content-type")):
+        if call.is_grpc or is_grpc(request.headers.get("content-type")):
             name = request.path.lstrip("/")
             attributes += _rpc(name, call.grpc_status)
         self._keep(Ended(mark, _CLIENT, name, call.began, call.ended, tuple(attributes), error))
