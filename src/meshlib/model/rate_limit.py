@@ -19,8 +19,8 @@ class LimitKey:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """A bucket holds `tokens` at most, is full at first, and gets `per_fill` more after each `interval` seconds; a call
-    takes one, or is answered 429.
+    """A bucket holds `tokens` at most, is full at first, and gets `per_fill` more in each `interval` seconds,
+    evenly; a call takes one, or is answered 429.
 
     name: for logs and metrics. keys: each combination of their values has a bucket of its own; a call without one of
     them is not limited. methods: () is all. path_prefix: "" is all. answers: X-RateLimit-* headers on every response.

@@ -1,4 +1,4 @@
-"""How many tokens are left? A bucket that is filled in steps, as Envoy's; and buckets by key, a bounded number."""
+"""How many tokens are left? A bucket that fills steadily, as Envoy's; and buckets by key, a bounded number."""
 
 from __future__ import annotations
 
@@ -11,36 +11,46 @@ MAX_KEYS = 10_000
 asked for: whoever can make up that many keys can't be limited by them anyway."""
 
 
-class TokenBucket:
-    """Full at first. Not thread-safe by itself: Buckets holds the lock. now: monotonic seconds, which never go back."""
+_SECOND = 1_000_000_000
 
-    __slots__ = ("_filled_at", "interval", "most", "per_fill", "tokens")
+
+class TokenBucket:
+    """Full at first. Not thread-safe by itself: Buckets holds the lock. now: monotonic seconds; one that is earlier
+    than the last, as threads may bring it, adds nothing.
+
+    Kept in whole numbers, or sums of fractions would decide on who gets the last token: a token is worth as many units
+    as the interval has nanoseconds, and each nanosecond adds `per_fill` of them.
+    """
+
+    __slots__ = ("_at", "_full", "_per_fill", "_token", "_units")
 
     def __init__(self, most: int, per_fill: int, interval: float, now: float) -> None:
-        self.most, self.per_fill, self.interval = most, per_fill, interval
-        self.tokens = most
-        self._filled_at = now
+        self._token, self._per_fill = max(1, round(interval * _SECOND)), per_fill
+        self._units = self._full = most * self._token
+        self._at = round(now * _SECOND)
+
+    @property
+    def tokens(self) -> int:
+        """How many there were when it was last asked."""
+        return self._units // self._token
 
     def take(self, now: float) -> bool:
         """One token, if there is one."""
-        self._fill(now)
-        if not self.tokens:
+        at = round(now * _SECOND)
+        if at > self._at:
+            self._units = min(self._full, self._units + (at - self._at) * self._per_fill)
+            self._at = at
+        if self._units < self._token:
             return False
-        self.tokens -= 1
+        self._units -= self._token
         return True
 
-    def next_fill(self, now: float) -> float:
-        """Seconds until there are more."""
-        return max(0.0, self._filled_at + self.interval - now)
-
-    def _fill(self, now: float) -> None:
-        steps = int((now - self._filled_at) // self.interval)
-        if steps > 0:
-            self.tokens = min(self.most, self.tokens + steps * self.per_fill)
-            self._filled_at += steps * self.interval
+    def wait(self) -> float:
+        """Seconds from the last take until there is a token; 0 where there is one."""
+        return max(0, -((self._units - self._token) // self._per_fill)) / _SECOND
 
     def __repr__(self) -> str:
-        return f"<TokenBucket {self.tokens} of {self.most}>"
+        return f"<TokenBucket {self.tokens} of {self._full // self._token}>"
 
 
 class Buckets:
@@ -57,7 +67,8 @@ class Buckets:
         self.limited = 0
 
     def take(self, key: Hashable, now: float) -> tuple[bool, int, float]:
-        """Whether there was a token; how many are left, and in how many seconds there are more."""
+        """Whether there was a token; how many are left, and in how many seconds the next
+        can be taken (0: now)."""
         with self._lock:
             bucket = self._buckets.get(key)
             if bucket is None:
@@ -71,7 +82,7 @@ class Buckets:
                 self.allowed += 1
             else:
                 self.limited += 1
-            return taken, bucket.tokens, bucket.next_fill(now)
+            return taken, bucket.tokens, bucket.wait()
 
     def __repr__(self) -> str:
         return f"<Buckets {len(self._buckets)} keys, {self.allowed} allowed, {self.limited} limited>"
