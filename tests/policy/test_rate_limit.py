@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -49,8 +50,8 @@ def test_one_call_too_many_is_answered_429_and_never_sent() -> None:
         "x-envoy-ratelimited": "true",
         "x-ratelimit-limit": "2, 2;w=60",
         "x-ratelimit-remaining": "0",
-        "x-ratelimit-reset": "60",
-        "retry-after": "60",
+        "x-ratelimit-reset": "30",
+        "retry-after": "30",
     }
     assert "RateLimit default/two (a.yaml:1)" in refused.reason
 
@@ -114,6 +115,25 @@ def test_a_quota_tells_what_is_left_where_it_is_asked_to() -> None:
     verdict = guard.admit(request(), UNKNOWN_PEER, 0.0, 1.0)
     assert isinstance(verdict, Allow)
     assert (b"x-ratelimit-remaining", b"1") in verdict.answer
+
+
+def test_a_call_that_goes_out_is_told_what_is_left_too() -> None:
+    """`answers` holds in both directions."""
+    live = compile_live(one_service(replace(TWO, answers=True)), None, random.Random(1))
+    step = Run(request(), CallContext(lambda: live, lambda: 100.0, random.Random(1))).last
+    assert isinstance(step, Deliver)
+    assert ("x-ratelimit-remaining", "1") in [pair for each in step.headers for pair in each.add]
+
+
+@pytest.mark.parametrize("path", ["//reviews/1", "/%72eviews/1", "/x/../reviews/1", "/reviews%2f1", "/reviews/1?x=2"])
+@pytest.mark.parametrize(
+    "limit", [RateLimit("a", 1, 1, 60.0, path_prefix="/reviews"), RateLimit("b", 1, 1, 60.0, (LimitKey("path"),))]
+)
+def test_another_spelling_of_a_path_has_no_quota_of_its_own(path: str, limit: RateLimit) -> None:
+    """A quota that `%72` gets around is none."""
+    guard = Guard((Inbound("here", rate_limits=(limit,)),))
+    assert isinstance(guard.admit(request()._replace(path="/reviews/1"), UNKNOWN_PEER, 1.0, 5.0), Allow)
+    assert isinstance(guard.admit(request()._replace(path=path), UNKNOWN_PEER, 1.0, 5.0), Deny)
 
 
 def test_only_asking_takes_no_token() -> None:

@@ -31,7 +31,7 @@ from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
 from meshlib.policy.observer import Call, Observer, observed
-from meshlib.policy.rate_limit import BODY, Limited
+from meshlib.policy.rate_limit import BODY, Limited, Pairs
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
 from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
@@ -131,12 +131,15 @@ def _call(request: Request, context: CallContext) -> Flow:
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
         return
+    quota: Pairs = ()  # what the response says about a rate limit
     if cluster.limiter is not None:
         taken = cluster.limiter.take(request, None, started)
         if isinstance(taken, Limited):
             told = (("x-envoy-ratelimited", "true"), *taken.headers)
             yield Reply(429, told, BODY, "RL", f"{cluster.name}: {taken.reason}", errors.RateLimited)
             return
+        if taken is not None:
+            quota = taken.headers
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)
@@ -260,7 +263,7 @@ def _call(request: Request, context: CallContext) -> Flow:
                         yield _timed_out(request, decision)
                         return
                     yield Deliver(
-                        _response_operations(decision, chosen, set_cookie),
+                        _response_operations(decision, chosen, set_cookie, quota),
                         deadline,
                         _flag(outcome, retried, delayed),
                         "" if outcome.status else f"{request.authority} at {target.endpoint} ({current.name})",
@@ -466,12 +469,16 @@ def _on_the_wire(
     return authority, path, ()
 
 
-def _response_operations(decision: Decision, chosen: WeightedCluster, set_cookie: str) -> tuple[HeaderOperations, ...]:
+def _response_operations(
+    decision: Decision, chosen: WeightedCluster, set_cookie: str, quota: Pairs
+) -> tuple[HeaderOperations, ...]:
     operations: tuple[HeaderOperations, ...] = ()
     if decision.response_headers or chosen.response_headers:
         operations = (chosen.response_headers, decision.response_headers)
     if set_cookie:
         operations = (*operations, HeaderOperations(add=(("set-cookie", set_cookie),)))
+    if quota:
+        operations = (*operations, HeaderOperations(add=quota))
     return operations
 
 

@@ -319,7 +319,7 @@ class Guard:
                 return ALLOW
             if not port.asks:
                 found = _tls(port, peer) or (_judge(port, request, peer, ALLOW) if port.has_rules else ALLOW)
-                return found if port.limiter is None else _within(port.limiter, request, peer, found, ticks)
+                return found if port.limiter is None else _within(port, port.limiter, request, peer, found, ticks)
             flow = self.admission(request, peer, now, ticks)
             next(flow)
             while True:
@@ -347,7 +347,7 @@ class Guard:
                 if isinstance(verdict, Deny):
                     return verdict
             verdict = _judge(port, request, peer, verdict)
-            return verdict if port.limiter is None else _within(port.limiter, request, peer, verdict, ticks)
+            return verdict if port.limiter is None else _within(port, port.limiter, request, peer, verdict, ticks)
         except Exception as error:
             return _failed(error)
 
@@ -401,11 +401,12 @@ def _denied(details: str, rule: AccessRule | None = None, reason: str = "", note
     )
 
 
-def _within(limiter: Limiter, request: Request, peer: Peer, verdict: Verdict, ticks: float) -> Verdict:
-    """Quotas come last: what is denied anyway takes nobody's tokens."""
+def _within(port: _Port, limiter: Limiter, request: Request, peer: Peer, verdict: Verdict, ticks: float) -> Verdict:
+    """Quotas come last: what is denied anyway takes nobody's tokens. They count the path that the application will
+    see, or another spelling of it would have another quota."""
     if not ticks or isinstance(verdict, Deny):
         return verdict
-    taken = limiter.take(request, peer, ticks)
+    taken = limiter.take(request._replace(path=port.forms(request)[-1]), peer, ticks)
     if taken is None:
         return verdict
     headers = tuple((name.encode("ascii"), value.encode("ascii")) for name, value in taken.headers)
