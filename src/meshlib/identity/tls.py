@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from meshlib.identity.credentials import Credentials
-from meshlib.model import SpiffeId, UpstreamTls
+from meshlib.model import SpiffeId, UpstreamTls, mesh_alpn
 
 Connection = ssl.SSLSocket | ssl.SSLObject
 Verify = Callable[[Connection], None]
 """Looks at a connection whose handshake has just ended. Raises ssl.SSLCertVerificationError to refuse it."""
 
-# Istio's clients offer these (pilot/pkg/xds/filters, pilot/pkg/networking/util); a sidecar's PERMISSIVE port takes
-# TLS for the mesh's by them.
-MESH_ALPN = {False: ("istio-http/1.1", "istio", "http/1.1"), True: ("istio-h2", "istio", "h2")}
 _ALPN = {False: ("http/1.1",), True: ("h2", "http/1.1")}
 _MAX_CONTEXTS = 4096
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
@@ -76,7 +73,7 @@ class TlsContexts:
         credentials, contexts = self._present()
         found = contexts.get((tls, http2))
         if found is None:
-            found = _context(ssl.PROTOCOL_TLS_CLIENT, credentials, tls.subject_alt_names, MESH_ALPN[http2])
+            found = _context(ssl.PROTOCOL_TLS_CLIENT, credentials, tls.subject_alt_names, mesh_alpn(http2))
             if len(contexts) >= _MAX_CONTEXTS:
                 contexts.clear()
             contexts[tls, http2] = found

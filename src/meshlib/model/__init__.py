@@ -48,6 +48,7 @@ from meshlib.model.cluster import (
     TcpKeepalive,
     UpstreamTls,
     ZoneAware,
+    mesh_alpn,
 )
 from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
@@ -172,5 +173,6 @@ __all__ = [
     "ZoneAware",
     "canonical_revision",
     "canonical_service",
+    "mesh_alpn",
     "peer_of",
 ]

@@ -289,6 +289,11 @@ class UpstreamTls:
         return self.mode == "ISTIO_MUTUAL"
 
 
+def mesh_alpn(http2: bool) -> tuple[str, ...]:
+    """What Istio's clients offer (pilot/pkg/xds/filters); a sidecar's PERMISSIVE port takes TLS for the mesh's by it."""
+    return ("istio-h2", "istio", "h2") if http2 else ("istio-http/1.1", "istio", "http/1.1")
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceName:
     """The service a cluster belongs to: host `reviews.default.svc.cluster.local`, name `reviews`, namespace."""

@@ -26,6 +26,7 @@ from meshlib.model import (
     SlowStart,
     TcpKeepalive,
     UpstreamTls,
+    mesh_alpn,
 )
 from meshlib.xds import messages as m
 from meshlib.xds import notes
@@ -442,7 +443,7 @@ def _mesh_tls(tls: UpstreamTls, http2: bool) -> Any:
     for name in tls.subject_alt_names:
         kind = 3 if "://" in name else 2
         combined.default_validation_context.match_typed_subject_alt_names.add(san_type=kind).matcher.exact = name
-    common.alpn_protocols.extend(("istio-h2", "istio", "h2") if http2 else ("istio-http/1.1", "istio", "http/1.1"))
+    common.alpn_protocols.extend(mesh_alpn(http2))
     return message
 
 
