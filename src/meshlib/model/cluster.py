@@ -290,7 +290,7 @@ class UpstreamTls:
 
 
 def mesh_alpn(http2: bool) -> tuple[str, ...]:
-    """What Istio's clients offer (pilot/pkg/xds/filters); a sidecar's PERMISSIVE port takes TLS for the mesh's by it."""
+    """What Istio's clients offer (pilot/pkg/xds/filters): a sidecar takes TLS for the mesh's by it."""
     return ("istio-h2", "istio", "h2") if http2 else ("istio-http/1.1", "istio", "http/1.1")
 
 
