@@ -73,6 +73,8 @@ _log = logging.getLogger("meshlib")
 RESOLVE_TIMEOUT = 5.0
 """Seconds a call waits for the feed's answer about a host it has not asked for before."""
 IDENTITY_TIMEOUT = 10.0
+DNS = "dns:"
+"""In place of a control plane: name servers alone."""
 _PREFIX = "MESHLIB_"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,7 +86,8 @@ class Settings:
     Each field is read from the environment variable MESHLIB_<FIELD>; OpenTelemetry's and gRPC's own variables are
     left to them.
 
-    control_plane: `host:port` of a control plane, or a folder of YAML; "" is no mesh: every call goes where it says.
+    control_plane: `host:port` of a control plane, a folder of YAML, or `dns:` for name servers alone (`dns:host:port`
+      for this one); "" is no mesh: every call goes where it says.
     service: the Service this process serves, by name; "" when labels alone decide.
     workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
     labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
@@ -155,7 +158,8 @@ class Settings:
 
     def telemetry_setup(self) -> Setup:
         """What is measured, and where it goes. Raises SettingsError."""
-        return target_of(self.telemetry, self.control_plane)._replace(
+        control_plane = "" if self.control_plane.startswith(DNS) else self.control_plane
+        return target_of(self.telemetry, control_plane)._replace(
             interval=self.telemetry_interval,
             prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
             strict=self.strict_istio_labels,
@@ -214,6 +218,18 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not mark or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"an address is host:port; found {text!r}")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _dns_source(server: str) -> Source:
+    """Raises SettingsError."""
+    try:
+        address = _resolved(*_host_and_port(server)) if server else None
+        from meshlib.discovery.dns import DnsSource
+    except ValueError as error:
+        raise SettingsError(f"control plane {DNS}{server!r}: {error}") from None
+    except ImportError as error:
+        raise SettingsError(f"control plane {DNS!r} needs the extra dns: {error}") from error
+    return DnsSource(address)
 
 
 def _resolved(host: str, port: int) -> tuple[str, int]:
@@ -389,11 +405,13 @@ class Mesh:
             from meshlib.discovery.file import FolderSource
 
             return FolderSource(Path(control_plane), self.node)
+        if control_plane.startswith(DNS):
+            return _dns_source(control_plane.removeprefix(DNS))
         try:
             _host_and_port(control_plane)
         except ValueError:
             raise SettingsError(
-                f"control plane {control_plane!r} is neither an existing folder nor host:port"
+                f"control plane {control_plane!r} is neither an existing folder nor host:port nor {DNS}"
             ) from None
         from meshlib.discovery.xds import XdsSource
 
@@ -1021,8 +1039,8 @@ class Mesh:
 def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: Any) -> Mesh:
     """A Mesh, with settings from the environment.
 
-    control_plane: `host:port` of a control plane, or a folder of YAML; default MESHLIB_CONTROL_PLANE. overrides: any
-    field of Settings. Starts nothing yet. Raises SettingsError for a setting that can't be used.
+    control_plane: `host:port` of a control plane, a folder of YAML or `dns:`; default MESHLIB_CONTROL_PLANE.
+    overrides: any field of Settings. Starts nothing yet. Raises SettingsError for a setting that can't be used.
     """
     settings = Settings.from_environment()
     if control_plane is not None:
