@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UpstreamReset,
         UpstreamTimeout,
     )
+    from meshlib.instrumentation import instrument, uninstrument
     from meshlib.mesh import Mesh, Settings, connect
 
 _HOMES = {
@@ -54,6 +55,8 @@ _HOMES = {
     "UpstreamReset": "meshlib.errors",
     "UpstreamTimeout": "meshlib.errors",
     "connect": "meshlib.mesh",
+    "instrument": "meshlib.instrumentation",
+    "uninstrument": "meshlib.instrumentation",
 }
 
 __all__ = [
@@ -79,6 +82,8 @@ __all__ = [
     "UpstreamTimeout",
     "__version__",
     "connect",
+    "instrument",
+    "uninstrument",
 ]
 
 

@@ -35,6 +35,7 @@ SNIPPETS = list(blocks("python"))
 #            runs it against one (tests/cli, tests/e2e)
 #   run      it is run here
 #   extras   pyproject.toml has the distribution's name and the extra
+#   run of   `meshctl run` takes the words; tests/instrumentation runs the same servers by it
 #   words    shell words without a meaning of ours: they are checked by eye
 COMMANDS = {
     "make ": "make",
@@ -42,6 +43,7 @@ COMMANDS = {
     ".venv/bin/meshctl proxy-status": "help",
     "meshctl control-plane": "help",
     "meshctl gateway": "help",
+    "meshctl run -": "run of",
     "meshctl proxy-status": "help",
     "meshctl problems": "help",
     "meshctl get": "help",
@@ -259,6 +261,18 @@ def test_commands_that_need_nothing_else_print_what_is_shown(command: Command, t
     result = run(*MESHCTL, *words, cwd=tmp_path)
     assert result.stdout + result.stderr == command.printed
     assert result.returncode == (1 if "Error: " in command.printed else 0)
+
+
+@pytest.mark.parametrize("command", held_by("run of"))
+def test_meshctl_run_takes_the_command_shown(command: Command) -> None:
+    """All words after its own are the command's."""
+    from typer.main import get_command
+
+    from meshlib.cli.app import app
+
+    _, name, *words = shlex.split(command.text)
+    with get_command(app).commands[name].make_context(name, list(words)) as context:  # type: ignore[attr-defined]
+        assert context.params["command"] == [word for word in words if word != "--"]
 
 
 @pytest.mark.parametrize("command", held_by("extras"))

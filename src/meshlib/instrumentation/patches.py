@@ -1,0 +1,51 @@
+"""What did instrument() change, for which Mesh, and how is it put back?"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshlib.mesh import Mesh
+
+
+class Patches:
+    """The replaced attributes. `mesh()` is made at first use, so that patching starts and loads nothing."""
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self._mesh = mesh
+        self._lock = threading.Lock()
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
+
+    def mesh(self) -> Mesh:
+        if self._mesh is None:
+            from meshlib.mesh import connect
+
+            with self._lock:
+                if self._mesh is None:
+                    self._mesh = connect()
+        return self._mesh
+
+    def apply(self, patch: Callable[[ModuleType, Patches], None], module: ModuleType) -> None:
+        patch(module, self)
+
+    def around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        """Have `owner.name(...)` call `wrapper(original, ...)` instead."""
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def patched(*args: Any, **options: Any) -> Any:
+            return wrapper(original, *args, **options)
+
+        setattr(owner, name, patched)
+        self._replaced.append((owner, name, original, patched))
+
+    def undo(self) -> None:
+        """Put everything back, but for what somebody else has patched since: theirs may still call ours."""
+        for owner, name, original, patched in reversed(self._replaced):
+            if getattr(owner, name) is patched:
+                setattr(owner, name, original)
+        self._replaced.clear()
