@@ -837,6 +837,18 @@ class Mesh:
 
         return [MeshAioServerInterceptor(self._porch(port))]
 
+    def grpc_server_credentials(self) -> grpc.ServerCredentials:
+        """For `server.add_secure_port(address, ...)`, sync and aio: mutual TLS with this process's identity. Each
+        handshake shows the present certificate; clients have to prove an identity of our trust domain.
+
+        Waits at most `settings.identity_timeout` for the first certificate. Raises NoCredentials (an OSError) where
+        there is none by then.
+        """
+        from meshlib.inbound.grpc import server_credentials
+
+        self.wait_for_credentials()
+        return server_credentials(self.tls)
+
     def _porch(self, port: int) -> Porch:
         from meshlib.inbound.grpc import Porch
 

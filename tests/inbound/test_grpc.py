@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -14,8 +18,10 @@ import grpc.aio
 import pytest
 
 from certificates import TestCA
+from meshlib.identity.credentials import Credentials
+from meshlib.identity.tls import NoCredentials
 from meshlib.mesh import Mesh
-from meshlib.model import Snapshot
+from meshlib.model import Cluster, Snapshot, SpiffeId, UpstreamTls
 from meshlib.policy.observer import Served
 from meshlib.policy.propagation import current
 from outbound.grpc_peers import SERVICE, AioFace, GrpcPeer, SyncFace
@@ -348,3 +354,162 @@ def test_a_caller_is_who_its_certificate_says_and_no_header(home: Any) -> None:
                     face.unary(b"", metadata=forged)
                 assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
             face.close()
+
+
+# mTLS with the mesh's own identity
+
+
+def _credentials(ca: TestCA, account: str, *trusts: TestCA) -> Credentials:
+    """As the control plane's authority makes them: a DNS name beside the SPIFFE ID."""
+    return ca.credentials(account, dns=(f"{account}.default.sa.cluster.local",), trusts=trusts)
+
+
+def _rules(*accounts: str, is_auto: bool = False) -> UpstreamTls:
+    uris = tuple(SpiffeId.of("cluster.local", "default", account).uri for account in accounts)
+    return UpstreamTls("ISTIO_MUTUAL", "outbound_.80_._.reviews", uris, auto=is_auto)
+
+
+@contextlib.contextmanager
+def _member(folder: Path, credentials: Credentials, given: Snapshot | None = None) -> Iterator[Mesh]:
+    folder.mkdir()
+    (folder / "tls.crt").write_bytes(credentials.certificate_chain)
+    (folder / "tls.key").write_bytes(credentials.private_key)
+    (folder / "ca.crt").write_bytes(credentials.trust_bundles[0][1])
+    with mesh(given, identity=f"files:{folder}") as made:
+        assert made.wait_for_credentials() is not None
+        yield made
+
+
+def _rotate(of: Mesh, credentials: Credentials) -> None:
+    assert of._identity is not None
+    of._identity._publish(credentials)
+
+
+def _secured(port: int, tls: UpstreamTls) -> Snapshot:
+    return service("reviews:9080", [("127.0.0.1", port)], cluster=Cluster("reviews:9080", tls=tls))
+
+
+def _caller(kind: str, of: Mesh) -> Any:
+    if kind == "aio":
+        return AioFace(lambda: of.grpc_aio_channel("reviews:9080"))
+    return SyncFace(of.grpc_channel("reviews:9080"))
+
+
+@pytest.mark.parametrize("client", ["sync", "aio"])
+def test_both_sides_prove_who_they_are(home: Any, client: str, tmp_path: Path) -> None:
+    """Every arity over mTLS: the server sees the caller's identity; a server of another account is refused."""
+    ca = TestCA()
+    with (
+        _member(tmp_path / "s", _credentials(ca, "reviews")) as serving_mesh,
+        home(
+            serving_mesh,
+            lambda context: str(context.meshlib_peer.identity).encode(),
+            serving_mesh.grpc_server_credentials(),
+        ) as serving,
+        _member(tmp_path / "c", _credentials(ca, "sleep"), _secured(serving.port, _rules("reviews"))) as calling,
+    ):
+        face = _caller(client, calling)
+        assert face.every(b"") == [b"spiffe://cluster.local/ns/default/sa/sleep"] * 4
+        calling._publish(_secured(serving.port, _rules("ratings")))
+        with pytest.raises(grpc.RpcError) as raised:
+            face.unary(b"")
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+        face.close()
+
+
+def test_a_foreign_authority_vouches_for_nobody(home: Any, tmp_path: Path) -> None:
+    """A caller and a server with certificates of another root for the same names, and a caller without one."""
+    ours, foreign = TestCA(), TestCA()
+    with (
+        _member(tmp_path / "s", _credentials(ours, "reviews")) as serving_mesh,
+        home(serving_mesh, lambda context: b"in", serving_mesh.grpc_server_credentials()) as serving,
+        _member(tmp_path / "c", _credentials(foreign, "sleep"), _secured(serving.port, _rules("reviews"))) as calling,
+    ):
+        face = _caller("sync", calling)
+        with pytest.raises(grpc.RpcError):
+            face.unary(b"")  # the server's certificate is foreign to the caller
+        stranger = foreign.credentials("sleep", dns=("sleep.default.sa.cluster.local",), trusts=(ours,))
+        _rotate(calling, stranger)
+        with pytest.raises(grpc.RpcError):
+            face.unary(b"")  # and the caller's to the server
+        face.close()
+        credentials = grpc.ssl_channel_credentials(ours.root)
+        options = (("grpc.ssl_target_name_override", "reviews.default.sa.cluster.local"),)
+        nameless = SyncFace(grpc.secure_channel(f"127.0.0.1:{serving.port}", credentials, options))
+        with pytest.raises(grpc.RpcError):
+            nameless.unary(b"")
+        nameless.close()
+        assert serving.started.empty()
+
+
+@pytest.mark.parametrize("client", ["sync", "aio"])
+def test_a_root_and_both_leaves_are_replaced_without_a_failed_call(home: Any, client: str, tmp_path: Path) -> None:
+    """Calls go on through all steps; in the end both sides trust the new root alone, and show its leaves."""
+    old, new = TestCA(), TestCA()
+    with (
+        _member(tmp_path / "s", _credentials(old, "reviews")) as serving_mesh,
+        home(
+            serving_mesh, lambda context: context.auth_context()["x509_pem_cert"][0],
+            serving_mesh.grpc_server_credentials(),
+        ) as serving,
+        _member(tmp_path / "c", _credentials(old, "sleep"), _secured(serving.port, _rules("reviews"))) as calling,
+    ):  # fmt: skip
+        done, failures, rounds = threading.Event(), list[BaseException](), threading.Semaphore(0)
+
+        def call() -> None:
+            face = _caller(client, calling)
+            try:
+                while not done.is_set():
+                    face.unary(b"")
+                    rounds.release()
+            except BaseException as error:  # told by the assertion below
+                failures.append(error)
+                rounds.release(1000)
+            finally:
+                face.close()
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        for ca, other in ((old, (new,)), (new, (old,)), (new, ())):
+            for member, account in ((serving_mesh, "reviews"), (calling, "sleep")):
+                latest = _credentials(ca, account, *other)
+                _rotate(member, latest)
+                for _ in range(3):
+                    assert rounds.acquire(timeout=20)
+        done.set()
+        caller.join(20)
+        assert not failures
+        face = _caller(client, calling)
+        assert face.unary(b"") == latest.certificate_chain
+        face.close()
+        assert serving_mesh.credentials is not None and serving_mesh.credentials.trust_bundles == (
+            ("cluster.local", new.root),
+        )
+
+
+def test_what_cannot_be_proven_or_verified_is_not_sent(tmp_path: Path) -> None:
+    """Several accounts, any account: gRPC verifies one name, so the call fails rather than trust all."""
+    with GrpcPeer() as plain, _member(tmp_path / "c", _credentials(TestCA(), "sleep")) as calling:
+        for accounts in ((), ("reviews", "ratings")):
+            calling._publish(_secured(plain.port, _rules(*accounts)))
+            face = _caller("sync", calling)
+            with pytest.raises(grpc.RpcError, match="one account"):
+                face.unary(b"")
+            face.close()
+        calling._publish(_secured(plain.port, _rules("reviews", is_auto=True)))
+        face = _caller("sync", calling)
+        assert face.unary(b"x") == b"peer:x"  # its endpoint does not serve the mesh's mTLS
+        face.close()
+    with mesh() as nobody, pytest.raises(NoCredentials):
+        nobody.grpc_server_credentials()
+
+
+def test_a_server_is_seen_to_serve_mtls(home: Any, tmp_path: Path) -> None:
+    """The handshake by which a process finds out whether its own port is the mesh's, before it says so to others."""
+    with (
+        _member(tmp_path / "s", _credentials(TestCA(), "reviews")) as made,
+        home(made, lambda context: b"in", made.grpc_server_credentials()) as serving,
+        socket.create_connection(("127.0.0.1", serving.port)) as connection,
+        made.tls.client(_rules("reviews")).wrap_socket(connection, server_hostname="meshlib"),
+    ):
+        pass

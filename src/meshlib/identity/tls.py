@@ -94,6 +94,10 @@ class TlsContexts:
         credentials = self._credentials()
         return credentials is not None and not credentials.has_expired(self._clock())
 
+    def present(self) -> Credentials:
+        """The credentials themselves, for a library with a TLS of its own. Raises NoCredentials."""
+        return self._present()[0]
+
     def _present(self) -> tuple[Credentials, dict[Any, Context]]:
         credentials = self._credentials()
         if credentials is None:

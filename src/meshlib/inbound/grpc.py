@@ -24,6 +24,8 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from meshlib.identity.credentials import Credentials
+from meshlib.identity.tls import NoCredentials, TlsContexts
 from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, seen_by_application
 from meshlib.model import Headers, Peer, Request, SpiffeId
@@ -345,6 +347,31 @@ async def _nobody_implements_aio(requests: Any, context: Any) -> AsyncIterator[b
 
 _UNKNOWN: Any = grpc.stream_stream_rpc_method_handler(_nobody_implements)
 _AIO_UNKNOWN: Any = grpc.stream_stream_rpc_method_handler(_nobody_implements_aio)
+
+
+def server_credentials(contexts: TlsContexts) -> grpc.ServerCredentials:
+    """Credentials of a server that shows the present certificate at each handshake, and takes clients with one of our
+    own trust domain only: gRPC would let every root vouch for every domain. Raises NoCredentials."""
+    shown = contexts.present()
+
+    def fetch() -> Any:
+        # On a thread of gRPC's, at each handshake. What is expired is shown on: the client refuses it.
+        nonlocal shown
+        try:
+            found = contexts.present()
+        except NoCredentials:
+            return None
+        if found is shown:
+            return None
+        configuration, shown = _configuration(found), found
+        return configuration
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(shown), fetch, require_client_authentication=True)
+
+
+def _configuration(of: Credentials) -> Any:
+    roots = dict(of.trust_bundles)[of.identity.trust_domain]
+    return grpc.ssl_server_certificate_configuration([(of.private_key, of.certificate_chain)], roots)
 
 
 def peer_of(context: Any, port: int = 0) -> Peer:

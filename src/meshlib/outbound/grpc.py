@@ -16,10 +16,10 @@ from typing import Any, Self
 import grpc
 
 from meshlib.errors import MeshError
-from meshlib.model import Cluster, Endpoint, Outcome
+from meshlib.model import Endpoint, Outcome
 from meshlib.outbound.drive import drive
 from meshlib.outbound.grpc_pending import Pending, Replay, is_replayable, sendable
-from meshlib.outbound.grpc_subchannels import Open, Secured, SubChannel, SubChannels, originated
+from meshlib.outbound.grpc_subchannels import Open, SubChannel, SubChannels
 from meshlib.outbound.grpc_terms import (
     OK,
     Call,
@@ -303,10 +303,9 @@ class MeshChannel(grpc.Channel):
         authority: str,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
-        secured: Callable[[Cluster, str], Secured | None] = originated,
     ) -> None:
         self.home, self.authority = home, authority
-        self.subchannels = SubChannels(_opener(compression), tuple(options), secured)
+        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls)
         self._mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
         self._watchers: list[Callable[[grpc.ChannelConnectivity], None]] = []
         self._connectivity = grpc.ChannelConnectivity.IDLE

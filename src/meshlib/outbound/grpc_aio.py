@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from meshlib.model import Cluster, Outcome
+from meshlib.model import Outcome
 from meshlib.outbound.drive import drive_async
-from meshlib.outbound.grpc_subchannels import Open, Secured, SubChannel, SubChannels, originated
+from meshlib.outbound.grpc_subchannels import Open, SubChannel, SubChannels
 from meshlib.outbound.grpc_terms import (
     OK,
     Call,
@@ -430,10 +430,9 @@ class MeshAioChannel(aio.Channel):
         authority: str,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
-        secured: Callable[[Cluster, str], Secured | None] = originated,
     ) -> None:
         self.home, self.authority = home, authority
-        self.subchannels = SubChannels(_opener(compression), tuple(options), secured)
+        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls)
         self.mirrors = AsyncMirrors()
         self._closing: set[asyncio.Task[Any]] = set()
 

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from meshlib.model import Cluster, ClusterType, UpstreamTls
+from meshlib.identity.credentials import Credentials
+from meshlib.identity.tls import TlsContexts
+from meshlib.model import Cluster, ClusterType, Endpoint, SpiffeId, UpstreamTls
 from meshlib.outbound.connections import may_serve
 from meshlib.policy.live import Live
 from meshlib.policy.steps import Send
@@ -47,6 +49,7 @@ class Secured(NamedTuple):
     credentials: grpc.ChannelCredentials
     target_name: str
     version: object
+    is_mesh: bool = False
 
 
 class SubChannel:
@@ -79,9 +82,9 @@ class SubChannel:
 class SubChannels:
     """The sub-channels of one channel of the user's. Thread-safe; its lock is held for bookkeeping alone."""
 
-    def __init__(self, make: Open, options: Options, secured: Callable[[Cluster, str], Secured | None]) -> None:
-        """options: the user's. secured: how a cluster is spoken to for an authority; None is plaintext."""
-        self._make, self._options, self._secured = make, options, secured
+    def __init__(self, make: Open, options: Options, contexts: TlsContexts) -> None:
+        """options: the user's."""
+        self._make, self._options, self._contexts = make, options, contexts
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._open: dict[tuple[str, str, str], SubChannel] = {}
@@ -97,7 +100,7 @@ class SubChannels:
         """
         cluster = step.cluster.cluster
         key = (cluster.name, step.endpoint.authority, step.authority or authority)
-        secured = None if cluster.tls is None else self._secured(cluster, authority)
+        how = secured(self._contexts, cluster, step.endpoint, authority)
         now = time.monotonic()
         drained: list[Any] = []
         with self._lock:
@@ -109,13 +112,13 @@ class SubChannels:
                 drained = self._sweep(live, now)
             found = self._open.get(key)
             if found is not None and not (
-                found.version == (None if secured is None else secured.version)
+                found.version == (None if how is None else how.version)
                 and may_serve(cluster.limits, found.served, found.opened, now)
             ):
                 self._retire(found)
                 found = None
             if found is None:
-                found = self._open[key] = self._opened(key, cluster, secured, now)
+                found = self._open[key] = self._opened(key, cluster, how, now)
             found.calls += 1
             found.served += 1
             found.used = now
@@ -139,27 +142,30 @@ class SubChannels:
     def __len__(self) -> int:
         return len(self._open) + len(self._retired)
 
-    def _opened(self, key: tuple[str, str, str], cluster: Cluster, secured: Secured | None, now: float) -> SubChannel:
+    def _opened(self, key: tuple[str, str, str], cluster: Cluster, how: Secured | None, now: float) -> SubChannel:
         limits = cluster.limits
         idle = IDLE if limits.idle_timeout is None else limits.idle_timeout
+        shown = key[2]
+        if how is not None and how.is_mesh:
+            # gRPC refuses a call whose authority the server's certificate does not bear, unless it is the channel's own
+            # name, which it compares without a port.
+            shown = shown.rpartition(":")[0] or shown
         options: list[tuple[str, Any]] = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0),
             ("grpc.service_config_disable_resolution", 1),
-            ("grpc.default_authority", key[2]),
+            ("grpc.default_authority", shown),
             ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),
             ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF),
             ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
             ("grpc.client_idle_timeout_ms", max(1000, int(idle * 1000))),
         ]
-        if secured is not None:
-            options.append(("grpc.ssl_target_name_override", secured.target_name))
+        if how is not None:
+            options.append(("grpc.ssl_target_name_override", how.target_name))
         # The user's last, so that his word wins where he has one.
-        channel = self._make(
-            _target(key[1]), (*options, *self._options), None if secured is None else secured.credentials
-        )
-        return SubChannel(key, channel, cluster, None if secured is None else secured.version, now)
+        channel = self._make(_target(key[1]), (*options, *self._options), None if how is None else how.credentials)
+        return SubChannel(key, channel, cluster, None if how is None else how.version, now)
 
     def _sweep(self, live: Live, now: float) -> list[Any]:
         """Retire what no call will want again; native channels of those that are drained. With the lock held."""
@@ -203,15 +209,45 @@ def _target(authority: str) -> str:
     return f"ipv4:{authority}" if host.replace(".", "").isdigit() else f"dns:///{authority}"
 
 
-def originated(cluster: Cluster, authority: str) -> Secured | None:
-    """TLS that a DestinationRule asks for (SIMPLE, MUTUAL). Raises OSError when a file can't be read, and for what
-    gRPC's Python API can't verify."""
+def secured(contexts: TlsContexts, cluster: Cluster, endpoint: Endpoint, authority: str) -> Secured | None:
+    """How an endpoint is spoken to for an authority; None is plaintext. Raises OSError (NoCredentials among it) when a
+    file can't be read, there is nothing to prove who we are, or gRPC's Python API can't verify what is demanded."""
     tls = cluster.tls
-    if tls is None:
+    if tls is None or (tls.auto and not (endpoint.is_meshed and contexts.has_identity)):
         return None
+    if tls.is_mesh:
+        name, credentials = _account_of(tls, cluster.name), contexts.present()
+        return Secured(_of_the_mesh(credentials), name, (tls, credentials), True)
     if tls.insecure_skip_verify:
         raise ssl.SSLError(f"{cluster.name}: insecureSkipVerify: gRPC always verifies the server's certificate")
     return Secured(_credentials(tls), _name_of(tls, authority), tls)
+
+
+def _account_of(tls: UpstreamTls, cluster: str) -> str:
+    """The DNS name of the one account that may answer, `<account>.<namespace>.sa.<trust domain>`, which our CA puts
+    beside its SPIFFE ID: gRPC can't verify the URI itself."""
+    names = {_dns_of(name) for name in tls.subject_alt_names}
+    if len(names) != 1:
+        told = ", ".join(sorted(tls.subject_alt_names)) or "any"
+        raise ssl.SSLError(f"{cluster}: gRPC can verify one account, and these may serve it: {told}")
+    return names.pop()
+
+
+def _dns_of(name: str) -> str:
+    if "://" not in name:
+        return name
+    try:
+        identity = SpiffeId.parse(name)
+    except ValueError as error:
+        raise ssl.SSLError(str(error)) from None
+    return f"{identity.service_account}.{identity.namespace}.sa.{identity.trust_domain}"
+
+
+@lru_cache(maxsize=8)
+def _of_the_mesh(credentials: Credentials) -> grpc.ChannelCredentials:
+    # Roots of our own domain alone: gRPC would let every root vouch for every domain.
+    roots = dict(credentials.trust_bundles)[credentials.identity.trust_domain]
+    return grpc.ssl_channel_credentials(roots, credentials.private_key, credentials.certificate_chain)
 
 
 def _name_of(tls: UpstreamTls, authority: str) -> str:

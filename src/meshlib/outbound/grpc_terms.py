@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from meshlib.errors import AnsweredByRoute, FaultInjected, MeshError, NoHealthyEndpoint, UpstreamConnectionFailure
+from meshlib.identity.tls import TlsContexts
 from meshlib.model import Endpoint, HeaderOperations, HeaderView, LoadBalancing, Outcome, Request
 from meshlib.outbound.raising import answered, failed
 from meshlib.policy import propagation
@@ -55,6 +56,8 @@ class Home(Protocol):
 
     @property
     def live(self) -> Live: ...
+    @property
+    def tls(self) -> TlsContexts: ...
 
     def call_context(self, deadline: float | None, may_resend: bool) -> CallContext: ...
     def resolve(self, authority: str) -> None: ...
