@@ -224,7 +224,7 @@ def test_an_interpreter_that_never_closes_exits_clean(tmp_path: Path) -> None:
 
 def test_importing_meshlib_loads_no_client_library() -> None:
     """A service that uses gRPC alone does not pay for httpx."""
-    loaded = "import sys, meshlib; print(sorted({'httpx', 'grpc', 'aiohttp', 'yaml'} & set(sys.modules)))"
+    loaded = "import sys, meshlib; print(sorted({'httpx', 'grpc', 'aiohttp', 'yaml', 'dns'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
