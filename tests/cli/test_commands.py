@@ -225,10 +225,10 @@ def test_problems_fails_for_errors_and_not_for_warnings(meshctl: Meshctl, view: 
 
 def test_warnings_are_shown_to_whoever_applies(meshctl: Meshctl) -> None:
     """On stderr; the object is in force and the exit code 0."""
-    policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\nspec: {}\n"
-    result = meshctl("apply", "-f", "-", stdin=policy)
+    filters = "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f}\nspec: {}\n"
+    result = meshctl("apply", "-f", "-", stdin=filters)
     assert result.exit_code == 0
-    assert result.stderr.startswith("Warning: stdin:1: AuthorizationPolicy default/nobody: IS NOT ENFORCED")
+    assert result.stderr.startswith("Warning: stdin:1: EnvoyFilter default/f: has no effect yet")
 
 
 @pytest.mark.usefixtures("nowhere")

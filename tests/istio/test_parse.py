@@ -176,11 +176,6 @@ def test_what_is_no_duration_is_an_error(text: object) -> None:
             "spec.http[0].fault.abort.percentage",
             "is missing, so no request is affected",
         ),
-        (
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {}\n",
-            "",
-            "IS NOT ENFORCED by workloads of a control plane, only where the configuration is a folder",
-        ),
     ],
 )
 def test_what_is_asked_for_and_not_had_is_told(text: str, field: str, reason: str) -> None:

@@ -16,8 +16,10 @@ from meshlib.istio.resources import Object
 from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,
+    INBOUND_PREFIX,
     Cluster,
     Forward,
+    Inbound,
     Listener,
     LoadAssignment,
     Locality,
@@ -32,7 +34,7 @@ from meshlib.xds import messages as m
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
-Value = Listener | RouteConfiguration | Cluster | LoadAssignment
+Value = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 RENAMED_LIMIT = 10_000
 """Names that no service has and that clients asked for all the same; beyond that they are made anew each time."""
 VIEWS_LIMIT, KEYS_LIMIT = 100, 10_000
@@ -84,6 +86,9 @@ class View:
             type_url: _hash("".join(f"{each.name} {each.version}\n" for each in resources.values()).encode())
             for type_url, resources in self.resources.items()
         }
+        if snapshot.inbound:  # not by its own name: it bears each client's
+            inbound = "".join(_resource(LISTENER, each.name, each).version for each in snapshot.inbound)
+            self.versions[LISTENER] = _hash(f"{self.versions[LISTENER]} {inbound}".encode())
         self._wild: dict[str, DomainTable[Listener]] = {}
         wild: dict[str, list[tuple[str, Listener]]] = {}
         for listener in snapshot.listeners:
@@ -114,7 +119,7 @@ class View:
         """The resource that a client asked for by name.
 
         A listener that is not there by that very name is one with a wildcard that covers it, or, for clients that know
-        the catch-all, that; in both cases it bears the name that was asked for.
+        the catch-all, that; in both cases it bears the name that was asked for. So does the one for calls that come in.
         """
         found = self.resources.get(type_url, {}).get(name)
         if found is not None or type_url != LISTENER:
@@ -124,8 +129,12 @@ class View:
             if len(self._renamed) >= RENAMED_LIMIT:
                 self._renamed.clear()
             host, _, port = name.rpartition(":")
+            listener: Listener | Inbound | None
             listener = self._wild[port].find(host) if port in self._wild else None
-            if listener is None and has_catch_all:
+            if name.startswith(INBOUND_PREFIX):
+                # In our own form: whoever does not read it must not be told that there is a listener like any other.
+                listener = next(iter(self.snapshot.inbound), None) if has_catch_all else None
+            elif listener is None and has_catch_all:
                 listener = self._catch_all
             self._renamed[asked] = None if listener is None else _resource(LISTENER, name, replace(listener, name=name))
         return self._renamed[asked]

@@ -17,7 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from meshlib.model import Cluster, ClusterType, Forward, Listener, LoadAssignment, RouteConfiguration, Snapshot
+from meshlib.model import (
+    Cluster,
+    ClusterType,
+    Forward,
+    Inbound,
+    Listener,
+    LoadAssignment,
+    RouteConfiguration,
+    Snapshot,
+)
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.session import Entry, Session, State
 
@@ -49,9 +58,12 @@ class Assembly:
         """When another `update` may come to another result, though nothing has arrived."""
         return min(self._removals.values(), default=None)
 
-    def update(self, wanted: Collection[str], version: str, now: float) -> Snapshot:
-        """Subscribe what the listeners `wanted` lead to; returns the newest consistent Snapshot, named `version`."""
-        self._session.subscribe(LISTENER, wanted)
+    def update(self, wanted: Collection[str], version: str, now: float, inbound: str = "") -> Snapshot:
+        """Subscribe what the listeners `wanted` lead to; returns the newest consistent Snapshot, named `version`.
+
+        inbound: the name of the listener for calls that come in; "" is none.
+        """
+        self._session.subscribe(LISTENER, (*wanted, inbound) if inbound else wanted)
         needed = self._follow()
         before, graces = self._effective, self._removals
         self._effective, self._removals = {type_url: {} for type_url in before}, {}
@@ -153,6 +165,7 @@ class Assembly:
             ),
             complete=self._wildcard and self._session.is_answered(LISTENER),
             absent=tuple(name for name in sorted(wanted) if self._is_absent(name)),
+            inbound=tuple(e.value for _, e in sorted(listeners.items()) if isinstance(e.value, Inbound)),
         )
 
     def _is_absent(self, name: str) -> bool:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from meshlib.discovery.assembly import Assembly
 from meshlib.discovery.disk_cache import DiskCache, Memory
-from meshlib.model import Node, NodeKind, Snapshot, Workload
+from meshlib.model import INBOUND_PREFIX, Node, NodeKind, Snapshot, Workload
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resource_types import CLUSTER, LISTENER
 from meshlib.xds.session import Resource, Session
@@ -62,6 +62,7 @@ class XdsSource:
         self._cache = DiskCache(cache_dir, target, node) if cache_dir is not None else None
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._wanted: dict[str, None] = {}
+        self._inbound = ""
         self._revision = -1
         self._newest = self._seen = self._published = Snapshot()
         self._version = ""
@@ -76,6 +77,13 @@ class XdsSource:
             return
         self._asked.put(authority)
         self._stream.wake()
+
+    def want_inbound(self, name: str) -> None:
+        """This process serves: the rules for calls that come in are asked for, by their listener's name. Another name
+        takes its place. A ROUTER's come with its listeners."""
+        if name != self._inbound and not self._gets_everything and _is_name(name):
+            self._asked.put(name)
+            self._stream.wake()
 
     def set_ready(self, workload: Workload | None = None) -> None:
         """This process's own port accepts connections: the control plane may send calls to it. From any thread.
@@ -102,7 +110,7 @@ class XdsSource:
         due = self._assembly.next_deadline
         if self._session.revision != self._revision or (due is not None and due <= now):
             version = self._session.last_version or self._version
-            self._newest = self._assembly.update(self._wanted, version, now)
+            self._newest = self._assembly.update(self._wanted, version, now, self._inbound)
             self._revision = self._session.revision
         is_held = self._is_held(now)
         if not is_held and self._newest is not self._seen:
@@ -121,7 +129,9 @@ class XdsSource:
         try:
             while True:
                 authority = self._asked.get_nowait()
-                if authority not in self._wanted:
+                if authority.startswith(INBOUND_PREFIX):
+                    self._inbound, self._revision = authority, -1
+                elif authority not in self._wanted:
                     self._wanted[authority] = None
                     self._revision = -1
                     if len(self._wanted) > MAX_WANTED:

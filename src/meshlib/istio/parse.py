@@ -1062,9 +1062,6 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
         if group.endswith(_NOT_YET_GROUPS):
             yield ConfigurationWarning(given.source, given.title, "", "has no effect yet")
         return
-    if group == r.SECURITY:
-        reason = "IS NOT ENFORCED by workloads of a control plane, only where the configuration is a folder"
-        yield ConfigurationWarning(given.source, given.title, "", reason)
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
     if isinstance(given.spec, r.DestinationRule):

@@ -17,6 +17,8 @@ from google.protobuf.message import DecodeError
 
 from meshlib.errors import InvalidResource
 from meshlib.model import (
+    INBOUND_PREFIX,
+    Access,
     Cluster,
     DirectResponse,
     Fault,
@@ -28,6 +30,7 @@ from meshlib.model import (
     HeaderMatch,
     HeaderOperations,
     HedgePolicy,
+    Inbound,
     Listener,
     LoadAssignment,
     Mirror,
@@ -46,17 +49,17 @@ from meshlib.model import (
     WeightedCluster,
     Workload,
 )
+from meshlib.xds import access, notes
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
-from meshlib.xds import notes
 from meshlib.xds.decode_clusters import decode_assignment, decode_cluster
 from meshlib.xds.decode_tls import downstream_tls, is_secured
-from meshlib.xds.encode import DEFAULT_PORT, FAULT_FILTER, NO_RESET_HEADERS, REDIRECT_CODES, WHOLE_PATH
+from meshlib.xds.encode import ACCESS, DEFAULT_PORT, FAULT_FILTER, INBOUND, NO_RESET_HEADERS, REDIRECT_CODES, WHOLE_PATH
 from meshlib.xds.fields import HEADER_NAME, Wrong
 from meshlib.xds.notes import OWN
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
-Decoded = Listener | RouteConfiguration | Cluster | LoadAssignment
+Decoded = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 
 _NOTED = f"metadata.filter_metadata[{OWN}]"
 _REDIRECT_STATUS = {number: status for status, number in REDIRECT_CODES.items()}
@@ -141,7 +144,11 @@ _FRAMING = frozenset({"content-length", "transfer-encoding"})
 # Listeners
 
 
-def _listener(message: Any) -> Listener:
+def _listener(message: Any) -> Listener | Inbound:
+    noted = message.metadata.filter_metadata
+    own = read.plain(noted[OWN]) if OWN in noted else {}
+    if INBOUND in own or message.name.startswith(INBOUND_PREFIX):
+        return _inbound(message.name, own.get(INBOUND))
     if message.HasField("api_listener"):
         manager = read.unpacked(message.api_listener.api_listener, m.HttpConnectionManager, "api_listener.api_listener")
         return Listener(message.name, _rds_name(manager, "api_listener.api_listener"))
@@ -151,7 +158,18 @@ def _listener(message: Any) -> Listener:
     address = message.address.socket_address
     if not address.address or address.WhichOneof("port_specifier") != "port_value" or address.port_value > 65535:
         raise Wrong("address", f"is no address: {address.address!r} port {address.port_value}")
-    return Listener(message.name, "", address.address, address.port_value, chains)
+    rules = None
+    if ACCESS in own:
+        rules = access.read(Access, notes.text(own[ACCESS], f"{_NOTED}.{ACCESS}"), f"{_NOTED}.{ACCESS}")
+    return Listener(message.name, "", address.address, address.port_value, chains, rules)
+
+
+def _inbound(name: str, note: Any) -> Inbound:
+    field = f"{_NOTED}.{INBOUND}"
+    inbound = access.read(Inbound, notes.text(note, field), field)
+    if inbound.name != name:
+        raise Wrong(f"{field}.name", f"is {inbound.name!r}")
+    return inbound
 
 
 def _rds_name(manager: Any, field: str) -> str:

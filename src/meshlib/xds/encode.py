@@ -19,6 +19,7 @@ from meshlib.model import (
     HashPolicy,
     HeaderMatch,
     HeaderOperations,
+    Inbound,
     Listener,
     ListenerTls,
     LoadAssignment,
@@ -34,8 +35,8 @@ from meshlib.model import (
     VirtualHost,
     WeightedCluster,
 )
+from meshlib.xds import access, notes
 from meshlib.xds import messages as m
-from meshlib.xds import notes
 from meshlib.xds.encode_clusters import TLS_SOCKET, encode_assignment, encode_cluster
 from meshlib.xds.notes import OWN
 from meshlib.xds.pieces import ads, set_locality, set_seconds, set_share
@@ -50,13 +51,17 @@ DEFAULT_PORT = "default_port"
 NO_RESET_HEADERS = "no_reset_headers"
 """In a route's metadata: its retries heed none. Where nothing is said, those that everybody sends are heeded."""
 REDIRECT_CODES = {301: 0, 302: 1, 303: 2, 307: 3, 308: 4}
+ACCESS, INBOUND = "access", "inbound"
+"""In a listener's metadata: who may come in at a gateway's; everything of the one that a server asks for."""
 _OVERWRITE, _APPEND = 2, 0
 
 
-def encode_resource(type_url: str, value: Listener | RouteConfiguration | Cluster | LoadAssignment) -> bytes:
+def encode_resource(type_url: str, value: Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment) -> bytes:
     """A resource's bytes, not wrapped in an Any. Raises TypeError where type and value do not go together."""
     if type_url == LISTENER and isinstance(value, Listener):
         return m.serialize(_listener(value))
+    if type_url == LISTENER and isinstance(value, Inbound):
+        return m.serialize(_inbound(value))
     if type_url == ROUTE and isinstance(value, RouteConfiguration):
         return m.serialize(_route_configuration(value))
     if type_url == CLUSTER and isinstance(value, Cluster):
@@ -139,6 +144,15 @@ def _listener(listener: Listener) -> Any:
         inspector.typed_config.CopyFrom(m.pack(m.TlsInspector()))
     for chain in listener.filter_chains:
         _add_chain(message, chain, listener.name)
+    if listener.access is not None:
+        message.metadata.filter_metadata[OWN].update({ACCESS: access.write(listener.access)})
+    return message
+
+
+def _inbound(inbound: Inbound) -> Any:
+    """For our own clients only: without a filter chain, no other server can take it for one that lets everybody in."""
+    message = m.Listener(name=inbound.name)
+    message.metadata.filter_metadata[OWN].update({INBOUND: access.write(inbound)})
     return message
 
 

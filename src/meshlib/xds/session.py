@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from meshlib.errors import InvalidResource
-from meshlib.model import Cluster, Listener, LoadAssignment, RouteConfiguration
+from meshlib.model import Cluster, Inbound, Listener, LoadAssignment, RouteConfiguration
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 # The rules, from "xDS REST and gRPC protocol" (Envoy's docs, xds_protocol.rst) and the gRFCs named. SotW is
@@ -99,7 +99,7 @@ WILDCARD = "*"
 
 TYPES = (LISTENER, ROUTE, CLUSTER, ENDPOINT)
 
-Value = Listener | RouteConfiguration | Cluster | LoadAssignment
+Value = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 Decode = Callable[[str, bytes], Value]
 
 
