@@ -513,3 +513,13 @@ def test_a_server_is_seen_to_serve_mtls(home: Any, tmp_path: Path) -> None:
         made.tls.client(_rules("reviews")).wrap_socket(connection, server_hostname="meshlib"),
     ):
         pass
+
+
+def test_an_option_of_the_users_own_wins() -> None:
+    """gRPC takes the first of two values; the user's stands before ours."""
+    with mesh() as made, SyncHome(made, lambda context: context._rpc_event.call_details.host) as serving:
+        made._publish(service("reviews:9080", [("127.0.0.1", serving.port)]))
+        for options, host in (((), b"reviews:9080"), ((("grpc.default_authority", "mine"),), b"mine")):
+            face = SyncFace(made.grpc_channel("reviews:9080", options=options))
+            assert face.unary(b"") == host
+            face.close()

@@ -161,10 +161,11 @@ class SubChannels:
             ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
             ("grpc.client_idle_timeout_ms", max(1000, int(idle * 1000))),
         ]
-        if how is not None:
-            options.append(("grpc.ssl_target_name_override", how.target_name))
-        # The user's last, so that his word wins where he has one.
-        channel = self._make(_target(key[1]), (*options, *self._options), None if how is None else how.credentials)
+        verified = () if how is None else (("grpc.ssl_target_name_override", how.target_name),)
+        # Of two values gRPC takes the first: the name that is verified is ours, everything else is the user's to say.
+        channel = self._make(
+            _target(key[1]), (*verified, *self._options, *options), None if how is None else how.credentials
+        )
         return SubChannel(key, channel, cluster, None if how is None else how.version, now)
 
     def _sweep(self, live: Live, now: float) -> list[Any]:
