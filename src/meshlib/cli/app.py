@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from meshlib.cli import apply, control_plane, demo, gateway, get, look, run, status
+from meshlib.cli import apply, control_plane, demo, gateway, get, look, run, status, token
 from meshlib.cli.admin_client import CommandFailed
 
 
@@ -52,4 +52,5 @@ app.command("control-plane")(control_plane.control_plane)
 app.command()(gateway.gateway)
 # What follows the command's name is its own, options too.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
+app.command()(token.token)
 app.command()(status.version)

@@ -100,6 +100,9 @@ class JoinTokens:
             self._save()
         return token
 
+    def now(self) -> float:
+        return self._clock()
+
     def all(self) -> tuple[JoinToken, ...]:
         return tuple(sorted(self._tokens.values(), key=lambda each: each.created))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import httpx
+from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.admin import AdminServer, admin_app
@@ -35,6 +36,7 @@ from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.telemetry_store import TelemetryStore
+from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Folder
 from meshlib.istio.resources import Object
@@ -132,7 +134,7 @@ class ControlPlane:
         self._is_ready = True
         self._updates = loop.create_task(self._keep_updating(store), name="control plane updates")
         await self._serve_xds()
-        app = admin_app(store, self, allowed_hosts=(self.settings.admin[0],), routes=self._picture.routes())
+        app = admin_app(store, self, allowed_hosts=(self.settings.admin[0],), routes=self._admin_routes())
         self._admin = AdminServer(app, *self.settings.admin)
         try:
             await self._admin.start()
@@ -230,6 +232,12 @@ class ControlPlane:
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
+
+    def _admin_routes(self) -> list[Route]:
+        routes = self._picture.routes()
+        if self.tokens is not None and self.authority is not None:
+            routes += TokenRoutes(self.tokens, self.authority, is_loopback(f"{self.settings.admin[0]}:0")).routes()
+        return routes
 
     def _open_authority(self) -> None:
         settings = self.settings
