@@ -19,6 +19,8 @@ $(VENV)/.installed: pyproject.toml scripts/requirements.py
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(GROUPS) test lint docs > $(VENV)/develop.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/develop.txt
+	# xds-protos, a peer of the tests, brings an old opentelemetry/proto along and writes it over the real one.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps opentelemetry-proto
 	@touch $@
 
 $(VENV)/envoy/.installed:
