@@ -245,17 +245,17 @@ def test_listeners_hear_of_changes_only() -> None:
 def test_warnings_reach_whoever_applies_and_stay_listed() -> None:
     """An object whose effect is less than its author thinks is in force, and says so, while it is."""
     store = ObjectStore()
-    policy = """
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: nobody}
+    given = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: nothing}
 spec: {}
 """
-    results = store.apply(policy, "policy.yaml")
-    assert outcomes(results) == ["authorizationpolicy.security.istio.io/nobody created"]
-    assert [(warning.level, warning.source) for warning in results.warnings] == [("warning", "policy.yaml:2")]
+    results = store.apply(given, "filter.yaml")
+    assert outcomes(results) == ["envoyfilter.networking.istio.io/nothing created"]
+    assert [(warning.level, warning.source) for warning in results.warnings] == [("warning", "filter.yaml:2")]
     assert len(store.problems()) == 1
-    store.delete_named("authorizationpolicies", "default", "nobody")
+    store.delete_named("envoyfilters", "default", "nothing")
     assert store.problems() == ()
 
 
@@ -269,13 +269,13 @@ def test_a_folder_applied_at_once_costs_no_more_for_each_object(monkeypatch: pyt
         looked += 1
         return str(title(each))
 
-    def policies(count: int) -> str:
-        kind = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
-        return "---\n".join(f"{kind}metadata: {{name: p{number}}}\nspec: {{}}\n" for number in range(count))
+    def filters(count: int) -> str:
+        kind = "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n"
+        return "---\n".join(f"{kind}metadata: {{name: f{number}}}\nspec: {{}}\n" for number in range(count))
 
     monkeypatch.setattr(Object, "title", property(counted))
     store = ObjectStore()
-    results = store.apply(policies(50), "policies.yaml")
+    results = store.apply(filters(50), "filters.yaml")
     assert len(results.warnings) == len(store.problems()) == 50
     assert looked <= 50 * 5
 
