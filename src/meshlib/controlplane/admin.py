@@ -1,6 +1,6 @@
-"""How do people and meshctl talk to the control plane? The admin API: plain HTTP on loopback.
+"""How do people and meshctl talk to the control plane? The admin API: plain HTTP, on loopback unless told otherwise.
 
-Anyone who can open a connection may use it, so it is bound to loopback, and it must not be a web page's to use:
+Anyone who can open a connection may use it, so it belongs on loopback, and it must not be a web page's to use:
 - The Host header must name loopback or the address we are bound to. A page whose DNS name was rebound to 127.0.0.1
   still sends its own name.
 - Requests that change something must be `application/yaml`. A page of another origin may send that only after a
@@ -42,6 +42,9 @@ class JSON(Response):
     """A msgspec struct, encoded."""
 
     media_type = "application/json"
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({"cache-control": "no-store", **(headers or {})})
 
     def render(self, content: Any) -> bytes:
         return msgspec.json.encode(content)
@@ -108,7 +111,7 @@ def admin_app(
         return JSON(api.Version(__version__))
 
     async def objects(request: Request) -> Response:
-        query = _query(request, "kind", "namespace", "name")
+        query = query_of(request, "kind", "namespace", "name")
         found = await run_in_threadpool(
             store.stored, kind=query["kind"], namespace=query["namespace"], name=query["name"]
         )
@@ -122,7 +125,7 @@ def admin_app(
         return JSON(api.Clients(tuple(view.clients())))
 
     async def endpoints(request: Request) -> Response:
-        query = _query(request, "namespace", "name")
+        query = query_of(request, "namespace", "name")
         return JSON(
             api.Endpoints(
                 tuple(
@@ -134,13 +137,13 @@ def admin_app(
         )
 
     async def apply(request: Request) -> Response:
-        query = _query(request, "source", "namespace")
+        query = query_of(request, "source", "namespace")
         text = await _yaml_body(request)
         source, namespace = query["source"] or "admin API", query["namespace"] or "default"
         return _results(await run_in_threadpool(store.apply, text, source, namespace=namespace))
 
     async def delete(request: Request) -> Response:
-        query = _query(request, "source", "kind", "namespace", "name")
+        query = query_of(request, "source", "kind", "namespace", "name")
         text = await _yaml_body(request)
         namespace = query["namespace"] or "default"
         if query["kind"] or query["name"]:
@@ -183,7 +186,7 @@ def _results(results: api.Results) -> Response:
     return JSON(results, status_code=422 if results.problems else 200)
 
 
-def _query(request: Request, *names: str) -> Mapping[str, str]:
+def query_of(request: Request, *names: str) -> Mapping[str, str]:
     """The named query parameters, "" for those left out. An unknown one is a mistake worth an answer."""
     unknown = set(request.query_params) - set(names)
     if unknown:
@@ -191,10 +194,15 @@ def _query(request: Request, *names: str) -> Mapping[str, str]:
     return {name: request.query_params.get(name, "") for name in names}
 
 
-async def _yaml_body(request: Request) -> str:
+def check_yaml(request: Request) -> None:
+    """Whether a request that changes something is of a type that no web page can send without being asked."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != api.YAML:
         raise HTTPException(415, f"content-type must be {api.YAML}, not {content_type or 'missing'}")
+
+
+async def _yaml_body(request: Request) -> str:
+    check_yaml(request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

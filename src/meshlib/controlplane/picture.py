@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.admin import JSON, query_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.otlp import Receiver
@@ -180,13 +181,13 @@ class Picture:
         return msgspec.structs.replace(made, nodes=tuple(nodes))
 
     async def _graph(self, request: Request) -> Response:
-        query = _query(request, "seconds", "end", "services")
+        query = query_of(request, "seconds", "end", "services")
         seconds = _number(query, "seconds", 60.0)
         end = _number(query, "end", 0.0) or None
-        return _json(self.graph(seconds, end, query["services"] != "false"))
+        return JSON(self.graph(seconds, end, query["services"] != "false"))
 
     async def _series(self, request: Request) -> Response:
-        query = _query(request, "node", "source", "target", "seconds", "end")
+        query = query_of(request, "node", "source", "target", "seconds", "end")
         end = _number(query, "end", 0.0) or self._clock()
         start = end - _number(query, "seconds", 900.0)
         wanted = _selection(query)
@@ -194,17 +195,17 @@ class Picture:
         for began, width, cells in self._store.slots(start, end):
             found = [(labels, cell) for labels, cell in agreed(cells).items() if wanted(labels)]
             points.append(Point(began, width, rates(found, width)))
-        return _json(SeriesOf(tuple(points)))
+        return JSON(SeriesOf(tuple(points)))
 
     async def _service(self, request: Request) -> Response:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
         for each in self._view.endpoints():
             if (each.namespace, each.name) == (namespace, name):
-                return _json(detail_of(each, self._view.objects()))
+                return JSON(detail_of(each, self._view.objects()))
         raise HTTPException(404, f"there is no service {namespace}/{name}")
 
     async def _traces(self, request: Request) -> Response:
-        query = _query(request, "limit", "service", "failed", "slower")
+        query = query_of(request, "limit", "service", "failed", "slower")
         slower = _number(query, "slower", 0.0)
         heads = []
         for trace in self._store.traces(2000):
@@ -217,21 +218,21 @@ class Picture:
             heads.append(_head(trace))
             if len(heads) >= _number(query, "limit", 100):
                 break
-        return _json(Traces(tuple(heads)))
+        return JSON(Traces(tuple(heads)))
 
     async def _trace(self, request: Request) -> Response:
         found = self._store.trace(request.path_params["trace_id"])
         if found is None:
             raise HTTPException(404, "this trace is not known (any more)")
         spans = sorted(found.spans.values(), key=lambda span: (span.began, -span.ended))
-        return _json(WholeTrace(found.trace_id, found.dropped, tuple(spans)))
+        return JSON(WholeTrace(found.trace_id, found.dropped, tuple(spans)))
 
     async def _changes(self, request: Request) -> Response:
-        query = _query(request, "since")
-        return _json(Changes(tuple(self._history.since(_number(query, "since", 0.0)))))
+        query = query_of(request, "since")
+        return JSON(Changes(tuple(self._history.since(_number(query, "since", 0.0)))))
 
     async def _stream(self, request: Request) -> Response:
-        query = _query(request, "seconds", "services")
+        query = query_of(request, "seconds", "services")
         seconds = _number(query, "seconds", 60.0)
         return StreamingResponse(
             self._events(seconds, query["services"] != "false"),
@@ -383,17 +384,6 @@ def _head(trace: Trace) -> TraceHead:
     return TraceHead(
         trace.trace_id, root.service, root.name, trace.began, trace.duration, len(trace.spans), trace.has_failed
     )
-
-
-def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def _query(request: Request, *names: str) -> Mapping[str, str]:
-    unknown = set(request.query_params) - set(names)
-    if unknown:
-        raise HTTPException(400, f"unknown parameter {', '.join(sorted(unknown))}: there are {', '.join(names)}")
-    return {name: request.query_params.get(name, "") for name in names}
 
 
 def _number(query: Mapping[str, str], name: str, default: float) -> float:

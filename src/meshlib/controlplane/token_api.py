@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.admin import JSON, check_yaml
 from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.join_tokens import JoinToken, JoinTokens
 from meshlib.model import SpiffeId
@@ -48,7 +48,7 @@ class TokenRoutes:
 
     async def _list(self, request: Request) -> Response:
         self._check(request)
-        return _json(Tokens(tuple(_shown(each, self._tokens.now()) for each in self._tokens.all())))
+        return JSON(Tokens(tuple(_shown(each, self._tokens.now()) for each in self._tokens.all())))
 
     async def _create(self, request: Request) -> Response:
         self._check(request)
@@ -64,29 +64,24 @@ class TokenRoutes:
             raise HTTPException(400, f"{error.args[0]} is missing") from None
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        return _json(msgspec.structs.replace(_shown(token, self._tokens.now()), text=text))
+        return JSON(msgspec.structs.replace(_shown(token, self._tokens.now()), text=text))
 
     async def _revoke(self, request: Request) -> Response:
         self._check(request)
         found = self._tokens.revoke(request.query_params.get("id", ""))
         if found is None:
             raise HTTPException(404, "there is no such token")
-        return _json(_shown(found, self._tokens.now()))
+        return JSON(_shown(found, self._tokens.now()))
 
     def _check(self, request: Request) -> None:
         if not self._is_loopback:
             raise HTTPException(
                 403, "tokens are made where the admin API is bound to loopback (--admin 127.0.0.1:PORT)"
             )
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if request.method == "POST" and content_type != api.YAML:  # what no web page can send without being asked
-            raise HTTPException(415, f"content-type must be {api.YAML}, not {content_type or 'missing'}")
+        if request.method == "POST":
+            check_yaml(request)
 
 
 def _shown(token: JoinToken, now: float) -> Token:
     state = "used" if token.used else "expired" if now >= token.expires else "unused"
     return Token(token.id, token.identity, token.created, token.expires, state)
-
-
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
