@@ -295,3 +295,12 @@ async def test_references_that_lead_nowhere_are_problems(start: Start, tmp_path:
     (problem,) = (await running.http.get("/v1/problems")).json()["problems"]
     assert problem["object"] == "VirtualService default/reviews"
     assert "v9" in problem["reason"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+async def test_an_open_admin_api_is_for_this_machine_only(host: str) -> None:
+    """Whoever reached it could change the mesh: refused before anything is bound, with the option's name."""
+    plane = ControlPlane(ControlPlaneSettings(xds=("127.0.0.1", 0), admin=(host, 0)))
+    with pytest.raises(OSError, match="--admin"):
+        await plane.start()
+    await plane.stop()

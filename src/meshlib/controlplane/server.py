@@ -112,11 +112,18 @@ class ControlPlane:
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders were read.
 
-        Raises OSError when an address can't be used, StateError when the state folder can't; call stop() then too.
+        Raises OSError when an address can't be used, or must not be without access control; StateError when the state
+        folder can't; call stop() then too.
         """
         loop = asyncio.get_running_loop()
         if not self.settings.is_secure and not is_loopback(f"{self.settings.xds[0]}:0"):
             raise OSError(errno.EPERM, f"xDS on {self.settings.xds[0]} without TLS: plaintext is for loopback only")
+        if not is_loopback(f"{self.settings.admin[0]}:0"):
+            raise OSError(
+                errno.EPERM,
+                f"--admin {self.settings.admin[0]}: the admin API asks nobody who they are, so it is for this machine "
+                "only; give it 127.0.0.1 or [::1]",
+            )
         await asyncio.to_thread(self._open_authority)
         store = self._store = await asyncio.to_thread(ObjectStore, self.settings.state)
         self._registry.load()
