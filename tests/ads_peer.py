@@ -35,6 +35,8 @@ class PeerStream:
     _count: int = 0
     subscribed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By type: name -> version sent last. Kept in automatic mode."""
+    early: list[Any] = field(default_factory=list)
+    """What was asked before there was anything to serve; answered by the first `serve`."""
 
     def next(self) -> Any:
         """The client's next request. Fails where none comes, or the client leaves."""
@@ -150,6 +152,8 @@ class AdsPeer:
             self._world = resources_of(snapshot)
             self._serial += 1
             for stream in self._open:
+                while stream.early:
+                    self._answer(stream, stream.early.pop(0))
                 for type_url in PUSH_ORDER:
                     if type_url in stream.subscribed:
                         self._push(stream, type_url, force=False)
@@ -176,7 +180,9 @@ class AdsPeer:
                     self.nacks.put(request)
                 stream._requests.put(request)
                 with self._lock:
-                    if self._world is not None:
+                    if self._world is None:
+                        stream.early.append(request)
+                    else:
                         self._answer(stream, request)
         except grpc.RpcError:
             pass

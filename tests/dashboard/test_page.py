@@ -91,7 +91,7 @@ def test_the_graph_is_what_was_pushed(page: Any, town: Town) -> None:
     """Nodes, edges, rates, errors, mutual TLS; with the service between its callers and its versions."""
     page.goto(f"{town.url}/#seconds=60")
     page.get_by_test_id("empty").wait_for()
-    assert "no telemetry" in page.get_by_test_id("empty").inner_text()
+    page.get_by_test_id("empty").filter(has_text="no telemetry").wait_for()
     traffic(town)
     edge = page.get_by_test_id("edge:default/reviews>default/reviews-v2")
     edge.wait_for(state="attached")
@@ -113,7 +113,7 @@ def test_what_is_clicked_is_explained_and_can_be_linked_to(page: Any, town: Town
     node.focus()
     page.keyboard.press("Enter")
     panel = page.get_by_test_id("panel")
-    assert "virtual service" in panel.inner_text()
+    panel.filter(has_text="virtual service").wait_for()
     assert "selected=service" in page.url
     page.reload()
     panel.wait_for()
@@ -128,8 +128,7 @@ def test_the_slider_shifts_the_traffic(page: Any, town: Town) -> None:
     page.get_by_test_id("actions").click()
     slider = page.get_by_test_id("weight:v2")
     slider.fill("70")
-    preview = page.get_by_test_id("preview").inner_text()
-    assert "weight: 70" in preview
+    page.get_by_test_id("preview").filter(has_text="weight: 70").wait_for()
     page.get_by_test_id("apply").click()
     page.get_by_test_id("outcome").filter(has_text="configured").wait_for()
     (stored,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False).json()["objects"]
@@ -148,6 +147,7 @@ def test_a_failed_request_is_found_and_its_spans_are_shown(page: Any, town: Town
     page.goto(f"{town.url}/#view=traces")
     page.get_by_test_id("traces").get_by_role("button").first.click()
     rows = page.get_by_test_id("waterfall").locator("li")
+    rows.nth(1).wait_for()
     assert rows.count() == 2
     assert "✕ reviews.default" in rows.nth(1).inner_text()
 
