@@ -51,11 +51,11 @@ def rate(page: Any, source: str, target: str, name: str = "data-rps") -> float:
     return float(found.get_attribute(name)) if found.count() else 0.0
 
 
-def eventually(page: Any, holds: Callable[[], bool], what: str, seconds: float = 40) -> float:
-    """Returns after how many seconds it held."""
+def eventually(page: Any, holds: Callable[[], bool], what: Callable[[], str], seconds: float = 40) -> float:
+    """Returns after how many seconds it held. what: is said where it does not."""
     began = time.monotonic()
     while not holds():
-        assert time.monotonic() - began < seconds, what
+        assert time.monotonic() - began < seconds, what()
         page.wait_for_timeout(100)  # the page's own loop goes on meanwhile
     return time.monotonic() - began
 
@@ -67,7 +67,7 @@ def test_the_first_request_shows_at_once(demo: Demo, page: Any) -> None:
         eventually(
             page,
             lambda: rate(page, "istio-system/istio-ingressgateway", "default/productpage") > 0,
-            "the first request is not drawn",
+            lambda: "the first request is not drawn",
             20,
         )
 
@@ -77,20 +77,31 @@ def test_edges_bear_what_was_sent_within_a_tenth(demo: Demo, page: Any) -> None:
     with demo.browser() as browser:
         for _ in range(120):
             assert browser.get("/productpage").status_code == 200
-    sent = 121 / 60
-    gateway = "istio-system/istio-ingressgateway"
-    eventually(
-        page,
-        lambda: rate(page, gateway, "default/productpage") >= sent * 0.9,
-        f"{rate(page, gateway, 'default/productpage')} of {sent} requests a second",
-    )
-    assert rate(page, gateway, "default/productpage") <= sent * 1.1
-    for target in ("details", "reviews"):
-        assert rate(page, "default/productpage-v1", f"default/{target}") == pytest.approx(sent, rel=0.1)
-    versions = [rate(page, "default/reviews", f"default/reviews-v{number}") for number in (1, 2, 3)]
-    assert sum(versions) == pytest.approx(sent, rel=0.1)
-    assert min(versions) > 0
-    assert rate(page, "default/reviews-v1", "default/ratings") == 0
+    page.goto(
+        page.url.replace("seconds=60", "seconds=300")
+    )  # none of it leaves the window, however slow the machine is
+    sent = pytest.approx(121 / 300, rel=0.1)
+    gateway, productpage = "istio-system/istio-ingressgateway", "default/productpage-v1"
+
+    def whole() -> list[float]:
+        return [
+            rate(page, gateway, "default/productpage"),
+            rate(page, productpage, "default/details"),
+            rate(page, productpage, "default/reviews"),
+        ]
+
+    def versions() -> list[float]:
+        return [rate(page, "default/reviews", f"default/reviews-v{number}") for number in (1, 2, 3)]
+
+    try:
+        eventually(
+            page,
+            lambda: whole() == [sent] * 3 and sum(versions()) == sent and min(versions()) > 0,
+            lambda: f"{whole()} and {versions()}, sent {sent}",
+        )
+        assert rate(page, "default/reviews-v1", "default/ratings") == 0
+    finally:
+        page.goto(page.url.replace("seconds=300", "seconds=60"))
 
 
 def test_the_slider_changes_the_split_that_is_then_measured(demo: Demo, page: Any) -> None:
@@ -106,7 +117,9 @@ def test_the_slider_changes_the_split_that_is_then_measured(demo: Demo, page: An
             text = browser.get("/productpage").text
             return next((each for each in ("reviews-v1", "reviews-v2", "reviews-v3") if each in text), "none")
 
-        eventually(page, lambda: Counter(version() for _ in range(6)) == {"reviews-v3": 6}, "the split did not change")
+        eventually(
+            page, lambda: Counter(version() for _ in range(6)) == {"reviews-v3": 6}, lambda: "the split did not change"
+        )
     page.keyboard.press("Escape")
 
 
@@ -131,7 +144,7 @@ def test_a_service_that_stands_still_turns_red(demo: Demo, page: Any) -> None:
                 rate(page, "default/productpage-v1", target, "data-err") >= 0.1
                 for target in ("default/reviews", "default/reviews-v3")
             ),
-            "no edge to reviews has failed",
+            lambda: "no edge to reviews has failed",
         )
         assert page.locator("g.edge.failure").count() > 0
     finally:
