@@ -57,7 +57,8 @@ class _Base:
     def another(self) -> Any:
         return type(self)(self.servers) if self.repeatable else None
 
-    def mirror(self, flow: Flow) -> None: ...
+    def mirror(self, flow: Flow) -> bool:
+        return False
 
     def reply(self, step: Reply) -> Any:
         return step

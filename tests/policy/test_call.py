@@ -418,6 +418,35 @@ def test_mirrors_go_out_beside_the_call() -> None:
     assert given.clusters["v2"].state.requests == 0
 
 
+@pytest.mark.parametrize(("timeout", "seconds"), [(None, 15.0), (2.0, 2.0)])
+def test_a_mirror_ends_by_itself_even_where_the_route_sets_no_time(timeout: float | None, seconds: float) -> None:
+    """Nobody waits for it, so nobody else would end it: Envoy's 15 s."""
+    action = forward("v1", mirrors=(Mirror("v2"),), timeout=timeout)
+    run = Run(request(), context(live(snapshot({"reviews:9080": [route(action)]}, {"v1": ONE, "v2": TWO}))))
+    copy = run.mirrors[0].flow
+    send = next(copy)
+    assert isinstance(send, Send)
+    assert (send.timeout, send.deadline) == (seconds, 1000.0 + seconds)
+    deliver = copy.send(responded())
+    assert isinstance(deliver, Deliver)
+    assert deliver.deadline == 1000.0 + seconds
+    copy.close()
+    run.flow.close()
+
+
+def test_a_mirror_that_a_limit_turns_away_is_counted_and_does_not_queue() -> None:
+    """The mirrored cluster's own limits hold for it."""
+    busy = Cluster("v2", limits=ConnectionLimits(max_connections=1, max_pending_requests=5))
+    action = forward("v1", mirrors=(Mirror("v2"),))
+    given = live(snapshot({"reviews:9080": [route(action)]}, {"v1": ONE, "v2": (busy, TWO)}))
+    held = given.clusters["v2"]
+    assert held.admit(0.0) is True
+    run = Run(request(), context(given))
+    assert list(run.mirrors[0].flow) == []
+    assert (held.state.mirrors_dropped, len(held.state.queue), held.state.requests) == (1, 0, 1)
+    run.flow.close()
+
+
 def test_a_gateway_matches_in_its_listeners_route_configuration() -> None:
     """The authority is the public host; no listener is named after it."""
     given = snapshot({"bookinfo.example": [route(forward("c"))]}, {"c": ONE})

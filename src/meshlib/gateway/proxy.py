@@ -157,11 +157,11 @@ class Proxy:
             headers.append(self._date[1])
         return headers
 
-    def start_mirror(self, flow: Flow, request: Request, headers: RawHeaders) -> None:
+    def start_mirror(self, flow: Flow, request: Request, headers: RawHeaders) -> bool:
         async def run() -> None:
             await (await drive_async(flow, _Exchange(self, request, headers, None))).close()
 
-        self._mirrors.start(f"{request.method} {request.authority}", run)
+        return self._mirrors.start(f"{request.method} {request.authority}", run)
 
     async def aclose(self) -> None:
         """Give up the mirrors and close idle connections. Requests are the doors' to end."""
@@ -382,10 +382,11 @@ class _Exchange:
             return None
         return _Exchange(self._proxy, self._request, self._headers, None)
 
-    def mirror(self, flow: Flow) -> None:
+    def mirror(self, flow: Flow) -> bool:
         # A body that can be sent once goes to the server that matters, and a tunnel can't be doubled.
-        if self._body is None and h.first(self._headers, b"upgrade") is None:
-            self._proxy.start_mirror(flow, self._request, self._headers)
+        if self._body is not None or h.first(self._headers, b"upgrade") is not None:
+            return False
+        return self._proxy.start_mirror(flow, self._request, self._headers)
 
     # Answers
 

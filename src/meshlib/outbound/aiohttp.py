@@ -327,15 +327,15 @@ class _Exchange:
     def another(self) -> _Exchange | None:
         return _Exchange(self.middleware, self.request, self.handler) if self._is_replayable else None
 
-    def mirror(self, flow: Flow) -> None:
+    def mirror(self, flow: Flow) -> bool:
         other = self.another()
         if other is None:  # a body that can be sent once goes to the server that matters
-            return
+            return False
 
         async def run() -> None:
             (await drive_async(flow, other)).close()
 
-        self.middleware.mirrors.start(f"{self.view.method} {self.request.url}", run)
+        return self.middleware.mirrors.start(f"{self.view.method} {self.request.url}", run)
 
     def reply(self, step: Reply) -> aiohttp.ClientResponse:
         request: Any = self.request

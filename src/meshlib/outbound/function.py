@@ -229,8 +229,8 @@ class _Attempts(Generic[T]):
     def another(self) -> None:
         """A function is not run twice for one call at a time."""
 
-    def mirror(self, flow: Flow) -> None:
-        flow.close()  # a function is not run twice for one call
+    def mirror(self, flow: Flow) -> bool:
+        return False  # a function is not run twice for one call
 
     def reply(self, step: Reply) -> T:
         self.given_up = True

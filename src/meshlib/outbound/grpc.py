@@ -36,7 +36,7 @@ from meshlib.outbound.grpc_terms import (
     reports_load,
     waits,
 )
-from meshlib.outbound.mirrors import MAX_MIRRORS
+from meshlib.outbound.mirrors import ThreadMirrors
 from meshlib.policy.retry import CONNECT_FAILURE
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
@@ -114,8 +114,8 @@ class _Blocking:
     def resolve(self, authority: str) -> None:
         self._call.home.resolve(authority)
 
-    def mirror(self, flow: Flow) -> None:
-        self._method.channel.mirror(flow, self._method, self._request, self._call)
+    def mirror(self, flow: Flow) -> bool:
+        return self._method.channel.mirror(flow, self._method, self._request, self._call)
 
     def another(self) -> Self | None:
         if isinstance(self._request, Replay):
@@ -212,8 +212,8 @@ class _MultiCallable:
                 ended()
                 raise
 
-        def mirror(flow: Flow) -> None:
-            method.channel.mirror(flow, method, request, call)
+        def mirror(flow: Flow) -> bool:
+            return method.channel.mirror(flow, method, request, call)
 
         return Pending(call, request, is_stream, start, mirror)
 
@@ -306,7 +306,7 @@ class MeshChannel(grpc.Channel):
     ) -> None:
         self.home, self.authority = home, authority
         self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls)
-        self._mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
+        self._mirrors = ThreadMirrors()
         self._watchers: list[Callable[[grpc.ChannelConnectivity], None]] = []
         self._connectivity = grpc.ChannelConnectivity.IDLE
 
@@ -398,22 +398,16 @@ class MeshChannel(grpc.Channel):
         for callback in list(self._watchers):
             callback(connectivity)
 
-    def mirror(self, flow: Flow, method: Method, request: Any, call: Call) -> None:
-        """Send a copy beside the call; what comes of it matters to no one."""
-        if isinstance(request, Replay) or not self._mirrors.acquire(blocking=False):
-            flow.close()
-            return
+    def mirror(self, flow: Flow, method: Method, request: Any, call: Call) -> bool:
+        """Send a copy beside the call; what comes of it matters to no one. False when it is not sent."""
+        if isinstance(request, Replay):
+            return False
         copy = Call(self.home, self.authority, method.path, call.terms._replace(wait_for_ready=None))
 
         def run() -> None:
-            try:
-                drive(flow, _Mirroring(method, request, copy))
-            except Exception:
-                pass
-            finally:
-                self._mirrors.release()
+            drive(flow, _Mirroring(method, request, copy))
 
-        threading.Thread(target=run, name="meshlib-mirror", daemon=True).start()
+        return self._mirrors.start(method.path, run)
 
     def close(self) -> None:
         """End all calls in flight with CANCELLED. Idempotent."""
@@ -535,7 +529,7 @@ class MeshInterceptor(
             )
             return continuation(sent, sendable(request)), _nothing
 
-        return Pending(call, request, is_stream, start, Flow.close, finds_its_way=True)
+        return Pending(call, request, is_stream, start, lambda _: False, finds_its_way=True)
 
 
 class Details(grpc.ClientCallDetails):

@@ -215,10 +215,9 @@ class _Exchange:
     async def resolve(self, authority: str) -> None:
         await self._call.home.resolve_async(authority)
 
-    def mirror(self, flow: Flow) -> None:
+    def mirror(self, flow: Flow) -> bool:
         if isinstance(self._request, (_Replay, _Written)):
-            flow.close()
-            return
+            return False
         method = self._method
         copy = Call(self._call.home, self._call.request.authority, method.path, self._call.terms)
 
@@ -229,7 +228,7 @@ class _Exchange:
                 while await mirrored.native.read() is not aio.EOF:
                     pass
 
-        method.channel.mirrors.start(method.path, run)
+        return method.channel.mirrors.start(method.path, run)
 
     def another(self) -> _Exchange | None:
         if self._is_stream or isinstance(self._request, (_Replay, _Written)):

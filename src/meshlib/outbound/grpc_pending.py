@@ -129,7 +129,7 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
         request: Any,
         is_stream: bool,
         start: Callable[[Send, Any], tuple[Any, Callable[[], None]]],
-        mirror: Callable[[Flow], None],
+        mirror: Callable[[Flow], bool],
         finds_its_way: bool = False,
     ) -> None:
         self._call, self._request, self._is_stream = call, request, is_stream
@@ -178,7 +178,8 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
 
     def _follow(self, step: Step, can_block: bool) -> None:
         while isinstance(step, Mirror):
-            self._mirror(step.flow)
+            if not self._mirror(step.flow):
+                step.cluster.dropped_mirror()
             step = next(self._flow)
         if isinstance(step, Send):
             self._advance(step, can_block)
@@ -585,8 +586,8 @@ class _Waiting:
     def resolve(self, authority: str) -> None:
         self._pending._call.home.resolve(authority)
 
-    def mirror(self, flow: Flow) -> None:
-        self._pending._mirror(flow)
+    def mirror(self, flow: Flow) -> bool:
+        return self._pending._mirror(flow)
 
     def another(self) -> None:
         """Futures and streams are not sent twice at a time."""

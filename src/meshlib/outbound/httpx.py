@@ -7,7 +7,6 @@ wrote stays: Host, SNI and URL; only the address connected to changes.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import lru_cache
@@ -18,7 +17,7 @@ from meshlib.errors import MeshError
 from meshlib.identity.tls import NoCredentials, TlsContexts
 from meshlib.model import Cluster, Endpoint, Headers, Outcome, Request
 from meshlib.outbound.drive import drive, drive_async
-from meshlib.outbound.mirrors import MAX_MIRRORS, AsyncMirrors
+from meshlib.outbound.mirrors import AsyncMirrors, ThreadMirrors
 from meshlib.outbound.raising import failed
 from meshlib.outbound.tls import Secured, default_context, secured
 from meshlib.outbound.wire import (
@@ -170,9 +169,9 @@ class _Exchange(Generic[W]):
     def another(self) -> Self | None:
         return None if type(self._body) is _Once else type(self)(self.transport, self.request)
 
-    def mirror(self, flow: Flow) -> None:
+    def mirror(self, flow: Flow) -> bool:
         if type(self._body) is _Once:  # a body that can be sent once goes to the server that matters
-            return
+            return False
         stream: Any = self.request.stream
         copy = self.transport.library.Request(
             self.request.method,
@@ -181,7 +180,7 @@ class _Exchange(Generic[W]):
             content=b"".join(stream),
             extensions=self.request.extensions,
         )
-        self.transport.start_mirror(flow, copy)
+        return self.transport.start_mirror(flow, copy)
 
     def reply(self, step: Reply) -> httpx.Response:
         return cast(
@@ -293,7 +292,7 @@ class _Transport:
         self.home = home
         self.ssl_context = ssl_context
 
-    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> bool:
         raise NotImplementedError
 
     def _read_error(self, error: Exception) -> Exception:
@@ -322,26 +321,17 @@ class _SyncTransport(_Transport):
     def __init__(self, home: Home, engine: Engine, ssl_context: ssl.SSLContext | None = None) -> None:
         super().__init__(home, ssl_context)
         self.engine = engine
-        self._mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
+        self._mirrors = ThreadMirrors()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         exchange = _SyncExchange(self, request)
         return drive(exchange.flow(), exchange)
 
-    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
-        if not self._mirrors.acquire(blocking=False):
-            return
-
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> bool:
         def run() -> None:
-            try:
-                drive(flow, _SyncExchange(self, request)).close()
-            except Exception:
-                pass
-            finally:
-                self._mirrors.release()
+            drive(flow, _SyncExchange(self, request)).close()
 
-        # Daemon threads, so that a mirror that stalls holds up no interpreter's exit.
-        threading.Thread(target=run, name="meshlib-mirror", daemon=True).start()
+        return self._mirrors.start(f"{request.method} {request.url}", run)
 
     def close(self) -> None:
         self.engine.close()
@@ -362,11 +352,11 @@ class _AsyncTransport(_Transport):
         exchange = _AsyncExchange(self, request)
         return await drive_async(exchange.flow(), exchange)
 
-    def start_mirror(self, flow: Flow, request: httpx.Request) -> None:
+    def start_mirror(self, flow: Flow, request: httpx.Request) -> bool:
         async def run() -> None:
             await (await drive_async(flow, _AsyncExchange(self, request))).aclose()
 
-        self._mirrors.start(f"{request.method} {request.url}", run)
+        return self._mirrors.start(f"{request.method} {request.url}", run)
 
     async def aclose(self) -> None:
         await self._mirrors.aclose()

@@ -14,7 +14,6 @@ import io
 import logging
 import os
 import socket
-import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +45,7 @@ from meshlib.identity.tls import NoCredentials, TlsContexts
 from meshlib.model import Endpoint, Headers, Outcome, Request
 from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
 from meshlib.outbound.drive import drive
-from meshlib.outbound.mirrors import MAX_MIRRORS
+from meshlib.outbound.mirrors import ThreadMirrors
 from meshlib.outbound.raising import failed, like
 from meshlib.outbound.tls import secured
 from meshlib.outbound.wire import RawHeaders, apply, with_host
@@ -338,7 +337,7 @@ class Edge:
     def __init__(self, home: Home) -> None:
         self.home = home
         self.connections = Connections()
-        self.mirrors = threading.BoundedSemaphore(MAX_MIRRORS)
+        self.mirrors = ThreadMirrors()
 
     def close(self) -> None:
         self.connections.close()
@@ -590,24 +589,17 @@ class _Exchange:
             self._options,
         )
 
-    def mirror(self, flow: Flow) -> None:
-        mirrors, copy = self.pool.edge.mirrors, self.another()
-        # A body that can be sent once, or that is a file being read, goes to the server that matters.
-        if copy is None or not mirrors.acquire(blocking=False):
-            return
+    def mirror(self, flow: Flow) -> bool:
+        copy = self.another()
+        if copy is None:  # a body that can be sent once, or a file being read, goes to the server that matters
+            return False
 
         def run() -> None:
-            try:
-                response = drive(flow, copy)
-                response.drain_conn()
-                response.close()
-            except Exception:
-                pass
-            finally:
-                mirrors.release()
+            response = drive(flow, copy)
+            response.drain_conn()
+            response.close()
 
-        # Daemon threads, so that a mirror that stalls holds up no interpreter's exit.
-        threading.Thread(target=run, name="meshlib-mirror", daemon=True).start()
+        return self.pool.edge.mirrors.start(f"{self.view.method} {self.view.authority}{self.target}", run)
 
     def reply(self, step: Reply) -> MeshResponse:
         body = b"" if self.view.method == "HEAD" else step.body

@@ -48,6 +48,9 @@ _PRIORITIES_UPDATE = 2
 _RESELECT = 5
 """Istio's hostSelectionRetryMaxAttempts, for hedges on routes without a retry policy."""
 _OVERLOADED = (("x-envoy-overloaded", "true"),)
+_MIRROR_TIMEOUT = 15.0
+"""Seconds for a mirrored call whose route has no timeout (Envoy's own default; Istio's is none): nobody waits for a
+copy, so nobody else would end one that hangs, and its place would never be free again."""
 
 
 class CallContext(NamedTuple):
@@ -174,7 +177,7 @@ def _call(request: Request, context: CallContext) -> Flow:
             for mirror in action.mirrors:
                 if rng.random() * _MILLION < mirror.per_million and (copy := context.live().cluster(mirror.cluster)):
                     suffix = "-shadow" if mirror.add_shadow_suffix else ""
-                    yield Mirror(_mirror(request, copy, decision, suffix, context))
+                    yield Mirror(_mirror(request, copy, decision, suffix, context), copy)
 
         deadline = context.deadline
         if decision.timeout is not None and (deadline is None or started + decision.timeout < deadline):
@@ -493,21 +496,26 @@ def _original_destination(request: Request) -> Target:
 
 def _mirror(request: Request, cluster: LiveCluster, decision: Decision, suffix: str, context: CallContext) -> Flow:
     """One copy of the request to one endpoint; the answer is thrown away."""
-    target = cluster.pick(context.clock(), (), 0)
+    started = context.clock()
+    target = cluster.pick(started, (), 0)
     if target is None:
+        cluster.dropped_mirror()
         return
-    admitted = cluster.admit(context.clock())
+    admitted = cluster.admit(started)
     if admitted is not True:  # a copy that nobody misses does not queue
         if admitted is not False:
             cluster.give_up(admitted)
+        cluster.dropped_mirror()
         return
     host, port_mark, port = request.authority.partition(":")
     _, path, headers = _on_the_wire(request, decision, WeightedCluster(cluster.name))
     cluster.begin(target)
     try:
         authority = f"{host}{suffix}{port_mark}{port}" if suffix else None
-        yield Send(cluster, target.endpoint, authority, path, headers, decision.timeout)
-        yield Deliver()
+        seconds = _MIRROR_TIMEOUT if decision.timeout is None else decision.timeout
+        deadline = started + seconds
+        yield Send(cluster, target.endpoint, authority, path, headers, seconds, deadline)
+        yield Deliver((), deadline)
     finally:
         cluster.end(target)
         cluster.leave()

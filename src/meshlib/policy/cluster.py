@@ -205,6 +205,11 @@ class LiveCluster:
         with self.state.lock:
             self.state.retries -= 1
 
+    def dropped_mirror(self) -> None:
+        """A copy of a call was not sent here."""
+        with self.state.lock:
+            self.state.mirrors_dropped += 1
+
     def begin(self, target: Target) -> None:
         with self.state.lock:
             target.state.in_flight += 1

@@ -82,9 +82,11 @@ class Win(NamedTuple):
 
 
 class Mirror(NamedTuple):
-    """Run `flow` beside the call, fire and forget: its result and its failure matter to no one."""
+    """Run `flow` beside the call, fire and forget: its result and its failure matter to no one. Where it is not run,
+    `cluster` counts it (LiveCluster.dropped_mirror)."""
 
     flow: Flow
+    cluster: LiveCluster
 
 
 class Reply(NamedTuple):

@@ -81,6 +81,7 @@ class ClusterState:
         "ejections_refused",
         "interval_end",
         "lock",
+        "mirrors_dropped",
         "next_sweep",
         "overflows",
         "queue",
@@ -101,6 +102,9 @@ class ClusterState:
         """Retries that the budget did not admit; in shadow mode, that it would not have."""
         self.overflows = 0
         """Calls that were turned away by a limit; in shadow mode, that would have been."""
+        self.mirrors_dropped = 0
+        """Copies of calls (a route's mirrors) that were not sent: too many under way, a limit, nobody healthy, or a
+        body that can be sent once only."""
         self.queue: deque[Any] = deque()
         """Tickets of calls that wait for a connection (state/limits), first come first served."""
         self.ejected = 0

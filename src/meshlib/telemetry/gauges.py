@@ -21,6 +21,7 @@ HELP: Mapping[str, str] = {
     "meshlib_retries_total": "Attempts after the first.",
     "meshlib_retries_refused_total": "Retries that the retry budget did not admit.",
     "meshlib_overflows_total": "Calls turned away by a limit of the destination.",
+    "meshlib_mirrors_dropped_total": "Mirrored calls that were not sent.",
     "meshlib_ejections_refused_total": "Ejections that max_ejection_percent forbade.",
     "meshlib_requests_in_flight": "Calls that are not finished.",
     "meshlib_retries_in_flight": "Retries that are not finished.",
@@ -53,6 +54,7 @@ def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
             ("meshlib_endpoints_ejected", state.ejected, False),
             ("meshlib_retries_refused_total", state.retries_refused, True),
             ("meshlib_overflows_total", state.overflows, True),
+            ("meshlib_mirrors_dropped_total", state.mirrors_dropped, True),
             ("meshlib_ejections_refused_total", state.ejections_refused, True),
         ):
             if amount or (name == "meshlib_endpoints_ejected" and cluster.cluster.outlier_detection is not None):
