@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from gateways import everything_to, gateway, raw
 
-from meshlib.gateway.headers import for_logs, normalized
+from meshlib.gateway.headers import for_logs
 from meshlib.gateway.limits import Limits
+from meshlib.policy.paths import normalized_target
 from peers import Answer, Peer
 
 SMUGGLED = b"0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -250,7 +251,7 @@ async def test_an_upgrade_that_is_not_websocket_is_ignored() -> None:
     ],
 )
 def test_paths_are_normalized_as_by_istio(path: str, wanted: str) -> None:
-    assert normalized(path) == wanted
+    assert normalized_target(path) == wanted
 
 
 def test_a_client_cannot_write_lines_of_its_own_into_our_log() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -11,6 +12,11 @@ from gateways import NAME, PORT, address, configured, everything_to, gateway, ho
 
 from meshlib.gateway.limits import Limits
 from meshlib.model import (
+    ALWAYS,
+    Access,
+    AccessRule,
+    Action,
+    AddressIs,
     Cluster,
     ConnectionLimits,
     DirectResponse,
@@ -133,6 +139,19 @@ async def test_trusted_proxies_are_believed(client: httpx.AsyncClient) -> None:
     assert received.header("x-envoy-external-address") == "9.9.9.9"
     assert received.header("x-forwarded-proto") == "https"
     assert received.header("x-request-id") == "mine"
+
+
+async def test_rules_about_addresses_see_whom_trusted_proxies_name(client: httpx.AsyncClient) -> None:
+    """MeshConfig's numTrustedProxies: without any, the connection's own address counts, whatever a client claims."""
+    rule = AccessRule("r", Action.ALLOW, ALWAYS, AddressIs("remote", "9.9.9.0/24"))
+    claims = {"x-forwarded-for": "6.6.6.6, 9.9.9.9"}
+    with Peer() as peer:
+        for hops, wanted in ((0, 403), (1, 200), (2, 403), (3, 403)):
+            given = everything_to(peer.address)
+            ruled = replace(given.listeners[0], access=Access((rule,), trusted_hops=hops))
+            async with gateway(replace(given, listeners=(ruled,))) as made:
+                assert (await client.get(url(made), headers=claims)).status_code == wanted, hops
+    assert peer.received[0].header("x-envoy-external-address") == "9.9.9.9"
 
 
 async def test_connections_are_kept_on_both_sides() -> None:

@@ -1,4 +1,4 @@
-"""The table of decisions, by the guard itself and through ASGI, WSGI and gRPC."""
+"""The table of decisions, by the guard itself and through ASGI, WSGI, gRPC and the gateway."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from typing import Any
 import grpc
 import pytest
 
+from meshlib.gateway.limits import Limits
+from meshlib.gateway.protocol import FILTER_CHAIN
+from meshlib.gateway.proxy import Proxy
+from meshlib.gateway.upstream import UpstreamEngine
 from meshlib.inbound.peer import PEER
-from meshlib.model import Headers, Request, Snapshot
+from meshlib.model import (
+    DirectResponse,
+    FilterChain,
+    Headers,
+    Listener,
+    Request,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+    Snapshot,
+    VirtualHost,
+)
 from meshlib.policy.admission import Allow
 from meshlib.policy.guard import Guard
 from security.decisions import DECISIONS, SLEEP, Decision, inbound
-from snapshots import mesh
+from snapshots import mesh, publish
 
 ids = [f"{number}" for number in range(len(DECISIONS))]
 
@@ -44,20 +59,23 @@ def test_asgi_decides_as_the_specification_says() -> None:
     wrong = []
     for given in DECISIONS:
         with mesh(Snapshot(inbound=(inbound(given.spec),), complete=True)) as made:
-            status = asyncio.run(_asgi(made.asgi(_app), given))
+            status = asyncio.run(_status(made.asgi(_app), _scope(given)))
         if (status == 200) is not given.is_allowed:
             wrong.append((given, status))
     assert not wrong
 
 
-async def _asgi(app: Any, given: Decision) -> int:
+def _scope(given: Decision) -> dict[str, Any]:
     method, _, target = given.target.partition(" ")
     path, _, query = target.partition("?")
     pairs = [(b"host", given.host.encode()), *((n.encode(), v.encode()) for n, v in given.headers)]
-    scope = {
+    return {
         "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode(),
         "headers": pairs, "scheme": "http", "extensions": {PEER: given.peer},
     }  # fmt: skip
+
+
+async def _status(app: Any, scope: Any) -> int:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -66,6 +84,26 @@ async def _asgi(app: Any, given: Decision) -> int:
     await app(scope, None, send)
     status: int = sent[0]["status"]
     return status
+
+
+async def test_the_gateway_decides_as_the_specification_says() -> None:
+    """Every decision of the table, through the gateway's proxy, by the rules of its listener."""
+    wrong = []
+    chain = FilterChain("http.8080")
+    answer = RouteConfiguration(
+        "http.8080", (VirtualHost("all", ("*",), (Route(RouteMatch(), DirectResponse(200, b"")),)),)
+    )
+    with mesh() as made:
+        proxy = Proxy(made, UpstreamEngine(), Limits(), 0, "meshlib")
+        for given in DECISIONS:
+            listener = Listener("0.0.0.0_8080", "", "0.0.0.0", 8080, (chain,), access=inbound(given.spec).access)
+            publish(made, Snapshot("1", (listener,), (answer,), complete=True))
+            scope = _scope(given) | {"state": {FILTER_CHAIN: chain}, "client": (given.peer.address, 50000)}
+            status = await _status(proxy, scope)
+            if (status == 200) is not given.is_allowed:
+                wrong.append((given, status))
+        await proxy.aclose()
+    assert not wrong
 
 
 def _wsgi_app(environ: Any, start: Any) -> list[bytes]:

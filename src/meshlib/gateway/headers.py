@@ -5,7 +5,6 @@ Sources: RFC 9110, 7.6 (message forwarding); Envoy's source/common/http/conn_man
 
 from __future__ import annotations
 
-import re
 import uuid
 from urllib.parse import unquote
 
@@ -33,6 +32,8 @@ _NOT_FOR_CONNECTION = frozenset({b"host", b"content-length"})
 _CLAIMS = frozenset({b"forwarded", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port"})
 _NEVER_BELIEVED = frozenset({b"x-forwarded-client-cert", b"expect"})
 
+EXTERNAL_ADDRESS = b"x-envoy-external-address"
+
 _UPGRADE: RawHeaders = [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
 
 
@@ -48,7 +49,8 @@ def end_to_end(raw: RawHeaders) -> RawHeaders:
 
 
 def to_upstream(raw: RawHeaders, client: str, is_tls: bool, trusted_hops: int, is_upgrade: bool) -> RawHeaders:
-    """A client's headers as the upstream shall see them; Host where it stood, framing left to the caller.
+    """A client's headers as the upstream shall see them; Host where it stood, framing left to the caller. The client's
+    address, as far as it is to be believed, is in EXTERNAL_ADDRESS.
 
     client: its address. trusted_hops: how many proxies in front of this one are ours, so that what they say is so
     (Envoy xff_num_trusted_hops).
@@ -82,7 +84,7 @@ def to_upstream(raw: RawHeaders, client: str, is_tls: bool, trusted_hops: int, i
     if scheme not in (b"http", b"https"):
         scheme = b"https" if is_tls else b"http"
     found.append((b"x-forwarded-proto", scheme))
-    found.append((b"x-envoy-external-address", external))
+    found.append((EXTERNAL_ADDRESS, external))
     if request_id is None or not trusted_hops:  # Envoy's preserve_external_request_id is off
         request_id = str(uuid.uuid4()).encode("ascii")
     found.append((b"x-request-id", request_id))
@@ -107,33 +109,6 @@ def to_client(raw: RawHeaders, status: int) -> RawHeaders:
 
 def first(raw: RawHeaders, name: bytes) -> bytes | None:
     return next((value for key, value in raw if key == name), None)
-
-
-_UNCLEAN = re.compile(r"\\|/\.|%2e", re.IGNORECASE)
-
-
-def normalized(path: str) -> str:
-    """The path (with its query) after RFC 3986's removal of dot segments, `\\` being `/` (Istio's pathNormalization
-    BASE), so that a route sees what the server behind it will see. `%2F` and `//` are kept."""
-    bare, mark, query = path.partition("?")
-    if not _UNCLEAN.search(bare):
-        return path
-    bare = re.sub(r"%2e", ".", bare, flags=re.IGNORECASE).replace("\\", "/")
-    kept: list[str] = []
-    segments = bare.split("/")[1:]
-    for position, segment in enumerate(segments):
-        is_last = position == len(segments) - 1
-        if segment == "..":
-            if kept:
-                kept.pop()
-            if is_last:
-                kept.append("")
-        elif segment == ".":
-            if is_last:
-                kept.append("")
-        else:
-            kept.append(segment)
-    return "/" + "/".join(kept) + mark + query
 
 
 def for_logs(path: str) -> str:

@@ -17,7 +17,7 @@ from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import FILTER_CHAIN, TUNNEL, Tunnel
 from meshlib.inbound import peer as peers
 from meshlib.inbound.admit import answer_of, seen_by_application, without_params
-from meshlib.model import FilterChain, Headers, Outcome, Peer, Request
+from meshlib.model import NO_ACCESS_RULES, FilterChain, Headers, Listener, Outcome, Request
 from meshlib.outbound.drive import drive_async
 from meshlib.outbound.mirrors import AsyncMirrors
 from meshlib.outbound.tls import secured
@@ -32,6 +32,7 @@ from meshlib.outbound.wire import (
 )
 from meshlib.policy.admission import ALLOW, Deny
 from meshlib.policy.call import outbound_call
+from meshlib.policy.paths import normalized_target
 from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
@@ -74,19 +75,24 @@ class Proxy:
         raw: RawHeaders = scope["headers"]
         body = _Body.of(raw, receive, self._limits.body)
         client = scope["client"][0] if scope["client"] else ""
-        kept = h.to_upstream(raw, client, scope["scheme"] == "https", self._trusted_hops, tunnel is not None)
+        listener = self._listener(chain)
+        access = NO_ACCESS_RULES if listener is None or listener.access is None else listener.access
+        hops = self._trusted_hops or access.trusted_hops
+        kept = h.to_upstream(raw, client, scope["scheme"] == "https", hops, tunnel is not None)
         query = scope["query_string"]
         path = scope["raw_path"] + (b"?" + query if query else b"")
         request = Request(
             scope["method"],
             (h.first(kept, b"x-forwarded-proto") or b"http").decode("latin-1"),
             (h.first(kept, b"host") or b"").decode("latin-1").lower(),
-            h.normalized(path.decode("latin-1")),
+            normalized_target(path.decode("latin-1"), access.normalization),
             Headers(kept),
         )
         refused = None
-        if chain is not None:
-            peer = self._peer(scope, chain)
+        if listener is not None:
+            # As the listener is configured, whatever port is behind it here.
+            remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
+            peer = peers.of_scope(scope)._replace(local_port=listener.port, remote=remote)
             verdict = await self._reception.admit_async(request, peer)
             if isinstance(verdict, Deny):
                 refused = _refusal(verdict, kept)
@@ -100,7 +106,7 @@ class Proxy:
             answer = exchange.reply(refused)
         elif body is not None and body.is_too_large:
             answer = exchange.reply(_TOO_LARGE)
-        elif chain is None:
+        elif chain is None or listener is None:
             answer = exchange.reply(Reply(404, flag="NR", reason="the listener has changed"))
         else:
             may_resend = request.method not in _IDEMPOTENT and h.first(kept, b"idempotency-key") is not None
@@ -114,11 +120,8 @@ class Proxy:
         finally:
             await answer.close()
 
-    def _peer(self, scope: Scope, chain: FilterChain) -> Peer:
-        """The client's connection, by the port that the listener is configured with."""
-        listeners = self._mesh.live.snapshot.listeners
-        port = next((each.port for each in listeners if chain in each.filter_chains), 0)
-        return peers.of_scope(scope)._replace(local_port=port)
+    def _listener(self, chain: FilterChain | None) -> Listener | None:
+        return next((each for each in self._mesh.live.snapshot.listeners if chain in each.filter_chains), None)
 
     async def _respond(self, answer: _Answer, request: Request, send: SendMessage) -> None:
         await send({"type": "http.response.start", "status": answer.status, "headers": self._finished(answer.headers)})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio import targets
 from meshlib.istio.clusters import limits_of
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.model import (
@@ -25,6 +26,7 @@ from meshlib.model import (
     Inbound,
     JwtProvider,
     Node,
+    NodeKind,
     Not,
     Or,
     PathIs,
@@ -38,7 +40,6 @@ from meshlib.model import (
 )
 
 Report = Callable[[ConfigurationError], None]
-GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 INBOUND = "inbound"
 """The name of what a view says about its own workload; on the wire it bears the address that was asked for."""
 
@@ -46,7 +47,7 @@ INBOUND = "inbound"
 def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Inbound:
     objects = tuple(objects)
     tls, ports = _tls(objects, settings, node)
-    access = access_of(objects, settings, node, report)
+    access = access_of(objects, settings, node, report, targets.services_of(objects, node.workload))
     return Inbound(
         INBOUND, tls=tls, port_tls=ports, access=access, rate_limits=tuple(_rate_limits(objects, settings, node))
     )
@@ -63,7 +64,15 @@ def _rate_limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node
             yield from limits_of(spec.limits, f"{each.namespace}/{each.name}", f"{each.title} ({each.source})")
 
 
-def access_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report) -> Access:
+def access_of(
+    objects: Iterable[r.Object],
+    settings: MeshSettings,
+    node: Node,
+    report: Report,
+    services: frozenset[str] = frozenset(),
+) -> Access:
+    """services: what the node serves, by name. A gateway judges by what its trusted proxies say; a workload by the
+    last entry of x-forwarded-for, as a sidecar."""
     rules: list[AccessRule] = []
     providers: list[JwtProvider] = []
     authorizers = {each.name: each for each in _authorizers(settings)}
@@ -71,7 +80,7 @@ def access_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, r
         spec = each.spec
         if not isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication):
             continue
-        if not _selects(each, spec, settings, node):
+        if not _selects(each, spec, settings, node, services):
             continue
         if isinstance(spec, r.RequestAuthentication):
             for index, rule in enumerate(spec.jwt_rules):
@@ -82,27 +91,32 @@ def access_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, r
                     reason = "has neither jwks nor jwksUri, and the issuer is not asked: all tokens are refused"
                     report(ConfigurationError(each.source, each.title, field, reason))
         else:
-            rules += _rules(each, spec, settings)
+            rules += _rules(each, spec, settings, services)
             if spec.provider is not None and spec.provider.name not in authorizers:
                 reason = f"no extension provider {spec.provider.name!r}: what the rules select is denied"
                 report(ConfigurationError(each.source, each.title, "spec.provider.name", reason))
     used = sorted({rule.provider for rule in rules if rule.provider in authorizers})
-    return Access(tuple(rules), tuple(providers), tuple(authorizers[name] for name in used))
+    return Access(
+        tuple(rules),
+        tuple(providers),
+        tuple(authorizers[name] for name in used),
+        settings.trusted_proxies if node.kind is NodeKind.ROUTER else 0,
+        settings.normalization,
+    )
 
 
 def _selects(
-    given: r.Object, spec: r.AuthorizationPolicy | r.RequestAuthentication, settings: MeshSettings, node: Node
+    given: r.Object,
+    spec: r.AuthorizationPolicy | r.RequestAuthentication,
+    settings: MeshSettings,
+    node: Node,
+    services: frozenset[str],
 ) -> bool:
+    if targets.targets(spec):
+        return targets.select(given, node.workload, services)
     if given.namespace not in (settings.root_namespace, node.workload.namespace):
         return False
-    targets = [*spec.target_refs, *([spec.target_ref] if spec.target_ref is not None else [])]
-    labels = dict(node.workload.labels)
-    if targets:
-        if given.namespace != node.workload.namespace:
-            return False
-        gateway = labels.get(GATEWAY_LABEL)
-        return any(each.kind == "Gateway" and each.name == gateway for each in targets)
-    return _labels_fit(spec.selector, labels)
+    return _labels_fit(spec.selector, dict(node.workload.labels))
 
 
 def _labels_fit(selector: r.WorkloadSelector | None, labels: dict[str, str]) -> bool:
@@ -144,7 +158,9 @@ def _mode(given: r.MutualTls | None, inherited: TlsMode) -> TlsMode:
 # AuthorizationPolicy
 
 
-def _rules(given: r.Object, spec: r.AuthorizationPolicy, settings: MeshSettings) -> Iterable[AccessRule]:
+def _rules(
+    given: r.Object, spec: r.AuthorizationPolicy, settings: MeshSettings, services: frozenset[str]
+) -> Iterable[AccessRule]:
     annotations = (given.raw.get("metadata") or {}).get("annotations") or {}
     dry_run = str(annotations.get("istio.io/dry-run", "")).lower() == "true"
     action = Action(spec.action)
@@ -154,7 +170,8 @@ def _rules(given: r.Object, spec: r.AuthorizationPolicy, settings: MeshSettings)
         yield AccessRule(f"{name}-rule[0]", action, NEVER, ALWAYS, dry_run, "", f"{given.title} ({given.source})")
     for index, rule in enumerate(spec.rules):
         source = given.rule_sources[index] if index < len(given.rule_sources) else given.source
-        permissions: list[Condition] = []
+        named = targets.called_by_name(given, action, services)
+        permissions: list[Condition] = [] if named is ALWAYS else [named]
         principals: list[Condition] = []
         if rule.to:
             permissions.append(Or(tuple(_operation(each.operation) for each in rule.to if each.operation)))
@@ -235,11 +252,16 @@ def _principal(of: str, value: str, namespace: str, settings: MeshSettings) -> C
         where, _, name = value.rpartition("/")
         return PrincipalIs(StringMatch("suffix", f"/ns/{where or namespace}/sa/{name}"))
     if of == "domain":
-        return PrincipalIs(StringMatch("regex", f"spiffe://{_wild(value)}/.*"))
+        own = (settings.trust_domain, *settings.trust_domain_aliases)
+        domains = own if value in own else (value,)
+        return _either([PrincipalIs(StringMatch("regex", f"spiffe://{_wild(each)}/.*")) for each in domains])
     if value == "*":
         return PrincipalIs()
-    found = tuple(PrincipalIs(_principal_string(each)) for each in _with_aliases(value, settings))
-    return found[0] if len(found) == 1 else Or(found)
+    return _either([PrincipalIs(_principal_string(each)) for each in _with_aliases(value, settings)])
+
+
+def _either(conditions: Sequence[Condition]) -> Condition:
+    return conditions[0] if len(conditions) == 1 else Or(tuple(conditions))
 
 
 def _principal_string(value: str) -> StringMatch:
@@ -248,12 +270,19 @@ def _principal_string(value: str) -> StringMatch:
 
 
 def _with_aliases(value: str, settings: MeshSettings) -> list[str]:
-    """A principal of the mesh's own trust domain, or of an alias, is one of each of them (trust_domain.go)."""
+    """A whole principal of the mesh's own trust domain, or of an alias, is one of each of them; `cluster.local` means
+    the mesh's own, whatever its name (trustdomain/bundle.go)."""
     own = [settings.trust_domain, *settings.trust_domain_aliases]
-    domain, slash, rest = value.partition("/")
-    if not slash or (domain not in own and domain != "cluster.local"):
+    domain, _, rest = value.partition("/")
+    if value.count("/") != 4 or domain == "*":
         return [value]
-    return list(dict.fromkeys([value, *(f"{each}/{rest}" for each in own)]))
+
+    def fits(each: str) -> bool:
+        return domain.startswith("*") and each.endswith(domain[1:])
+
+    if domain != "cluster.local" and domain not in own and not any(map(fits, own)):
+        return [value]
+    return list(dict.fromkeys(value if fits(each) else f"{each}/{rest}" for each in own))
 
 
 def _wild(value: str) -> str:

@@ -309,7 +309,7 @@ def _made(service: Service, port: Port, subset: str, rules: Rules, members: tupl
         _limits(pool, settings),
         _retry_budget(traffic.retry_budget, backend.retry_budget),
         outlier,
-        _tls(traffic.tls, service, port, subset, members),
+        _tls(traffic.tls, service, port, subset, members, settings.auto_mtls),
         port.is_http2 or _is_upgraded(pool.http.h2_upgrade_policy, port, settings),
         endpoints if in_cluster else (),
         ServiceName(service.host, service.short or service.host, service.namespace),
@@ -478,10 +478,15 @@ def _outlier(given: r.OutlierDetection | None, own: r.StatisticalDetection | Non
 
 
 def _tls(
-    given: r.ClientTLSSettings | None, service: Service, port: Port, subset: str, members: tuple[Instance, ...]
+    given: r.ClientTLSSettings | None,
+    service: Service,
+    port: Port,
+    subset: str,
+    members: tuple[Instance, ...],
+    has_auto_mtls: bool,
 ) -> UpstreamTls | None:
     if given is None:  # Istio's enableAutoMtls, for endpoints that serve it
-        if not any(member.endpoint.is_meshed for member in members):
+        if not has_auto_mtls or not any(member.endpoint.is_meshed for member in members):
             return None
         given, is_auto = r.ClientTLSSettings(mode="ISTIO_MUTUAL"), True
     else:

@@ -17,6 +17,7 @@ LOCALITY = r.LocalityLbSetting(enabled=True)
 @dataclass(frozen=True, slots=True)
 class MeshSettings:
     """registry_only: hosts outside the registry get 502. The export_to of each kind: of objects that name none.
+    trusted_proxies: how many stand in front of the gateways. normalization: of paths, before rules see them.
 
     origin: the object that says all this, "" for none.
     """
@@ -38,6 +39,9 @@ class MeshSettings:
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
     extension_providers: tuple[r.ExtensionProvider, ...] = ()
+    auto_mtls: bool = True
+    trusted_proxies: int = 0
+    normalization: str = "BASE"
 
 
 def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
@@ -50,6 +54,8 @@ def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
                 return MeshSettings()  # parse_text has said so
             policy = found.default_traffic_policy or r.DefaultTrafficPolicy()
             outbound = found.outbound_traffic_policy
+            topology = (found.default_config or r.ProxyConfig()).gateway_topology or r.GatewayTopology()
+            paths = found.path_normalization or r.PathNormalization()
             return MeshSettings(
                 outbound is not None and outbound.is_registry_only,
                 found.root_namespace,
@@ -68,5 +74,8 @@ def mesh_settings(objects: Iterable[r.Object]) -> MeshSettings:
                 found.trust_domain or "cluster.local",
                 tuple(found.trust_domain_aliases),
                 tuple(found.extension_providers),
+                found.enable_auto_mtls,
+                topology.num_trusted_proxies,
+                "BASE" if paths.normalization == "DEFAULT" else paths.normalization,
             )
     return MeshSettings()

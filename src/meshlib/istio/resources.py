@@ -650,6 +650,18 @@ class ExtensionProvider(_Kubernetes, frozen=True):
     envoy_ext_authz_grpc: ExtAuthz | None = None
 
 
+class PathNormalization(_Kubernetes, frozen=True):
+    normalization: Literal["DEFAULT", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] = "DEFAULT"
+
+
+class GatewayTopology(_Kubernetes, frozen=True):
+    num_trusted_proxies: Count = 0
+
+
+class ProxyConfig(_Kubernetes, frozen=True):
+    gateway_topology: GatewayTopology | None = None
+
+
 class MeshConfig(_Kubernetes, frozen=True):
     """Istio's MeshConfig, as far as it is heeded; its other fields are for what a mesh without sidecars has not got."""
 
@@ -669,6 +681,9 @@ class MeshConfig(_Kubernetes, frozen=True):
     default_destination_rule_export_to: list[str] = []
     trust_domain: str = ""
     trust_domain_aliases: list[str] = []
+    enable_auto_mtls: bool = True
+    path_normalization: PathNormalization | None = None
+    default_config: ProxyConfig | None = None
     extension_providers: list[ExtensionProvider] = []
 
 

@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateways as gateway_rules
 from meshlib.istio import resources as r
-from meshlib.istio.access import GATEWAY_LABEL, access_of, inbound_of
+from meshlib.istio import targets
+from meshlib.istio.access import access_of, inbound_of
 from meshlib.istio.clusters import Caller, Rules
 from meshlib.istio.localities import NODE_LABEL
 from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
@@ -67,16 +68,18 @@ def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
     asked = _asked.of((objects,), lambda: _Asked.by(objects))
     counted = asked.labels | asked.gateway_labels if node.kind is NodeKind.ROUTER else asked.labels
     labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in counted)
-    return (node.kind, node.workload.namespace, labels, node.workload.locality if asked.locality else None)
+    service = node.workload.service if asked.service else None
+    return (node.kind, node.workload.namespace, labels, node.workload.locality if asked.locality else None, service)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What of a node some object asks for. locality: whether it counts."""
+    """What of a node some object asks for. locality, service: whether they count."""
 
     labels: frozenset[str]
     gateway_labels: frozenset[str]
     locality: bool
+    service: bool
 
     @classmethod
     def by(cls, objects: Iterable[r.Object]) -> _Asked:
@@ -104,11 +107,7 @@ class _Asked:
                         locality = locality or bool(settings_near)
             elif isinstance(spec, r.Sidecar | r.PeerAuthentication):
                 labels.update(_selected(spec.workload_selector if isinstance(spec, r.Sidecar) else spec.selector))
-            elif isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication):
-                labels.update(_selected(spec.selector))
-                if spec.target_ref is not None or spec.target_refs:
-                    labels.add(GATEWAY_LABEL)
-            elif isinstance(spec, r.RateLimitPolicy):
+            elif isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication | r.RateLimitPolicy):
                 labels.update(_selected(spec.selector))
             elif isinstance(spec, r.BackendTrafficPolicy):
                 locality = locality or spec.outlier_detection is not None
@@ -122,7 +121,8 @@ class _Asked:
         labels.update(label for near in settings_near for label in near.failover_priority if "=" not in label)
         if locality:
             labels.update(r.TOPOLOGY_LABELS)
-        return cls(frozenset(labels), frozenset(gateway), locality)
+        targeted, service = targets.asked_labels(objects)
+        return cls(frozenset(labels | targeted), frozenset(gateway), locality, service)
 
 
 def _selected(selector: r.WorkloadSelector | None) -> Iterable[str]:

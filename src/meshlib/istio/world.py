@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.istio import sidecars
+from meshlib.istio import sidecars, targets
 from meshlib.istio.clusters import Caller, HostRules, Made, Rules, clusters_of
 from meshlib.istio.delegates import Rule, rules_of
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
@@ -34,6 +34,7 @@ class World:
         self.settings = mesh_settings(self.objects) if settings is None else settings
         self.registry = Registry(self.objects, workloads, self.settings.service_export_to)
         self.problems: list[ConfigurationError] = list(self.registry.problems)
+        self.problems += targets.problems(self.objects, self.registry.services.values())
         self.virtual_services = [
             each for each in self.objects if isinstance(each.spec, r.VirtualService) and each.spec.hosts
         ]

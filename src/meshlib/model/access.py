@@ -186,8 +186,9 @@ class Authorizer:
 class Access:
     """Everything that decides on one call once its connection stands.
 
-    rules: an ALLOW rule that never holds stands for a policy without rules. trusted_hops: proxies in front whose
-    x-forwarded-for is believed. normalization: of paths, Istio's pathNormalization.
+    rules: an ALLOW rule that never holds stands for a policy without rules. trusted_hops: proxies in front of the
+    one that wrote the last entry of x-forwarded-for (Envoy xff_num_trusted_hops). normalization: of paths, Istio's
+    pathNormalization.
     """
 
     rules: tuple[AccessRule, ...] = ()

@@ -75,6 +75,8 @@ class Peer(NamedTuple):
     identity: verified by the handshake; None for plaintext, or TLS without a client certificate.
     address: the TCP peer's IP address, "" when unknown. local_port: the port it was accepted on, 0 when unknown.
     sni: the server name that it asked for. local_address: the IP address it was accepted on, "" when unknown.
+    remote: the client's address as trusted proxies name it, where the edge has worked it out (a gateway, which knows
+    how many there are); "" leaves it to the rules.
     """
 
     identity: SpiffeId | None = None
@@ -83,6 +85,7 @@ class Peer(NamedTuple):
     local_port: int = 0
     sni: str = ""
     local_address: str = ""
+    remote: str = ""
 
 
 UNKNOWN_PEER = Peer()

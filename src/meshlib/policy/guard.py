@@ -81,16 +81,23 @@ class Call:
         if of != "remote":
             return self.peer.address if of == "peer" else self.peer.local_address
         if self._remote is None:
-            self._remote = remote_address(self.peer.address, self.headers.get("x-forwarded-for"), self._trusted_hops)
+            told = self.headers.get("x-forwarded-for")
+            self._remote = self.peer.remote or remote_address(self.peer.address, told, self._trusted_hops)
         return self._remote
 
 
 def remote_address(peer: str, forwarded_for: str | None, trusted_hops: int) -> str:
-    """Whom the trusted proxies name as their client; without one, the peer (Envoy xff_num_trusted_hops)."""
-    if not trusted_hops or not forwarded_for:
+    """Whom x-forwarded-for names behind so many proxies of ours: its last entry for 0, as a sidecar believes it. The
+    peer, where the entry is not there or is no address (Envoy, getLastAddressFromXFF)."""
+    listed = forwarded_for.split(",") if forwarded_for else []
+    if trusted_hops >= len(listed):
         return peer
-    listed = [each.strip() for each in forwarded_for.split(",")]
-    return listed[-trusted_hops] if trusted_hops <= len(listed) else peer
+    named = listed[-1 - trusted_hops].strip()
+    try:
+        ipaddress.ip_address(named)
+    except ValueError:
+        return peer
+    return named
 
 
 Holds = Callable[[Call], bool]

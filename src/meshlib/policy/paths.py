@@ -34,6 +34,13 @@ def normalized(path: str, how: str = "BASE") -> str:
     return without_dots(path)
 
 
+def normalized_target(target: str, how: str = "BASE") -> str:
+    """`normalized`, for a path with its query, which stays as it is: so that a route sees what the server behind it
+    will see."""
+    path, mark, query = target.partition("?")
+    return target if is_clean(path) else normalized(path, how) + mark + query
+
+
 def as_served(path: str) -> str:
     """The same path as an application may see it, whose server decodes every escape and whose framework may merge
     slashes."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshlib.model import (
+    NO_ACCESS_RULES,
+    Access,
     Cluster,
     DirectResponse,
     Fault,
@@ -143,7 +145,7 @@ def _listener(listener: Listener) -> Any:
         inspector = message.listener_filters.add(name="envoy.filters.listener.tls_inspector")
         inspector.typed_config.CopyFrom(m.pack(m.TlsInspector()))
     for chain in listener.filter_chains:
-        _add_chain(message, chain, listener.name)
+        _add_chain(message, chain, listener.name, listener.access or NO_ACCESS_RULES)
     if listener.access is not None:
         message.metadata.filter_metadata[OWN].update({ACCESS: access.write(listener.access)})
     return message
@@ -156,14 +158,19 @@ def _inbound(inbound: Inbound) -> Any:
     return message
 
 
-def _add_chain(listener: Any, chain: FilterChain, name: str) -> None:
+def _add_chain(listener: Any, chain: FilterChain, name: str, rules: Access) -> None:
     message = listener.filter_chains.add(name=chain.route_configuration)
     if chain.server_names:
         message.filter_chain_match.server_names.extend(chain.server_names)
     manager = _manager(chain.route_configuration, name)
     # As at the edge: the client's address is the peer's, not what a header says.
     manager.use_remote_address.value = True
-    manager.normalize_path.value = True
+    manager.xff_num_trusted_hops = rules.trusted_hops
+    how = rules.normalization
+    manager.normalize_path.value = how != "NONE"
+    manager.merge_slashes = how in ("MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES")
+    if how == "DECODE_AND_MERGE_SLASHES":
+        manager.path_with_escaped_slashes_action = manager.UNESCAPE_AND_FORWARD
     manager.upgrade_configs.add(upgrade_type="websocket")
     message.filters.add(name=MANAGER_FILTER).typed_config.CopyFrom(m.pack(manager))
     if chain.tls is not None:
