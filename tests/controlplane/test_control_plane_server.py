@@ -14,9 +14,11 @@ import grpc.aio
 import httpx
 import pytest
 
+from kube.api_server import ApiServer
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.controlplane.sources import StateError
+from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, RouteConfiguration, Workload
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_resource
@@ -188,6 +190,43 @@ async def test_an_edit_of_a_file_is_live_within_a_second(start: Start, tmp_path:
             await asyncio.sleep(0.02)
     assert [problem["field"] for problem in found] == ["spec.http[0].tmeout", ""]
     assert client.timeout_of_reviews() == 2
+
+
+async def test_a_cluster_is_followed(start: Start) -> None:
+    """Nobody is served before it was read; a new pod is told within a second, and an API server that is away takes
+    nothing with it."""
+    slice_ = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: reviews-a, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv4
+ports: [{name: http, port: 9080}]
+endpoints: [%s]
+"""
+    async with ApiServer() as cluster:
+        cluster.put_all(f"{SERVICE}---{slice_ % '{addresses: [10.0.0.1]}'}")
+        cluster.list_gate.clear()
+        starting = asyncio.create_task(start(cluster=KubeSettings(cluster.url)))
+        async with asyncio.timeout(30):
+            await cluster.asked(1)
+        assert not starting.done()
+        cluster.list_gate.set()
+        running = await starting
+        client = running.client()
+        await client.ask(ENDPOINT, REVIEWS)
+        await client.until(lambda: client.endpoints() == ["10.0.0.1:9080"], 30)
+        async with asyncio.timeout(30):
+            await cluster.watched("endpointslices")
+        cluster.put_all(slice_ % "{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}")
+        await client.until(lambda: client.endpoints() == ["10.0.0.1:9080", "10.0.0.2:9080"], 30)
+        await cluster.stop()
+        objects = (await running.http.get("/v1/objects")).json()["objects"]
+        assert {each["origin"] for each in objects} == {"kubernetes"}
+        async with asyncio.timeout(30):
+            while not (told := (await running.http.get("/v1/problems")).json()["problems"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert told[0]["reason"].startswith("what was last known of it stays")
+        assert client.endpoints() == ["10.0.0.1:9080", "10.0.0.2:9080"]
 
 
 async def test_a_workload_is_an_endpoint_while_it_is_connected_and_ready(start: Start, tmp_path: Path) -> None:

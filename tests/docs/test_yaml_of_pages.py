@@ -17,7 +17,9 @@ from meshlib.istio.services import Port, Service
 
 OWN_PAGE = ROOT / "docs" / "reference" / "backend-traffic-policy.md"
 # How-to control-plane shows a mistake on purpose; test_documentation.py holds what is said of it.
-YAML = [block for block in blocks("yaml") if "docs" in block.page.parts and block.page.name != "control-plane.md"]
+# What how-to kubernetes shows is the cluster's; tests/controlplane hold it.
+ELSEWHERE = ("control-plane.md", "kubernetes.md")
+YAML = [block for block in blocks("yaml") if "docs" in block.page.parts and block.page.name not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("block", YAML, ids=lambda block: block.id)

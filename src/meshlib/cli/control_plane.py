@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,13 @@ import typer
 from meshlib.cli import running
 from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
+from meshlib.cli.kubernetes import cluster_of
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
 
 if TYPE_CHECKING:
+    from meshlib.controlplane.authentication import TokenReview
     from meshlib.controlplane.server import ControlPlane
+    from meshlib.kube.settings import KubeSettings
 
 
 def control_plane(
@@ -33,9 +37,14 @@ def control_plane(
     admin: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the admin API is served.")
     ] = f"{HOST}:{ADMIN_PORT}",
+    kubernetes: Annotated[
+        bool,
+        typer.Option("--kubernetes", help="Follow the cluster of the kubeconfig, or the one this pod runs in."),
+    ] = False,
+    context: Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = "",
     log_level: LogLevel = "info",
 ) -> None:
-    """Tell the mesh what to do: serve xDS, from folders of YAML and from what is applied. Until Ctrl-C."""
+    """Tell the mesh what to do: serve xDS, from folders of YAML, Kubernetes, and what is applied. Until Ctrl-C."""
     # Here, since the other commands need none of it and should answer at once.
     from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 
@@ -50,7 +59,19 @@ def control_plane(
         xds=address("--xds", xds),
         admin=address("--admin", admin),
     )
+    if kubernetes or context:
+        cluster = cluster_of(context)
+        settings = replace(settings, cluster=cluster, kubernetes=_reviewer(cluster))
     asyncio.run(_serve(ControlPlane(settings)))
+
+
+def _reviewer(cluster: KubeSettings) -> TokenReview | None:
+    """Kubernetes' word on its pods' tokens, where we are a pod ourselves, with a token to ask it by."""
+    from meshlib.controlplane.authentication import TokenReview
+
+    if cluster.token_file is None or cluster.ca is None:
+        return None
+    return TokenReview(cluster.server, cluster.token_file, cluster.ca.file)
 
 
 async def _serve(plane: ControlPlane) -> None:

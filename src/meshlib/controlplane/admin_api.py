@@ -36,7 +36,7 @@ class Problems(msgspec.Struct, frozen=True):
 
 
 class StoredObject(msgspec.Struct, frozen=True):
-    """One object in force. resource: `virtualservice.networking.istio.io`. origin: `folder` or `applied`.
+    """One object in force. resource: `virtualservice.networking.istio.io`. origin: `folder`, `kubernetes` or `applied`.
 
     source: the folder's file and line, or what the applier named (a file of theirs). created: when this control plane
     first had it; changed: when this form came into force. yaml: the object itself.

@@ -15,7 +15,7 @@ MOST = 500
 
 class Change(msgspec.Struct, frozen=True):
     """at: seconds since 1970. object: `VirtualService default/reviews`. before, after: YAML, "" where there was, or is,
-    none. origin: `folder` or `applied`. source: the file."""
+    none. origin: `folder`, `kubernetes` or `applied`. source: the file."""
 
     number: int
     at: float

@@ -31,6 +31,7 @@ from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.history import History
 from meshlib.controlplane.join_tokens import JoinTokens
+from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
@@ -38,9 +39,11 @@ from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.identity.access import is_loopback
-from meshlib.istio.folder import Folder
+from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Registry as Services
+from meshlib.kube.client import KubeClient
+from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, Workload
 
 logger = logging.getLogger("meshlib.controlplane")
@@ -63,6 +66,7 @@ class ControlPlaneSettings:
       Plaintext is for loopback only. names: DNS names and addresses by which it is called, besides its own.
     plugged_ca: a folder as Istio's `cacerts` secret; None: a root of its own. issuers, kubernetes: whose tokens are
       believed.
+    cluster: the Kubernetes cluster whose objects are in force too; None is none.
     """
 
     folders: tuple[Path, ...] = ()
@@ -76,6 +80,7 @@ class ControlPlaneSettings:
     plugged_ca: Path | None = None
     issuers: tuple[Issuer, ...] = ()
     kubernetes: TokenReview | None = None
+    cluster: KubeSettings | None = None
 
     @property
     def is_secure(self) -> bool:
@@ -102,6 +107,9 @@ class ControlPlane:
         self.authority: CertificateAuthority | None = None
         self.tokens: JoinTokens | None = None
         self._certificates: CertificateService | None = None
+        self._kube: KubeClient | None = None
+        self._kubernetes: KubernetesSource | None = None
+        self._following: asyncio.Task[None] | None = None
         self._http: httpx.AsyncClient | None = None
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
@@ -110,7 +118,8 @@ class ControlPlane:
         self._picture = Picture(TelemetryStore(), self._history, self)
 
     async def start(self) -> None:
-        """Returns when xDS and the admin API are served and the folders were read.
+        """Returns when xDS and the admin API are served and the folders and the cluster were read. That waits for the
+        cluster for as long as it takes, and the log says for what.
 
         Raises OSError when an address can't be used, or must not be without access control; StateError when the state
         folder can't; call stop() then too.
@@ -136,6 +145,8 @@ class ControlPlane:
             )
             self._watcher.start()
             await has_read.wait()
+        if self.settings.cluster is not None:
+            await self._follow(self.settings.cluster, store)
         # Before anybody is served: a client must not be told that nothing exists.
         await self._update(store)
         self._is_ready = True
@@ -155,6 +166,13 @@ class ControlPlane:
         """Stop serving; clients go on with what they have. Idempotent; nothing is left running."""
         self._registry.freeze()
         self._stop_watching.set()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait((self._following,))
+            self._following = None
+        if self._kube is not None:
+            await self._kube.close()
+            self._kube = None
         if self._forget is not None:
             self._forget.cancel()
         if self._admin is not None:
@@ -210,6 +228,30 @@ class ControlPlane:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(has_read.set)
 
+    async def _follow(self, cluster: KubeSettings, store: ObjectStore) -> None:
+        """Returns when all was listed once."""
+        has_read = asyncio.Event()
+        told: set[str] = set()
+
+        def take(contents: Contents) -> None:
+            store.set_kubernetes(contents)
+            found = set(map(str, contents.problems))
+            for problem in sorted(found - told):
+                logger.warning("%s", problem)
+            told.clear()
+            told.update(found)
+            has_read.set()
+
+        self._kube = KubeClient(cluster)
+        self._kubernetes = KubernetesSource(self._kube, take)
+        self._following = asyncio.create_task(self._kubernetes.run(), name="kubernetes")
+        reading = asyncio.create_task(has_read.wait())
+        await asyncio.wait((self._following, reading), return_when=asyncio.FIRST_COMPLETED)
+        reading.cancel()
+        if self._following.done():
+            self._following.result()
+        self._following.add_done_callback(_log_end)
+
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """From any thread."""
         with contextlib.suppress(RuntimeError):
@@ -235,7 +277,7 @@ class ControlPlane:
         await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
         self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
         self._badges = await asyncio.to_thread(badges_of, objects)
-        await asyncio.to_thread(lambda: self._history.update(store.stored(), time.time()))
+        await asyncio.to_thread(lambda: self._history.update(store.configuration(), time.time()))
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
@@ -317,10 +359,17 @@ class ControlPlane:
 
     def problems(self) -> Sequence[api.Problem]:
         """Of the translations: references that lead nowhere, conflicts. They are in force, as far as they can be."""
-        return [problem_of(problem) for problem in self._cache.problems()]
+        troubles = self._kubernetes.troubles() if self._kubernetes is not None else ()
+        return [problem_of(problem) for problem in (*self._cache.problems(), *troubles)]
 
     def __repr__(self) -> str:
         return f"<ControlPlane xDS {self.xds_address} {self._cache!r} {self._registry!r}>"
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    """A defect of ours: what is known stays in force, and somebody should hear of it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("Kubernetes is no longer followed", exc_info=error)
 
 
 def _endpoints(objects: Sequence[Object], workloads: Sequence[Workload]) -> tuple[api.ServiceEndpoints, ...]:

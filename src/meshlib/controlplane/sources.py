@@ -1,6 +1,8 @@
-"""Which objects are in force, and why these? What the folders say, and over that what was applied.
+"""Which objects are in force, and why these? What the folders say, over that Kubernetes, and over that what was
+applied.
 
 - An object that was applied wins over the folders' form of it, until it is deleted; then the folders' form is back.
+- One that Kubernetes has wins over the folders' form of it too, and is deleted there, not here.
 - Applying what the folders say already changes nothing, so later edits of the file still count.
 - Deleting an object that only the folders have puts that form out of force, until it changes there.
 - What was applied and deleted is in the state folder before the answer is given, so a restart forgets nothing.
@@ -18,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -26,11 +29,15 @@ import msgspec
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.kinds import Kind, find_kind, named, position
 from meshlib.errors import ConfigurationError
+from meshlib.istio.folder import Contents as FolderContents
 from meshlib.istio.parse import parse_text
 from meshlib.istio.problems import ConfigurationWarning, in_order
 from meshlib.istio.resources import Object, dump_yaml
 
 logger = logging.getLogger("meshlib.controlplane")
+
+RUNNING = frozenset({"Pod", "Endpoints", "EndpointSlice", "Node"})
+"""Kinds of what runs, which nobody writes."""
 
 
 class StateError(Exception):
@@ -54,7 +61,7 @@ def key_of(given: Object) -> Key:
     return Key(given.api_version.rpartition("/")[0], *given.key)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Held:
     """An object with its history. created, changed: seconds since 1970."""
 
@@ -62,6 +69,11 @@ class Held:
     created: float
     changed: float
     warnings: tuple[ConfigurationWarning, ...] = ()
+
+    @cached_property
+    def yaml(self) -> str:
+        """Made once: a cluster's objects are many, and few of them change."""
+        return dump_yaml(self.object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +85,18 @@ class Contents:
 
     folder: Mapping[Key, Held] = field(default_factory=dict)
     folder_problems: tuple[ConfigurationError, ...] = ()
+    kubernetes: Mapping[Key, Held] = field(default_factory=dict)
+    kubernetes_problems: tuple[ConfigurationError, ...] = ()
     applied: Mapping[Key, Held] = field(default_factory=dict)
     removed: Mapping[Key, str] = field(default_factory=dict)
     state_problems: tuple[ConfigurationError, ...] = ()
 
     def in_force(self) -> Mapping[Key, Held]:
         kept = {key: held for key, held in self.folder.items() if key not in self.removed}
-        return {**kept, **self.applied}
+        return {**kept, **self.kubernetes, **self.applied}
+
+    def origin(self, key: Key) -> str:
+        return "applied" if key in self.applied else "kubernetes" if key in self.kubernetes else "folder"
 
 
 class ObjectStore:
@@ -112,14 +129,28 @@ class ObjectStore:
         return tuple(held.object for _, held in self._sorted())
 
     def problems(self) -> tuple[ConfigurationError, ...]:
-        """Of the folders, of the state folder, and the warnings about what is in force, each with file and line."""
+        """Of the folders, Kubernetes and the state folder, and the warnings about what is in force, each with file and
+        line."""
         contents = self._contents
         warnings = (warning for held in contents.in_force().values() for warning in held.warnings)
-        return in_order((*contents.folder_problems, *contents.state_problems, *warnings))
+        return in_order((*contents.folder_problems, *contents.kubernetes_problems, *contents.state_problems, *warnings))
+
+    def configuration(self) -> list[api.StoredObject]:
+        """What people wrote, of all that is in force; not what a cluster tells of what runs, which changes always."""
+        return self._shown(lambda key: key.kind not in RUNNING)
 
     def stored(self, *, kind: str = "", namespace: str = "", name: str = "") -> list[api.StoredObject]:
         """What is in force, as the admin API shows it. kind: as people write it; "" is any. Raises UnknownKind."""
         wanted = self._kind(kind) if kind else None
+        return self._shown(
+            lambda key: (
+                (wanted is None or (wanted.kind, wanted.group) == (key.kind, key.group))
+                and namespace in ("", key.namespace)
+                and name in ("", key.name)
+            )
+        )
+
+    def _shown(self, is_wanted: Callable[[Key], bool]) -> list[api.StoredObject]:
         contents = self._contents
         return [
             api.StoredObject(
@@ -127,16 +158,14 @@ class ObjectStore:
                 resource=named(key.kind, held.object.api_version).resource,
                 namespace=key.namespace,
                 name=key.name,
-                origin="applied" if key in contents.applied else "folder",
+                origin=contents.origin(key),
                 source=held.object.source,
                 created=held.created,
                 changed=held.changed,
-                yaml=dump_yaml(held.object),
+                yaml=held.yaml,
             )
             for key, held in self._sorted()
-            if (wanted is None or (wanted.kind, wanted.group) == (key.kind, key.group))
-            and namespace in ("", key.namespace)
-            and name in ("", key.name)
+            if is_wanted(key)
         ]
 
     def _sorted(self) -> list[tuple[Key, Held]]:
@@ -156,10 +185,7 @@ class ObjectStore:
         about = _by_object(warnings)
         with self._lock:
             now, contents = self._clock(), self._contents
-            folder = {
-                key: _held(each, contents.folder.get(key), now, about.get(each.title, ()))
-                for key, each in found.items()
-            }
+            folder = _layer(found, contents.folder, now, about)
             removed = {
                 key: form for key, form in contents.removed.items() if key in found and _digest(found[key]) == form
             }
@@ -170,6 +196,16 @@ class ObjectStore:
                 except StateError as error:  # harmless: what is too much in the file is dropped again at the next start
                     logger.warning("%s", error)
             self._contents = changed
+        self._tell()
+
+    def set_kubernetes(self, now: FolderContents) -> None:
+        """This is what Kubernetes has now."""
+        found = {key_of(each): each for each in now.objects}
+        about = _by_object(now.warnings)
+        with self._lock:
+            contents = self._contents
+            layer = _layer(found, contents.kubernetes, self._clock(), about)
+            self._contents = replace(contents, kubernetes=layer, kubernetes_problems=tuple(now.problems))
         self._tell()
 
     def apply(self, text: str, source: str, *, namespace: str = "default") -> api.Results:
@@ -231,6 +267,8 @@ class ObjectStore:
                     note = f"{in_folder.object.source} still has it: out of force until it changes there"
                 else:
                     outcome = "not found"
+                if key in contents.kubernetes:
+                    note = "Kubernetes has it, and there it can be deleted"
                 resource = named(key.kind, version).resource
                 results.append(api.Result(key.kind, resource, key.namespace, key.name, outcome, note))
             has_changed = self._change(replace(contents, applied=applied, removed=removed))
@@ -277,9 +315,20 @@ def _by_object(warnings: Iterable[ConfigurationWarning]) -> Mapping[str, tuple[C
     return {title: tuple(about) for title, about in found.items()}
 
 
+def _layer(
+    found: Mapping[Key, Object],
+    before: Mapping[Key, Held],
+    now: float,
+    about: Mapping[str, tuple[ConfigurationWarning, ...]],
+) -> dict[Key, Held]:
+    return {key: _held(each, before.get(key), now, about.get(each.title, ())) for key, each in found.items()}
+
+
 def _held(new: Object, old: Held | None, now: float, warnings: tuple[ConfigurationWarning, ...]) -> Held:
     if old is None:
         return Held(new, now, now, warnings)
+    if old.object is new and old.warnings == warnings:
+        return old
     return Held(new, old.created, old.changed if old.object.same_content(new) else now, warnings)
 
 

@@ -11,7 +11,7 @@ import binascii
 import ipaddress
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.istio.documents import Document, InvalidYaml, split
+from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.istio.security_checks import check_security
 from meshlib.model import SHADOWABLE
@@ -111,6 +111,10 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
     if len(text) > MAX_TEXT:
         return Parsed((), (ConfigurationError(source, "", "", f"more than {MAX_TEXT} characters"),))
     for document in split(text):
+
+        def place(path: Path, document: Document = document) -> str:
+            return f"{source}:{document.line(path)}"
+
         try:
             value = document.value()
         except InvalidYaml as error:
@@ -118,7 +122,7 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
             continue
         for item, path in _items(value):
             try:
-                found = _object(item, source, document, path, namespace)
+                found = _object(item, place, path, namespace)
             except ConfigurationError as error:
                 problems.append(error)
                 continue
@@ -130,6 +134,19 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
             objects.append(found)
             warnings.extend(_warnings(found))
     return Parsed(tuple(objects), tuple(problems), tuple(warnings))
+
+
+def parse_value(value: Any, source: str, *, namespace: str = "default") -> Parsed:
+    """One object that was decoded already, as an API server sends it, or the items of a List. source: where from, for
+    messages; there are no lines. Raises nothing."""
+    objects: list[r.Object] = []
+    problems: list[ConfigurationError] = []
+    for item, path in _items(value):
+        try:
+            objects.append(_object(item, lambda _: source, path, namespace))
+        except ConfigurationError as error:
+            problems.append(error)
+    return Parsed(tuple(objects), tuple(problems), tuple(w for each in objects for w in _warnings(each)))
 
 
 def _group(given: r.Object) -> str:
@@ -149,10 +166,9 @@ def _items(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, 
     yield value, path
 
 
-def _object(
-    value: Any, source: str, document: Document, path: tuple[str | int, ...], default_namespace: str
-) -> r.Object:
-    where = f"{source}:{document.line(path)}"
+def _object(value: Any, place: Callable[[Path], str], path: Path, default_namespace: str) -> r.Object:
+    """place: where what a path names stands, for messages."""
+    where = place(path)
     if not isinstance(value, dict):
         raise ConfigurationError(where, "", "", f"an object is a mapping with apiVersion and kind, not {_told(value)}")
     kind, version = value.get("kind"), value.get("apiVersion")
@@ -167,8 +183,7 @@ def _object(
     title = f"{kind} {namespace}/{name or metadata.get('generateName', '')}"
 
     def refuse(field: str, reason: str) -> ConfigurationError:
-        at = document.line((*path, *_steps(field))) if field else document.line(path)
-        return ConfigurationError(f"{source}:{at}", title, field, reason)
+        return ConfigurationError(place((*path, *_steps(field))), title, field, reason)
 
     if given is not None and not isinstance(given, dict):
         raise refuse("metadata", f"must be a mapping, not {_told(given)}")
@@ -214,7 +229,7 @@ def _object(
     created = metadata.get("creationTimestamp")
     rules: tuple[str, ...] = ()
     if isinstance(spec, r.AuthorizationPolicy):
-        rules = tuple(f"{source}:{document.line((*path, 'spec', 'rules', index))}" for index in range(len(spec.rules)))
+        rules = tuple(place((*path, "spec", "rules", index)) for index in range(len(spec.rules)))
     age = str(created) if created else ""
     return r.Object(version, kind, namespace, name, where, spec, value, labels, age, rules)
 

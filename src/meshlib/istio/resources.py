@@ -518,6 +518,7 @@ class Service(_Kubernetes, frozen=True):
     cluster_ip: str = msgspec.field(name="clusterIP", default="")
     type: str = "ClusterIP"
     external_name: str = ""
+    ip_families: list[str] = []
 
 
 class TargetReference(_Kubernetes, frozen=True):
@@ -555,6 +556,7 @@ class SliceEndpoint(_Kubernetes, frozen=True):
     conditions: SliceConditions = SliceConditions()
     target_ref: TargetReference | None = None
     zone: str = ""
+    node_name: str = ""
 
 
 class SlicePort(_Kubernetes, frozen=True):
@@ -581,6 +583,7 @@ class Container(_Kubernetes, frozen=True):
 class PodSpec(_Kubernetes, frozen=True):
     containers: list[Container] = []
     service_account_name: str = "default"
+    node_name: str = ""
 
 
 class Condition(_Kubernetes, frozen=True):
@@ -605,6 +608,10 @@ class Deployment(_Kubernetes, frozen=True):
 
 class ServiceAccount(_Kubernetes, frozen=True):
     pass
+
+
+class KubernetesNode(_Kubernetes, frozen=True):
+    """Its labels say in which region and zone the pods are that run there."""
 
 
 class MeshConfigMap(_Kubernetes, frozen=True):
@@ -914,6 +921,7 @@ Spec = (
     | Pod
     | Deployment
     | ServiceAccount
+    | KubernetesNode
     | MeshConfigMap
     | PeerAuthentication
     | AuthorizationPolicy
@@ -948,6 +956,7 @@ SHAPES: Mapping[str, KindShape] = {
     "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),
     "Pod": KindShape(Pod, "", ("v1",), whole=True),
     "Deployment": KindShape(Deployment, "apps", ("v1",)),
+    "Node": KindShape(KubernetesNode, "", ("v1",), whole=True),
     "ServiceAccount": KindShape(ServiceAccount, "", ("v1",), whole=True),
     "ConfigMap": KindShape(MeshConfigMap, "", ("v1",), whole=True),
 }

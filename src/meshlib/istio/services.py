@@ -140,6 +140,11 @@ class Registry:
         running = sorted(workloads, key=lambda w: (w.namespace, w.service, w.name, w.address, w.port))
         pods = by_kind.get("Pod", ())
         self._pods = {(pod.namespace, pod.name): pod for pod in pods}
+        self._pod_addresses = {
+            pod.spec.status.pod_ip: pod for pod in pods if isinstance(pod.spec, r.Pod) and pod.spec.status.pod_ip
+        }
+        self._nodes = {node.name: _locality_of_node(node.labels) for node in by_kind.get("Node", ())}
+        self._meshed = {(w.address, number) for w in running if _is_meshed(dict(w.labels)) for _, number in _served(w)}
         self._pods_by_label = _ByLabel((pod.namespace, pod.labels, pod) for pod in pods)
         self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
         self._entries_by_label = _ByLabel(
@@ -203,6 +208,9 @@ class Registry:
             *(w for w in self._workloads_by_host.get(host, ()) if w.namespace == given.namespace),
             *(w for w in self._workloads_by_label.chosen(given.namespace, spec.selector) if not w.service),
         ]
+        if (given.namespace, given.name) in self._slices:
+            # Probes and preStop hooks decide for a pod: that its process runs does not make it ready.
+            joined = [w for w in joined if w.address not in self._pod_addresses]
         for port in ports:
             if external:
                 found = [Instance(Endpoint(spec.external_name.rstrip("."), port.number), {})]
@@ -246,7 +254,7 @@ class Registry:
         other port, so that theirs need not bear its name."""
         place = (given.namespace, given.name)
         if place in self._slices:
-            for each in self._slices[place]:
+            for each in _of_one_family(self._slices[place], spec.ip_families):
                 yield from self._of_slice(each, given.namespace, port, only=only)
             return
         if place in self._endpoints:
@@ -278,8 +286,9 @@ class Registry:
                     continue
                 health = Health.DRAINING if conditions.terminating else Health.HEALTHY
                 target = endpoint.target_ref.name if endpoint.target_ref else ""
+                locality = self._nodes.get(endpoint.node_name) or Locality("", endpoint.zone)
                 for address in endpoint.addresses:
-                    yield self._of_pod(address, exposed.port, namespace, target, Locality("", endpoint.zone), health)
+                    yield self._of_pod(address, exposed.port, namespace, target, locality, health)
 
     def _of_pod(
         self,
@@ -287,11 +296,12 @@ class Registry:
         port: int,
         namespace: str,
         name: str,
-        locality: Locality = Locality(),  # noqa: B008 -- frozen
+        locality: Locality | None = None,
         health: Health = Health.HEALTHY,
     ) -> Instance:
         pod = self._pods.get((namespace, name))
         labels = pod.labels if pod else {}
+        locality = self._locality_of(pod) or locality or Locality()
         peer = peer_of(labels, name, namespace) if pod else ""
         account = None
         if pod is not None and isinstance(pod.spec, r.Pod):
@@ -303,9 +313,17 @@ class Registry:
             health=health,
             workload=name,
             peer=peer,
-            is_meshed=_is_meshed(labels),
+            is_meshed=_is_meshed(labels) or (address, port) in self._meshed,
         )
         return Instance(endpoint, labels, account)
+
+    def _locality_of(self, pod: r.Object | None) -> Locality | None:
+        """The pod's own label counts, else its node's (Istio, getPodLocality)."""
+        if pod is None or not isinstance(pod.spec, r.Pod):
+            return None
+        if told := pod.labels.get("istio-locality"):  # a label holds no slash
+            return Locality(*told.replace(".", "/").split("/")[:3])
+        return self._nodes.get(pod.spec.spec.node_name)
 
     # ServiceEntry
 
@@ -501,6 +519,19 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _locality_of_node(labels: Labels) -> Locality | None:
+    place = tuple(labels.get(name, "") for name in r.TOPOLOGY_LABELS)
+    return Locality(*place) if any(place) else None
+
+
+def _of_one_family(slices: list[r.EndpointSlice], families: list[str]) -> list[r.EndpointSlice]:
+    """The pods of a dual-stack service stand in slices of both families, and would count twice: those of its first
+    family are taken, unless there are none."""
+    first = families[0] if families else "IPv4"
+    preferred = [each for each in slices if each.address_type == first]
+    return preferred if any(each.endpoints for each in preferred) else slices
 
 
 def _container_port(pod: r.Pod, port: Port) -> int | None:

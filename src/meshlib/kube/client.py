@@ -19,6 +19,9 @@ REQUEST_TIMEOUT = 60.0
 """Seconds. The API server's own bound for all but watches."""
 MAX_EVENT = 32 * 1024 * 1024
 """Bytes of one watch event. etcd keeps no object above some 1.5 MB; a line beyond this is no event."""
+JSON = "application/json"
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+"""Only what stands under `metadata`: a CRD's schemas are hundreds of kilobytes."""
 
 Object = dict[str, Any]
 
@@ -122,9 +125,10 @@ class KubeClient:
         body: Object | None = None,
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+        accept: str = JSON,
     ) -> Object:
         content = msgspec.json.encode(body) if body is not None else None
-        headers = self._headers() | ({"content-type": content_type} if content is not None else {})
+        headers = self._headers(accept) | ({"content-type": content_type} if content is not None else {})
         http = self._client()
         with self._translated(method, path):
             response = await http.request(
@@ -134,25 +138,25 @@ class KubeClient:
 
     # Many
 
-    async def list(self, path: str, **params: str) -> Listing:
+    async def list(self, path: str, *, accept: str = JSON, **params: str) -> Listing:
         """Every object, page by page, all of the same moment. Raises Gone only if the server forgets faster than the
-        pages come even without pages."""
+        pages come even without pages. accept: JSON or METADATA."""
         limit = PAGE
         while True:
             try:
-                return await self._pages(path, params, limit)
+                return await self._pages(path, params, limit, accept)
             except Gone:
                 # The token for the next page has expired: once more, and all in one, as client-go's pager does.
                 if not limit:
                     raise
                 limit = 0
 
-    async def _pages(self, path: str, params: Mapping[str, str], limit: int) -> Listing:
+    async def _pages(self, path: str, params: Mapping[str, str], limit: int, accept: str) -> Listing:
         items: list[Object] = []
         token = ""
         while True:
             query = {**params, **({"limit": str(limit)} if limit else {}), **({"continue": token} if token else {})}
-            page = await self.request("GET", path, params=query)
+            page = await self.request("GET", path, params=query, accept=accept)
             found = page.get("items") or []
             metadata = page.get("metadata") or {}
             # Items of a list bear no kind; whoever reads one alone needs it.
@@ -163,7 +167,7 @@ class KubeClient:
                 return Listing(items, str(metadata.get("resourceVersion") or ""))
 
     async def watch(
-        self, path: str, version: str, *, seconds: float, silence: float, **params: str
+        self, path: str, version: str, *, seconds: float, silence: float, accept: str = JSON, **params: str
     ) -> AsyncGenerator[Event, None]:
         """What has happened since `version`, until the server ends it, which it does after `seconds`.
 
@@ -183,7 +187,7 @@ class KubeClient:
             "GET",
             path,
             params=query,
-            headers=self._headers(),
+            headers=self._headers(accept.replace("MetadataList", "Metadata")),
             timeout=httpx.Timeout(REQUEST_TIMEOUT, read=silence),
             extensions=self._extensions(),
         )
@@ -199,9 +203,9 @@ class KubeClient:
         finally:
             await response.aclose()
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, accept: str) -> dict[str, str]:
         authorization = self.settings.authorization()
-        return {"accept": "application/json", **({"authorization": authorization} if authorization else {})}
+        return {"accept": accept, **({"authorization": authorization} if authorization else {})}
 
     def _extensions(self) -> dict[str, Any]:
         return {"sni_hostname": self.settings.server_name} if self.settings.server_name else {}

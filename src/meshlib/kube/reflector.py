@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from meshlib.kube.client import KubeClient, Object, Resource
+from meshlib.kube.client import JSON, KubeClient, Object, Resource
 from meshlib.kube.errors import Busy, Forbidden, Gone, KubernetesError, NotFound, Unauthorized, Unreachable
 
 logger = logging.getLogger("meshlib.kube")
@@ -55,8 +55,10 @@ class Reflector:
     too), the difference of a later one whole, events one by one. namespace: "" for all. params: `fieldSelector`,
     `labelSelector`.
 
-    has_synced: set once the first list was told, or once it is known that the resource does not exist or is forbidden:
-    nobody should wait for those.
+    keep: what of an object is kept and told; it must leave its resourceVersion. accept: as for KubeClient.list.
+
+    has_synced: set once the first list was told, or once it is known that the resource does not exist. One that may not
+    be listed is not synced: whoever takes it for absent takes rules that protect somebody for absent.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Reflector:
         *,
         namespace: str = "",
         params: Mapping[str, str] | None = None,
+        keep: Callable[[Object], Object] = lambda given: given,
+        accept: str = JSON,
         rng: Callable[[], float] = random.random,
         first_pause: float = FIRST_PAUSE,
         absent: float = ABSENT,
@@ -74,6 +78,7 @@ class Reflector:
     ) -> None:
         self._client, self.resource, self._tell = client, resource, tell
         self._namespace, self._params = namespace, dict(params or {})
+        self._keep, self._accept = keep, accept
         self._rng, self._first_pause, self._absent, self._silence = rng, first_pause, absent, silence
         self.objects: dict[Key, Object] = {}
         self.has_synced = asyncio.Event()
@@ -104,7 +109,6 @@ class Reflector:
             except (Forbidden, Unauthorized) as error:
                 # What was there stays in force: a role that was edited wrongly must not empty the mesh.
                 self._has_failed(error, logging.WARNING)
-                self.has_synced.set()
                 await self._pause(self._backoff())
             except KubernetesError as error:
                 self._has_failed(error, logging.INFO if isinstance(error, Unreachable | Busy) else logging.WARNING)
@@ -115,7 +119,7 @@ class Reflector:
         for version in self.resource.versions:
             path = self.resource.path(version, self._namespace)
             try:
-                listing = await self._client.list(path, **self._params)
+                listing = await self._client.list(path, accept=self._accept, **self._params)
             except NotFound:
                 if version == self.resource.versions[-1]:
                     raise
@@ -124,7 +128,7 @@ class Reflector:
             break
         assert listing is not None
         self._version = listing.version
-        found = {key_of(each): each for each in listing.items}
+        found = {key_of(each): self._keep(each) for each in listing.items}
         changes: dict[Key, Object | None] = {
             key: each for key, each in found.items() if _version(self.objects.get(key)) != _version(each)
         }
@@ -142,6 +146,7 @@ class Reflector:
             self._version,
             seconds=low + self._rng() * (high - low),
             silence=self._silence,
+            accept=self._accept,
             **self._params,
         )
         async with contextlib.aclosing(events):
@@ -165,8 +170,8 @@ class Reflector:
             if self.objects.pop(key, None) is not None:
                 self._tell({key: None})
         else:
-            self.objects[key] = given
-            self._tell({key: given})
+            kept = self.objects[key] = self._keep(given)
+            self._tell({key: kept})
 
     def _nothing(self, error: NotFound) -> None:
         """The resource does not exist, so neither do its objects: with a CRD go all that were made of it."""
