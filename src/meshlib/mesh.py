@@ -349,7 +349,9 @@ class Mesh:
         if setup.is_on:
             from meshlib.telemetry.pipeline import Telemetry
 
-            self.telemetry = Telemetry(setup, self.node, self._read_live)
+            to_control_plane = setup.target and setup.target == settings.control_plane
+            connect = self._access(setup.target).channel if to_control_plane else None
+            self.telemetry = Telemetry(setup, self.node, self._read_live, connect)
             self._observer = self.telemetry.observer
         _instances.add(self)
 

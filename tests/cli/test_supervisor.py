@@ -99,6 +99,23 @@ async def test_program_that_ends_is_started_again_with_growing_delay(tmp_path: P
     assert "short ended with exit code 3; starting it again in 0.01 s" in str(ends[0])
 
 
+async def test_a_program_is_prepared_before_each_start(tmp_path: Path) -> None:
+    """The later ones too: what a start needs may be good once."""
+    prepared: list[str] = []
+
+    async def prepare(program: Program) -> None:
+        (tmp_path / "token").write_text(f"token {len(prepared)}")
+        prepared.append(program.name)
+
+    story = Story()
+    program = shell("short", 'cat "$TOKEN"; echo', tmp_path, TOKEN=str(tmp_path / "token"))
+    async with Supervisor(story, first_delay=0.05, prepare=prepare) as supervisor:
+        supervisor.start(program)
+        await story.until(lambda events: len([each for each in events if ended([each])]) >= 2)
+    assert program.log.read_text().splitlines()[:2] == ["token 0", "token 1"]
+    assert set(prepared) == {"short"}
+
+
 async def test_program_that_had_settled_starts_again_after_the_first_delay(tmp_path: Path) -> None:
     """A program that lived long enough is not punished for its earlier ends."""
     story = Story()

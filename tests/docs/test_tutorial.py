@@ -6,6 +6,7 @@ Every line of its console blocks is typed into that shell and must print what th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -61,6 +62,12 @@ class Demo:
         self._rest = threading.Thread(target=lambda: self.lines.extend(self.process.stdout or ()), daemon=True)
         self._rest.start()
 
+    @property
+    def admin(self) -> str:
+        """Where every meshctl finds it, too."""
+        announced = Path(self.environment["XDG_STATE_HOME"]) / "meshlib" / "control-plane.json"
+        return str(json.loads(announced.read_text())["admin"])
+
     def interrupt(self) -> int:
         """Ctrl-C. The exit code."""
         self.process.send_signal(signal.SIGINT)
@@ -114,7 +121,8 @@ class Seen(NamedTuple):
 class Reader:
     """Three browsers: jason's, somebody else's, and one that nobody has signed in with."""
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, admin: str) -> None:
+        self.admin = admin
         self.nobody, self.somebody, self.jason = (
             httpx.Client(base_url=origin, trust_env=False, timeout=20, follow_redirects=True) for _ in range(3)
         )
@@ -158,6 +166,28 @@ class Reader:
 def check_all_versions_appear(reader: Reader) -> None:
     """60 pages, each version with p = 1/3: one is missing once in ten billion runs."""
     assert {reader.look(reader.nobody).stars for _ in range(60)} == {"none", "black", "red"}
+
+
+def check_every_call_is_secured(reader: Reader) -> None:
+    """Of those that processes make; the pages looked at so far have reached everybody."""
+    deadline = time.monotonic() + 20
+    while True:
+        edges = httpx.get(f"{reader.admin}/v1/graph", trust_env=False, timeout=20).json()["edges"]
+        found = {(each["source"], each["target"]): each["mtls"] for each in edges if each["source"].startswith("w")}
+        if len(found) >= 5:
+            assert set(found.values()) == {1.0}, found
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)  # processes push what they count each second
+
+
+def check_plaintext_is_refused(reader: Reader) -> None:
+    services = httpx.get(f"{reader.admin}/v1/endpoints", trust_env=False, timeout=20).json()["services"]
+    address = next(each["endpoints"][0]["address"] for each in services if each["name"] == "details")
+    deadline = time.monotonic() + LIVE
+    while (status := httpx.get(f"http://{address}/details/0", trust_env=False, timeout=20).status_code) != 403:
+        assert time.monotonic() < deadline, status
+    assert httpx.get(f"http://{address}/health", trust_env=False, timeout=20).status_code == 200
 
 
 def check_no_stars(reader: Reader) -> None:
@@ -250,7 +280,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 def test_the_tutorial_can_be_followed(demo: Demo) -> None:
     """From `source` to the last command. `make demo` is the terminal that runs already; Ctrl-C ends it."""
-    reader, shell = Reader(demo.origin), Shell(demo.environment)
+    reader, shell = Reader(demo.origin, demo.admin), Shell(demo.environment)
     try:
         first, *rest = steps()
         assert first.command == "make demo"

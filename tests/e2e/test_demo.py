@@ -174,6 +174,27 @@ def test_a_page_is_one_trace(demo: Demo) -> None:
     assert called["mesh.response_flags"] == "-" and called["mesh.attempts"] == "1"
 
 
+def test_every_call_is_by_mutual_tls(demo: Demo) -> None:
+    """From the gateway to the last service; each process shows its service account, and the tokens are spent."""
+    browser, admin = demo.browser(), demo.line(r"admin (http://[^;\s]+)")[1]
+
+    def calls() -> dict[tuple[str, str], float]:
+        assert browser.get("/productpage").status_code == 200
+        edges = httpx.get(f"{admin}/v1/graph", trust_env=False).json()["edges"]
+        return {(each["source"], each["target"]): each["mtls"] for each in edges if each["source"].startswith("w")}
+
+    until(lambda: len(calls()) >= 5)
+    assert set(calls().values()) == {1.0}
+    tokens = httpx.get(f"{admin}/v1/tokens", trust_env=False).json()["tokens"]
+    assert {each["identity"] for each in tokens if each["state"] == "used"} == {
+        *(
+            f"spiffe://cluster.local/ns/default/sa/bookinfo-{name}"
+            for name in ("productpage", "details", "reviews", "ratings")
+        ),
+        "spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account",
+    }
+
+
 class Load:
     """Pages, one after the other, on three threads, until stop()."""
 
@@ -232,6 +253,21 @@ def test_a_killed_process_costs_no_page_and_is_started_again(demo: Demo) -> None
     demo.line(r"ratings-v1-a is up", seen)
     load.more()
     assert load.stop() == {200}
+
+
+def test_a_worker_that_its_server_replaces_has_an_identity(demo: Demo) -> None:
+    """gunicorn starts it, not the demo; a token that was not used yet lies ready all the same."""
+
+    def members() -> set[str]:
+        return {row.split()[0] for row in demo.meshctl("proxy-status").stdout.splitlines() if row.startswith("details")}
+
+    before = members()
+    worker = subprocess.run(
+        ["pgrep", "-P", str(demo.pids()["details-v1"])], capture_output=True, text=True, check=True, timeout=20
+    )
+    os.kill(int(worker.stdout), signal.SIGKILL)
+    until(lambda: len(after := members()) == 1 and after != before)
+    Checks(demo).page_works()
 
 
 def test_without_the_control_plane_every_page_comes_and_then_edits_work_again(demo: Demo) -> None:

@@ -26,6 +26,17 @@ SOURCE_FOLDER = Path(__file__).resolve().parents[3]
 CONTROL_PLANE, GATEWAY = "control plane", "gateway"
 
 
+class Account(NamedTuple):
+    """A service account: whose identity a process has, `spiffe://cluster.local/ns/<namespace>/sa/<name>`."""
+
+    namespace: str
+    name: str
+
+
+GATEWAY_ACCOUNT = Account("istio-system", "istio-ingressgateway-service-account")
+"""Istio's name for it."""
+
+
 class Service(NamedTuple):
     """One process of Bookinfo. name: the process's, unique. port: the usual one."""
 
@@ -38,6 +49,11 @@ class Service(NamedTuple):
     @property
     def workload(self) -> str:
         return f"{self.service}-{self.version}"
+
+    @property
+    def account(self) -> Account:
+        """As platform/bookinfo.yaml names it."""
+        return Account("default", f"bookinfo-{self.service}")
 
 
 SERVICES = (
@@ -53,11 +69,16 @@ SERVICES = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A program of the demo. ready_url answers 200 once it can work."""
+    """A program of the demo. ready_url answers 200 once it can work.
+
+    account: whose certificate it gets by the join token in token_file; None for the control plane, which has its own.
+    """
 
     program: Program
     port: int
     ready_url: str
+    account: Account | None = None
+    token_file: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +142,27 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
     gateway = port("the gateway", gateway_port)
     xds, admin = port("the control plane (xDS)", XDS_PORT), port("the control plane (admin)", ADMIN_PORT)
     target, admin_url = f"{HOST}:{xds}", f"http://{HOST}:{admin}"
-    logs, cache = run_folder / "logs", run_folder / "cache"
+    logs, cache, tokens = run_folder / "logs", run_folder / "cache", run_folder / "tokens"
     meshctl = (sys.executable, "-m", "meshlib.cli")
     secret = secrets.token_hex(32)
+
+    def member(name: str) -> dict[str, str]:
+        """The settings of every process that is in the mesh."""
+        return {
+            "MESHLIB_CONTROL_PLANE": target,
+            "MESHLIB_IDENTITY": "control-plane",
+            "MESHLIB_TOKEN_FILE": str(tokens / name),
+            "MESHLIB_CACHE_DIR": str(cache / name),
+            "MESHLIB_TELEMETRY_INTERVAL": "1",
+            "MESHLIB_TRACE_SAMPLING": "100",
+            "PYTHONUNBUFFERED": "1",
+        }
 
     configuration = [str(examples / file) for file in CONFIGURATION]
     control_plane_command = (*meshctl, "control-plane", *configuration, "--state", str(state or run_folder / "state"))
     control_plane = Program(
         CONTROL_PLANE,
-        (*control_plane_command, "--xds", target, "--admin", f"{HOST}:{admin}"),
+        (*control_plane_command, "--xds", target, "--tls", "--admin", f"{HOST}:{admin}"),
         logs / "control-plane.log",
         {"PYTHONUNBUFFERED": "1"},
     )
@@ -142,43 +175,38 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
             *("--bind", HOST, "--port", f"{GATEWAY_PORT}={gateway}"),
         ),
         logs / "gateway.log",
-        {
-            "PYTHONUNBUFFERED": "1",
-            "MESHLIB_CACHE_DIR": str(cache / "gateway"),
-            "MESHLIB_TELEMETRY_INTERVAL": "1",
-            "MESHLIB_TRACE_SAMPLING": "100",
-        },
+        {**member(GATEWAY), "MESHLIB_SERVICE_ACCOUNT": GATEWAY_ACCOUNT.name},
     )
     services = []
     for service in SERVICES:
         own = port(service.name, service.port)
         environment = {
-            "MESHLIB_CONTROL_PLANE": target,
+            **member(service.name),
             "MESHLIB_SERVICE": service.service,
-            "MESHLIB_NAMESPACE": "default",
+            "MESHLIB_NAMESPACE": service.account.namespace,
             "MESHLIB_LABELS": f"app={service.service},version={service.version}",
-            "MESHLIB_SERVICE_ACCOUNT": f"bookinfo-{service.service}",
+            "MESHLIB_SERVICE_ACCOUNT": service.account.name,
             "MESHLIB_WORKLOAD": service.workload,
             "MESHLIB_ADDRESS": f"{HOST}:{own}",
             "MESHLIB_FORWARD_HEADERS": "end-user",
-            "MESHLIB_TELEMETRY_INTERVAL": "1",
-            "MESHLIB_TRACE_SAMPLING": "100",
-            "MESHLIB_CACHE_DIR": str(cache / service.name),
+            "MESHLIB_PROBE_PATHS": "/health",  # the demo asks for it in plaintext, as a kubelet would
             "SERVICE_VERSION": service.version,
             "SESSION_SECRET": secret,
             "HOSTNAME": service.name,
             "HOST": HOST,
-            "PYTHONUNBUFFERED": "1",
             **service.environment,
         }
         command = (sys.executable, f"{service.service}.py", str(own))
         program = Program(service.name, command, logs / f"{service.name}.log", environment, examples / "services")
-        services.append(Part(program, own, f"http://{HOST}:{own}/health"))
+        health = f"http://{HOST}:{own}/health"
+        services.append(Part(program, own, health, service.account, tokens / service.name))
     return Plan(
         examples=examples,
         run_folder=run_folder,
         control_plane=Part(control_plane, admin, f"{admin_url}/readyz"),
-        gateway=Part(gateway_program, gateway, f"http://{HOST}:{gateway}/productpage"),
+        gateway=Part(
+            gateway_program, gateway, f"http://{HOST}:{gateway}/productpage", GATEWAY_ACCOUNT, tokens / GATEWAY
+        ),
         services=tuple(services),
         xds=target,
         admin=admin_url,

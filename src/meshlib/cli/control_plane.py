@@ -42,6 +42,12 @@ def control_plane(
         typer.Option("--kubernetes", help="Follow the cluster of the kubeconfig, or the one this pod runs in."),
     ] = False,
     context: Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = "",
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            help="Serve xDS and certificates by TLS, to callers who prove who they are. Default: unless on loopback."
+        ),
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Tell the mesh what to do: serve xDS, from folders of YAML, Kubernetes, and what is applied. Until Ctrl-C."""
@@ -58,6 +64,7 @@ def control_plane(
         state=state.resolve() if state else None,
         xds=address("--xds", xds),
         admin=address("--admin", admin),
+        tls=tls,
     )
     if kubernetes or context:
         cluster = cluster_of(context)

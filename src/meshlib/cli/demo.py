@@ -27,6 +27,7 @@ from meshlib.cli import bookinfo
 from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import Part, Plan
 from meshlib.cli.demo_display import Display
+from meshlib.cli.demo_tokens import TokenFiles
 from meshlib.cli.ports import NoFreePort
 from meshlib.cli.supervisor import Change, Event, Supervisor
 from meshlib.cli.traffic import Traffic
@@ -85,8 +86,10 @@ class Demo:
         """Until a signal, or until ready. CommandFailed when the demo does not come up."""
         loop = asyncio.get_running_loop()
         self._gave_up = loop.create_future()
-        async with Supervisor(self._tell) as supervisor:
-            work = loop.create_task(self._work(supervisor, exit_when_ready))
+        client = httpx.AsyncClient(timeout=10.0, trust_env=False)
+        tokens = TokenFiles(self._plan.admin, self._plan.parts, client)
+        async with client, Supervisor(self._tell, prepare=tokens.prepare) as supervisor:
+            work = loop.create_task(self._work(supervisor, client, tokens, exit_when_ready))
             signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             for number in signals:
                 loop.add_signal_handler(number, work.cancel)
@@ -102,8 +105,11 @@ class Demo:
                     loop.remove_signal_handler(number)
         self._display.say(f"stopped; the logs stay in {self._plan.run_folder / 'logs'}")
 
-    async def _work(self, supervisor: Supervisor, exit_when_ready: bool) -> None:
-        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client, background() as start:
+    async def _work(
+        self, supervisor: Supervisor, client: httpx.AsyncClient, tokens: TokenFiles, exit_when_ready: bool
+    ) -> None:
+        async with background() as start:
+            start(tokens.keep())
             try:
                 async with asyncio.timeout(START_TIMEOUT):
                     await self._unless_given_up(self._bring_up(supervisor, client, start))

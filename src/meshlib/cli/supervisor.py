@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -83,22 +83,28 @@ class Event:
             return f"was ended by signal {-self.exit_code}"
 
 
+async def nothing(_: Program) -> None:
+    """Needs no preparation."""
+
+
 class Supervisor:
     """Runs programs until stop(). Belongs to one event loop.
 
     tell is called on that loop with every Event, in order; it must not block, and must not raise.
+    prepare is awaited before each start of a program, the later ones too; it must end soon, and must not raise.
     """
 
     def __init__(
         self,
         tell: Callable[[Event], None] = lambda event: None,
         *,
+        prepare: Callable[[Program], Awaitable[None]] = nothing,
         first_delay: float = 0.5,
         longest_delay: float = 10.0,
         settled: float = 10.0,
         grace: float = 5.0,
     ) -> None:
-        self._tell = tell
+        self._tell, self._prepare = tell, prepare
         self._first_delay, self._longest_delay, self._settled = first_delay, longest_delay, settled
         self._grace = grace
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -149,6 +155,7 @@ class Supervisor:
     async def _keep(self, program: Program) -> None:
         early, delay = 0, self._first_delay
         while not self._stopping.is_set():
+            await self._prepare(program)
             began = time.monotonic()
             pid, exit_code = await self._run_once(program)
             if self._stopping.is_set():

@@ -6,6 +6,7 @@ because gunicorn puts its own gthread in the place of what ends in SyncWorker wh
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker as GunicornThreads  # type: ignore[import-untyped]
@@ -34,7 +35,10 @@ class Threads(GunicornThreads):  # type: ignore[misc]
 
             def init() -> None:
                 if not conn.initialized:
-                    conn.sock = registered().accept(conn.sock)
+                    try:
+                        conn.sock = registered().accept(conn.sock)
+                    except OSError as error:  # said and closed; gthread keeps silent about this one alone
+                        raise ConnectionResetError(errno.ECONNRESET, "the connection was not taken") from error
                 begin()
 
             conn.init = init

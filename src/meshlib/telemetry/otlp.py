@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -35,30 +35,46 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
-class GrpcSender:
-    """OTLP/gRPC, gzipped. target: host:port."""
+Connect = Callable[[Sequence[tuple[str, Any]]], Any]
+"""Makes a grpc.Channel with these options. May block for a few seconds; raises OSError when it can't now."""
 
-    def __init__(self, target: str, secure: bool = False) -> None:
+
+class GrpcSender:
+    """OTLP/gRPC, gzipped. target: host:port. connect: how that is reached; default its TLS is the system's, or none."""
+
+    def __init__(self, target: str, secure: bool = False, connect: Connect | None = None) -> None:
         import grpc
 
-        # gRPC's own reconnect back-off grows to two minutes; a receiver that is back is wanted back.
-        options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.use_local_subchannel_pool", 1)]
-        if secure:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-        else:
-            self._channel = grpc.insecure_channel(target, options)
+        def of_the_system(options: Sequence[tuple[str, Any]]) -> Any:
+            if secure:
+                return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            return grpc.insecure_channel(target, options)
+
+        self._connect = connect or of_the_system
+        self._channel: Any = None
         self._gzip = grpc.Compression.Gzip
-        self._metrics: Any = self._channel.unary_unary(_METRICS)
-        self._traces: Any = self._channel.unary_unary(_TRACES)
 
     def metrics(self, body: bytes, timeout: float) -> None:
-        self._metrics(body, timeout=timeout, compression=self._gzip)
+        self._send(_METRICS, body, timeout)
 
     def traces(self, body: bytes, timeout: float) -> None:
-        self._traces(body, timeout=timeout, compression=self._gzip)
+        self._send(_TRACES, body, timeout)
+
+    def _send(self, method: str, body: bytes, timeout: float) -> None:
+        if self._channel is None:
+            # gRPC's own reconnect back-off grows to two minutes; a receiver that is back is wanted back.
+            options = (("grpc.max_reconnect_backoff_ms", 5000), ("grpc.use_local_subchannel_pool", 1))
+            self._channel = self._connect(options)
+        try:
+            self._channel.unary_unary(method)(body, timeout=timeout, compression=self._gzip)
+        except BaseException:
+            self.close()  # a channel keeps the roots that it was made with, and these may have been replaced
+            raise
 
     def close(self) -> None:
-        self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
 
 class HttpSender:

@@ -24,7 +24,7 @@ from meshlib.version import __version__
 
 if TYPE_CHECKING:
     from meshlib.policy.live import Live
-    from meshlib.telemetry.otlp import Deltas, Sender
+    from meshlib.telemetry.otlp import Connect, Deltas, Sender
 
 _log = logging.getLogger("meshlib.telemetry")
 
@@ -37,11 +37,13 @@ _SHARE = 1.0
 class Telemetry:
     """This process's measurements. recorder: others report through it, too (`recorder.count`).
 
-    read_live: what calls read now, for the state of clusters.
+    read_live: what calls read now, for the state of clusters. connect: how the control plane is reached, where that is
+    who is pushed to.
     """
 
-    def __init__(self, setup: Setup, node: Node, read_live: Callable[[], Live]) -> None:
+    def __init__(self, setup: Setup, node: Node, read_live: Callable[[], Live], connect: Connect | None = None) -> None:
         self.setup = setup
+        self._connect = connect
         self.recorder = Recorder(time.time)
         self._node, self._read_live = node, read_live
         self._port: Port | None = None
@@ -163,7 +165,7 @@ class Telemetry:
         if "://" in self.setup.target:
             sender = HttpSender(self.setup.target, dict(self.setup.headers))
         else:
-            sender = GrpcSender(self.setup.target, self.setup.secure)
+            sender = GrpcSender(self.setup.target, self.setup.secure, self._connect)
         resource = resource_of(self._node)
         return _Pushing(sender, Deltas(resource, self._began), self.recorder, self._tracer, resource)
 
