@@ -748,9 +748,16 @@ class Mesh:
         hands on goes along: trace context and deadline.
         """
         from meshlib.outbound.function import authority
-        from meshlib.outbound.grpc import MeshInterceptor
+        from meshlib.outbound.grpc_interceptors import MeshInterceptor
 
         return [MeshInterceptor(self, authority(target) if target else "")]
+
+    def grpc_aio_client_interceptors(self, target: str = "") -> list[Any]:
+        """`grpc_client_interceptors`, for `grpc.aio.insecure_channel(..., interceptors=[...])`: one for each arity."""
+        from meshlib.outbound.function import authority
+        from meshlib.outbound.grpc_interceptors import aio_interceptors
+
+        return aio_interceptors(self, authority(target) if target else "")
 
     def aiohttp_middleware(self) -> aiohttp.ClientMiddlewareType:
         """A middleware for `aiohttp.ClientSession(middlewares=[...])`, the last one there. Needs aiohttp 3.12.

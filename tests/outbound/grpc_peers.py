@@ -268,16 +268,20 @@ class AioFace(Face):
         self.runner.close()
 
 
-FACES = ("channel", "channel-futures", "aio-channel", "interceptors", "interceptors-futures")
+FACES = ("channel", "channel-futures", "aio-channel", "interceptors", "interceptors-futures", "aio-interceptors")
 
 
 def face(name: str, mesh: Mesh, target: str, peer: GrpcPeer, **options: Any) -> Face:
     """peer: where the channel of one's own leads to, for interceptors."""
     if name == "aio-channel":
         return AioFace(lambda: mesh.grpc_aio_channel(target, **options))
+    address = "{}:{}".format(*peer.address)
+    if name == "aio-interceptors":
+        made = mesh.grpc_aio_client_interceptors(target)
+        return AioFace(lambda: grpc.aio.insecure_channel(address, interceptors=made, **options))
     if name.startswith("channel"):
         channel = mesh.grpc_channel(target, **options)
     else:
-        plain = grpc.insecure_channel("{}:{}".format(*peer.address), **options)
+        plain = grpc.insecure_channel(address, **options)
         channel = grpc.intercept_channel(plain, *mesh.grpc_client_interceptors(target))
     return FuturesFace(channel) if name.endswith("futures") else SyncFace(channel)

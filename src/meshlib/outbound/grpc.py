@@ -1,5 +1,5 @@
-"""How does a gRPC call go through the mesh? A `grpc.Channel` whose calls go over sub-channels, one for each endpoint;
-and interceptors for whoever keeps a channel of his own. (asyncio: grpc_aio.)
+"""How does a gRPC call go through the mesh? A `grpc.Channel` whose calls go over sub-channels, one for each endpoint.
+(asyncio: grpc_aio; interceptors, for whoever keeps a channel of his own: grpc_interceptors.)
 
 A blocking call of one response is driven on the caller's thread, over gRPC's blocking calls, its cheapest. What must
 not block is in grpc_pending.
@@ -7,7 +7,6 @@ not block is in grpc_pending.
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,9 @@ import grpc
 from meshlib.errors import MeshError
 from meshlib.model import Endpoint, Outcome
 from meshlib.outbound.drive import drive
-from meshlib.outbound.grpc_pending import Pending, Replay, is_replayable, sendable
+from meshlib.outbound.grpc_methods import Arities, Method
+from meshlib.outbound.grpc_pending import Pending
+from meshlib.outbound.grpc_replay import Replay, is_replayable, sendable
 from meshlib.outbound.grpc_subchannels import Open, SubChannel, SubChannels
 from meshlib.outbound.grpc_terms import (
     OK,
@@ -39,29 +40,6 @@ from meshlib.outbound.grpc_terms import (
 from meshlib.outbound.mirrors import ThreadMirrors
 from meshlib.policy.retry import CONNECT_FAILURE
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
-
-
-class Method:
-    """One method of a service, as a stub makes it: how to start an attempt of it."""
-
-    __slots__ = ("channel", "deserializer", "is_registered", "kind", "path", "serializer")
-
-    def __init__(
-        self, channel: MeshChannel, kind: str, path: str, serializer: Any, deserializer: Any, is_registered: Any
-    ) -> None:
-        self.channel, self.kind, self.path = channel, kind, path
-        self.serializer, self.deserializer, self.is_registered = serializer, deserializer, bool(is_registered)
-
-    def call(self, terms: Terms) -> Call:
-        return Call(self.channel.home, self.channel.authority, self.path, terms)
-
-    def native(self, step: Send) -> tuple[Any, Callable[[], None]]:
-        """gRPC's own multi-callable for an attempt, and what to call once the attempt has ended."""
-        channel = self.channel
-        one = channel.subchannel(step)
-        native = one.callable(self.kind, step.path or self.path, self.serializer, self.deserializer, self.is_registered)
-        return native, functools.partial(channel.subchannels.give_back, one)
-
 
 # Blocking calls
 
@@ -115,7 +93,7 @@ class _Blocking:
         self._call.home.resolve(authority)
 
     def mirror(self, flow: Flow) -> bool:
-        return self._method.channel.mirror(flow, self._method, self._request, self._call)
+        return bool(self._method.channel.mirror(flow, self._method, self._request, self._call))
 
     def another(self) -> Self | None:
         if isinstance(self._request, Replay):
@@ -213,7 +191,7 @@ class _MultiCallable:
                 raise
 
         def mirror(flow: Flow) -> bool:
-            return method.channel.mirror(flow, method, request, call)
+            return bool(method.channel.mirror(flow, method, request, call))
 
         return Pending(call, request, is_stream, start, mirror)
 
@@ -294,7 +272,15 @@ class _StreamStream(_StreamResponse, grpc.StreamStreamMultiCallable):  # type: i
         return Replay(request)
 
 
-class MeshChannel(grpc.Channel):
+_CALLABLES: dict[str, Callable[[Method], Any]] = {
+    "unary_unary": _UnaryUnary,
+    "unary_stream": _UnaryStream,
+    "stream_unary": _StreamUnary,
+    "stream_stream": _StreamStream,
+}
+
+
+class MeshChannel(Arities, grpc.Channel):
     """A channel to a service of the mesh. Made by Mesh.grpc_channel."""
 
     def __init__(
@@ -310,49 +296,8 @@ class MeshChannel(grpc.Channel):
         self._watchers: list[Callable[[grpc.ChannelConnectivity], None]] = []
         self._connectivity = grpc.ChannelConnectivity.IDLE
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _UnaryUnary(
-            Method(self, "unary_unary", method, request_serializer, response_deserializer, _registered_method)
-        )
-
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _UnaryStream(
-            Method(self, "unary_stream", method, request_serializer, response_deserializer, _registered_method)
-        )
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _StreamUnary(
-            Method(self, "stream_unary", method, request_serializer, response_deserializer, _registered_method)
-        )
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _StreamStream(
-            Method(self, "stream_stream", method, request_serializer, response_deserializer, _registered_method)
-        )
+    def callable(self, method: Method) -> Any:
+        return _CALLABLES[method.kind](method)
 
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
@@ -485,75 +430,4 @@ def _opener(compression: grpc.Compression | None) -> Open:
     return open_channel
 
 
-# Interceptors
-
-
-class MeshInterceptor(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """The mesh around the calls of any channel. The channel connects by itself, so no endpoint is picked; all else that
-    the route and the destination say holds."""
-
-    def __init__(self, home: Home, authority: str) -> None:
-        self.home, self.authority = home, authority
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._intercepted(continuation, client_call_details, request, False)
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._intercepted(continuation, client_call_details, request, True)
-
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercepted(continuation, client_call_details, Replay(request_iterator), False)
-
-    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercepted(continuation, client_call_details, Replay(request_iterator), True)
-
-    def _intercepted(self, continuation: Any, details: Any, request: Any, is_stream: bool) -> Any:
-        if not self.authority:
-            return continuation(carrying(self.home, details), sendable(request))
-        terms = Terms(details.timeout, details.metadata)
-        call = Call(self.home, self.authority, details.method, terms)
-
-        def start(step: Send, request: Any) -> tuple[Any, Callable[[], None]]:
-            sent = Details(
-                details.method,
-                call.timeout(step, is_stream),
-                call.sent(step),
-                details.credentials,
-                details.wait_for_ready,
-                details.compression,
-            )
-            return continuation(sent, sendable(request)), _nothing
-
-        return Pending(call, request, is_stream, start, lambda _: False, finds_its_way=True)
-
-
-class Details(grpc.ClientCallDetails):
-    """What an interceptor hands on."""
-
-    def __init__(
-        self, method: Any, timeout: Any, metadata: Any, credentials: Any, wait_for_ready: Any, compression: Any
-    ) -> None:
-        self.method, self.timeout, self.metadata = method, timeout, metadata
-        self.credentials, self.wait_for_ready, self.compression = credentials, wait_for_ready, compression
-
-
-def carrying(home: Home, details: Any) -> Details:
-    """`details` with what the request being served hands on, and no more time than it has."""
-    call = Call(home, "", details.method, Terms(details.timeout, details.metadata))
-    left = None if call.carried is None else call.carried.remaining_time()
-    timeout = details.timeout
-    if left is not None:
-        timeout = max(0.0, left) if timeout is None else min(timeout, max(0.0, left))
-    rest = details.credentials, details.wait_for_ready, details.compression
-    return Details(details.method, timeout, call.handed_on(), *rest)
-
-
-def _nothing() -> None: ...
-
-
-__all__ = ["MeshChannel", "MeshInterceptor"]
+__all__ = ["MeshChannel"]

@@ -13,13 +13,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from meshlib.model import HeaderOperations, Outcome
 from meshlib.outbound.drive import drive
+from meshlib.outbound.grpc_replay import is_replayable
 from meshlib.outbound.grpc_terms import (
     OK,
     Call,
@@ -36,81 +37,6 @@ from meshlib.outbound.grpc_terms import (
 )
 from meshlib.policy.retry import CONNECT_FAILURE, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Mirror, Reply, Send, Step
-
-_REPLAY_LIMIT = 256 * 1024
-"""Bytes of a request stream that are kept for another try: gRPC's own per-RPC retry buffer."""
-
-
-# What is sent
-
-
-class Replay:
-    """A request that is a stream: kept, up to a limit, until the call commits, so that it can be sent again.
-
-    Attempts read by `iter(replay)`, each from the beginning; one reader waits for the user's iterator at a time, and
-    what it brings belongs to all. begun: whether something was read that is no longer kept.
-    """
-
-    def __init__(self, source: Iterable[Any]) -> None:
-        self._source = iter(source)
-        self._lock = threading.Lock()
-        self._kept: deque[Any] = deque()
-        self._first = 0
-        """The number of the first message that is kept."""
-        self._size = 0
-        self._is_over = False
-        self._error: Exception | None = None
-        self._newest = 0
-
-    @property
-    def is_replayable(self) -> bool:
-        return self._first == 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self._newest += 1
-        return self._read(self._newest)
-
-    def _read(self, attempt: int) -> Iterator[Any]:
-        number = 0
-        while True:
-            with self._lock:
-                if number < self._first + len(self._kept):
-                    message = self._kept[number - self._first]
-                elif self._error is not None:
-                    raise self._error
-                elif self._is_over or attempt != self._newest:
-                    return
-                else:
-                    try:
-                        message = next(self._source)
-                    except StopIteration:
-                        self._is_over = True
-                        return
-                    except Exception as error:
-                        self._error = error
-                        raise
-                    self._kept.append(message)
-                    self._size += _size(message)
-                    if self._size > _REPLAY_LIMIT:
-                        self._first += len(self._kept) - 1
-                        self._kept = deque([message])
-            number += 1
-            yield message
-
-
-def _size(message: Any) -> int:
-    measure = getattr(message, "ByteSize", None)
-    if measure is not None:
-        return int(measure())
-    return len(message) if isinstance(message, (bytes, str)) else 1024
-
-
-def sendable(request: Any) -> Any:
-    return iter(request) if isinstance(request, Replay) else request
-
-
-def is_replayable(request: Any) -> bool:
-    return not isinstance(request, Replay) or request.is_replayable
 
 
 class _Cancelled(Exception):

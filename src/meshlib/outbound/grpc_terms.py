@@ -144,6 +144,14 @@ class Call:
             return self.metadata
         return (*self.metadata, *_carried(self.carried, self.metadata))
 
+    def remaining(self) -> float | None:
+        """Seconds that the user, and whoever calls this process, leave for it."""
+        own = self.terms.timeout
+        left = None if self.carried is None else self.carried.remaining_time()
+        if left is None:
+            return own
+        return max(0.0, left) if own is None else min(own, max(0.0, left))
+
     def timeout(self, step: Send, is_stream: bool) -> float | None:
         """Seconds for gRPC's own deadline, which also tells the server: for a response that is a stream, until its end;
         a shorter time until its first message is the edge's to keep."""
