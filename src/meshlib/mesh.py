@@ -75,6 +75,8 @@ RESOLVE_TIMEOUT = 5.0
 IDENTITY_TIMEOUT = 10.0
 DNS = "dns:"
 """In place of a control plane: name servers alone."""
+KUBERNETES = "kubernetes:"
+"""In place of a control plane: Kubernetes' EndpointSlices alone."""
 _PREFIX = "MESHLIB_"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,8 +88,9 @@ class Settings:
     Each field is read from the environment variable MESHLIB_<FIELD>; OpenTelemetry's and gRPC's own variables are
     left to them.
 
-    control_plane: `host:port` of a control plane, a folder of YAML, or `dns:` for name servers alone (`dns:host:port`
-      for this one); "" is no mesh: every call goes where it says.
+    control_plane: `host:port` of a control plane, a folder of YAML, `dns:` for name servers alone (`dns:host:port`
+      for this one), or `kubernetes:` for EndpointSlices alone (`kubernetes:NAME` for this context of the kubeconfig);
+      "" is no mesh: every call goes where it says.
     service: the Service this process serves, by name; "" when labels alone decide.
     workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
     labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
@@ -158,7 +161,7 @@ class Settings:
 
     def telemetry_setup(self) -> Setup:
         """What is measured, and where it goes. Raises SettingsError."""
-        control_plane = "" if self.control_plane.startswith(DNS) else self.control_plane
+        control_plane = "" if self.control_plane.startswith((DNS, KUBERNETES)) else self.control_plane
         return target_of(self.telemetry, control_plane)._replace(
             interval=self.telemetry_interval,
             prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
@@ -230,6 +233,19 @@ def _dns_source(server: str) -> Source:
     except ImportError as error:
         raise SettingsError(f"control plane {DNS!r} needs the extra dns: {error}") from error
     return DnsSource(address)
+
+
+def _kubernetes_source(context: str, namespace: str) -> Source:
+    """Raises SettingsError."""
+    from meshlib.discovery.kubernetes import KubernetesSource
+    from meshlib.kube.errors import InvalidSettings
+    from meshlib.kube.settings import find_settings
+
+    try:
+        settings = find_settings(context=context)
+    except InvalidSettings as error:
+        raise SettingsError(f"control plane {KUBERNETES}{context!r}: {error}") from error
+    return KubernetesSource(settings, "" if namespace == "default" else namespace)
 
 
 def _resolved(host: str, port: int) -> tuple[str, int]:
@@ -409,11 +425,13 @@ class Mesh:
             return FolderSource(Path(control_plane), self.node)
         if control_plane.startswith(DNS):
             return _dns_source(control_plane.removeprefix(DNS))
+        if control_plane.startswith(KUBERNETES):
+            return _kubernetes_source(control_plane.removeprefix(KUBERNETES), self.settings.namespace)
         try:
             _host_and_port(control_plane)
         except ValueError:
             raise SettingsError(
-                f"control plane {control_plane!r} is neither an existing folder nor host:port nor {DNS}"
+                f"control plane {control_plane!r} is neither an existing folder nor host:port, {DNS} or {KUBERNETES}"
             ) from None
         from meshlib.discovery.xds import XdsSource
 
@@ -1060,7 +1078,8 @@ class Mesh:
 def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: Any) -> Mesh:
     """A Mesh, with settings from the environment.
 
-    control_plane: `host:port` of a control plane, a folder of YAML or `dns:`; default MESHLIB_CONTROL_PLANE.
+    control_plane: `host:port` of a control plane, a folder of YAML, `dns:` or `kubernetes:`; default
+      MESHLIB_CONTROL_PLANE.
     overrides: any field of Settings. Starts nothing yet. Raises SettingsError for a setting that can't be used.
     """
     settings = Settings.from_environment()

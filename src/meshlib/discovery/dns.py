@@ -7,14 +7,13 @@ for a name server again. What was last known serves for as long as none answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import dns.asyncresolver
@@ -24,28 +23,13 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
-from meshlib.model import (
-    Cluster,
-    ClusterType,
-    Endpoint,
-    Forward,
-    Listener,
-    LoadAssignment,
-    RetryPolicy,
-    Route,
-    RouteConfiguration,
-    RouteMatch,
-    Snapshot,
-    VirtualHost,
-    WeightedCluster,
-)
+from meshlib.discovery.hosts import HostsSource
+from meshlib.model import Endpoint
 
 _log = logging.getLogger("meshlib.discovery")
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
-MAX_WANTED = 2000
-"""Hosts that are kept up to date. Beyond that the one asked for first is let go."""
 MAX_QUERIES = 32
 """At a time, of one process."""
 MAX_ALIASES = 8
@@ -75,7 +59,7 @@ class _Answer:
     ttl: float
 
 
-class DnsSource:
+class DnsSource(HostsSource):
     """Feed of one process from name servers. A Source.
 
     server: address and port of the name server; default those of `resolv_conf`, which also says the search domains,
@@ -85,6 +69,8 @@ class DnsSource:
     underscore (`_http._tcp.reviews`) is its SRV records, which say ports, priorities and weights.
     """
 
+    name = "dns"
+
     def __init__(
         self,
         server: tuple[str, int] | None = None,
@@ -92,57 +78,16 @@ class DnsSource:
         resolv_conf: Path = RESOLV_CONF,
         rng: random.Random | None = None,
     ) -> None:
+        super().__init__()
         self._server = server
         self._resolv_conf = resolv_conf
         self._rng = rng or random.Random()
-        self._asked: SimpleQueue[str] = SimpleQueue()
-        self._stopped = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._news: asyncio.Event
-        self._wanted: dict[str, asyncio.Task[None]] = {}
-        self._answers: dict[str, tuple[Endpoint, ...]] = {}
 
-    # From any thread
-
-    def want(self, authority: str) -> None:
-        if authority not in self._wanted:
-            self._asked.put(authority)
-            self._wake()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._wake()
-
-    def _wake(self) -> None:
-        loop = self._loop
-        if loop is not None:
-            try:
-                loop.call_soon_threadsafe(self._news.set)
-            except RuntimeError:
-                pass  # the loop is closed: it was stopped
-
-    # On the feed's thread
-
-    def run(self, publish: Callable[[Snapshot], None]) -> None:
-        with asyncio.Runner() as runner:
-            runner.run(self._run(publish))
-
-    async def _run(self, publish: Callable[[Snapshot], None]) -> None:
-        self._news = asyncio.Event()
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[object]:
         self._queries = asyncio.Semaphore(MAX_QUERIES)
         self._resolver = self._make_resolver()
-        self._loop = asyncio.get_running_loop()  # from here on others wake us; what they said before is read first
-        published: dict[str, tuple[Endpoint, ...]] = {}
-        number = 0
-        while not self._stopped.is_set():
-            self._take_wishes()
-            if self._answers != published:
-                published = dict(self._answers)
-                number += 1
-                publish(_snapshot(published, f"dns-{number}"))
-            await self._news.wait()
-            self._news.clear()
-        # The Runner cancels the tasks and waits for them.
+        yield None
 
     def _make_resolver(self) -> dns.asyncresolver.Resolver:
         try:
@@ -158,26 +103,11 @@ class DnsSource:
         resolver.lifetime = LIFETIME
         return resolver
 
-    def _take_wishes(self) -> None:
-        while True:
-            try:
-                authority = self._asked.get_nowait()
-            except Empty:
-                return
-            if authority in self._wanted:
-                continue
-            if len(self._wanted) >= MAX_WANTED:
-                oldest = next(iter(self._wanted))
-                self._wanted.pop(oldest).cancel()
-                self._answers.pop(oldest, None)
-            self._wanted[authority] = asyncio.create_task(self._keep(authority))
-
     async def _keep(self, authority: str) -> None:
-        """Keep the answer about one host up to date."""
         host, _, port = authority.rpartition(":")
         name = _name(host)
         if name is None or not port.isdecimal():
-            self._answered(authority, ())
+            self._answered(authority, None)
             return
         failures = 0
         while True:
@@ -199,14 +129,9 @@ class DnsSource:
                 if failures:
                     _log.info("name servers answer about %s again", host)
                 failures = 0
-                self._answered(authority, answer.endpoints)
+                self._answered(authority, answer.endpoints or None)
                 pause = max(MIN_TTL, answer.ttl * REFRESH) * self._rng.uniform(0.9, 1.0)
             await asyncio.sleep(pause)
-
-    def _answered(self, authority: str, endpoints: tuple[Endpoint, ...]) -> None:
-        if self._answers.get(authority) != endpoints:
-            self._answers[authority] = endpoints
-            self._news.set()
 
     # Questions. Each raises _Unanswered.
 
@@ -299,32 +224,3 @@ def _name(host: str) -> dns.name.Name | None:
         return dns.name.from_text(host, None) if host else None
     except (dns.exception.DNSException, UnicodeError):
         return None
-
-
-def _snapshot(answers: dict[str, tuple[Endpoint, ...]], version: str) -> Snapshot:
-    """Hosts without records are absent: calls on them go the way they would without us, and /etc/hosts counts there."""
-    known = sorted(authority for authority, endpoints in answers.items() if endpoints)
-    clusters = {authority: "outbound|{1}||{0}".format(*authority.rsplit(":", 1)) for authority in known}
-    return Snapshot(
-        version,
-        tuple(Listener(authority, authority) for authority in known),
-        tuple(
-            RouteConfiguration(
-                authority,
-                (
-                    VirtualHost(
-                        authority,
-                        ("*",),
-                        (Route(RouteMatch(), Forward((WeightedCluster(clusters[authority]),), retry=RetryPolicy())),),
-                    ),
-                ),
-            )
-            for authority in known
-        ),
-        tuple(Cluster(name, ClusterType.EDS) for name in sorted(clusters.values())),
-        tuple(
-            LoadAssignment(name, answers[authority])
-            for name, authority in sorted((name, authority) for authority, name in clusters.items())
-        ),
-        absent=tuple(sorted(authority for authority, endpoints in answers.items() if not endpoints)),
-    )
