@@ -920,7 +920,8 @@ class Mesh:
         source = self._source
         if source is not None:
             self._want_inbound(source)
-        return Reception(self, AuthorizationEdge(self.transport), probe_paths=self.settings.probe_paths)
+        edge = AuthorizationEdge(self.transport, self.grpc_channel)
+        return Reception(self, edge, probe_paths=self.settings.probe_paths)
 
     def _want_inbound(self, source: Source) -> None:
         want = getattr(source, "want_inbound", None)  # only a control plane has to be asked

@@ -17,6 +17,7 @@ from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import FILTER_CHAIN, TUNNEL, Tunnel
 from meshlib.inbound import peer as peers
 from meshlib.inbound.admit import answer_of, seen_by_application, without_params
+from meshlib.inbound.body import ReplayedBody
 from meshlib.model import NO_ACCESS_RULES, FilterChain, Headers, Listener, Outcome, Request
 from meshlib.outbound.drive import drive_async
 from meshlib.outbound.mirrors import AsyncMirrors
@@ -73,7 +74,7 @@ class Proxy:
         chain: FilterChain | None = scope["state"][FILTER_CHAIN]
         tunnel: Tunnel | None = scope.get("extensions", {}).get(TUNNEL)
         raw: RawHeaders = scope["headers"]
-        body = _Body.of(raw, receive, self._limits.body)
+        seen = ReplayedBody(receive)
         client = scope["client"][0] if scope["client"] else ""
         listener = self._listener(chain)
         access = NO_ACCESS_RULES if listener is None or listener.access is None else listener.access
@@ -93,7 +94,7 @@ class Proxy:
             # As the listener is configured, whatever port is behind it here.
             remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
             peer = peers.of_scope(scope)._replace(local_port=listener.port, remote=remote)
-            verdict = await self._reception.admit_async(request, peer)
+            verdict = await self._reception.admit_async(request, peer, seen.take)
             if isinstance(verdict, Deny):
                 refused = _refusal(verdict, kept)
             elif verdict is not ALLOW:
@@ -101,6 +102,7 @@ class Proxy:
                 bare, mark, asked = request.path.partition("?")
                 left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
                 request = request._replace(path=f"{bare}{mark if left else ''}{left}", headers=Headers(kept))
+        body = _Body.of(raw, seen.receive, self._limits.body)
         exchange = _Exchange(self, request, kept, body)
         if refused is not None:
             answer = exchange.reply(refused)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from meshlib.model import Peer, Request
-from meshlib.policy.admission import ALLOW, Allow, Deny, FetchKeys, Question, RawPairs, Verdict
+from meshlib.policy.admission import ALLOW, Allow, Deny, FetchKeys, Question, RawPairs, ReadBody, Verdict
 from meshlib.policy.guard import Guard
 from meshlib.policy.propagation import is_grpc
 
 _log = logging.getLogger("meshlib.guard")
 
 CLIENT_CERT = b"x-forwarded-client-cert"
+
+Take = Callable[[int], bytes]
+AsyncTake = Callable[[int], Awaitable[bytes]]
 
 UNREACHED = Deny(
     503,
@@ -51,6 +54,10 @@ class Edge(Protocol):
     def answer(self, question: Question) -> Any: ...
 
 
+class _AwaitRules(NamedTuple):
+    """The first word of the control plane is worth waiting for: expects a Guard."""
+
+
 class Reception:
     """Admits the requests of one process. Thread-safe.
 
@@ -81,55 +88,71 @@ class Reception:
     def is_enforced(self) -> bool:
         return self._rules.inbound_guard().is_configured
 
-    def admit(self, request: Request, peer: Peer) -> Verdict:
-        if self._probe_paths and self._is_probe(request, peer):
-            return ALLOW
-        guard = self._rules.inbound_guard()
-        if not guard.is_configured:
-            if self._rules.admits_unconfigured():
-                return ALLOW
-            guard = self._rules.await_inbound()
-            if not guard.is_configured:
-                return self._told(UNREACHED, request, peer)
-        if not guard.asks(peer.local_port):
-            return self._told(guard.admit(request, peer, self._clock(), time.monotonic()), request, peer)
-        flow = guard.admission(request, peer, self._clock(), time.monotonic())
+    def admit(self, request: Request, peer: Peer, take: Take | None = None) -> Verdict:
+        """take: reads from the beginning of the body (ReadBody); None where that can't be done."""
+        verdict = self._at_once(request, peer)
+        if verdict is not None:
+            return verdict
+        flow = self._asking(request, peer)
         try:
-            question = next(flow)
+            step = next(flow)
             while True:
-                question = flow.send(self._edge.answer(question))
-        except StopIteration as end:
-            return self._told(end.value, request, peer)
-
-    async def admit_async(self, request: Request, peer: Peer) -> Verdict:
-        if self._probe_paths and self._is_probe(request, peer):
-            return ALLOW
-        guard = self._rules.inbound_guard()
-        if not guard.is_configured:
-            if self._rules.admits_unconfigured():
-                return ALLOW
-            guard = await asyncio.to_thread(self._rules.await_inbound)
-            if not guard.is_configured:
-                return self._told(UNREACHED, request, peer)
-        if not guard.asks(peer.local_port):
-            return self._told(guard.admit(request, peer, self._clock(), time.monotonic()), request, peer)
-        flow = guard.admission(request, peer, self._clock(), time.monotonic())
-        try:
-            question = next(flow)
-            while True:
-                question = flow.send(await self._answer(question))
+                if isinstance(step, ReadBody):
+                    step = flow.send(take(step.limit) if take is not None else None)
+                else:
+                    step = flow.send(self._do(step))
         except StopIteration as end:
             return self._told(end.value, request, peer)
         finally:
             flow.close()
 
-    async def _answer(self, question: Question) -> Any:
-        if isinstance(question, FetchKeys):
+    async def admit_async(self, request: Request, peer: Peer, take: AsyncTake | None = None) -> Verdict:
+        """`admit`, without blocking the loop."""
+        verdict = self._at_once(request, peer)
+        if verdict is not None:
+            return verdict
+        flow = self._asking(request, peer)
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, ReadBody):
+                    step = flow.send(await take(step.limit) if take is not None else None)
+                else:
+                    step = flow.send(await self._do_async(step))
+        except StopIteration as end:
+            return self._told(end.value, request, peer)
+        finally:
+            flow.close()
+
+    def _at_once(self, request: Request, peer: Peer) -> Verdict | None:
+        """The verdict on nearly every request; None where something has to be waited for."""
+        if self._probe_paths and self._is_probe(request, peer):
+            return ALLOW
+        guard = self._rules.inbound_guard()
+        if not guard.is_configured:
+            return ALLOW if self._rules.admits_unconfigured() else None
+        if guard.asks(peer.local_port):
+            return None
+        return self._told(guard.admit(request, peer, self._clock(), time.monotonic()), request, peer)
+
+    def _asking(self, request: Request, peer: Peer) -> Generator[Question | _AwaitRules, Any, Verdict]:
+        guard = self._rules.inbound_guard()
+        if not guard.is_configured:
+            guard = yield _AwaitRules()
+            if not guard.is_configured:
+                return UNREACHED
+        return (yield from guard.admission(request, peer, self._clock(), time.monotonic()))
+
+    def _do(self, step: Question | _AwaitRules) -> Any:
+        return self._rules.await_inbound() if isinstance(step, _AwaitRules) else self._edge.answer(step)
+
+    async def _do_async(self, step: Question | _AwaitRules) -> Any:
+        if isinstance(step, FetchKeys):
             try:
-                return self._edge.ready(question)
+                return self._edge.ready(step)
             except LookupError:
                 pass
-        return await asyncio.to_thread(self._edge.answer, question)
+        return await asyncio.to_thread(self._do, step)
 
     def _told(self, verdict: Verdict, request: Request, peer: Peer) -> Verdict:
         if verdict is ALLOW:

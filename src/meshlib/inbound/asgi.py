@@ -12,6 +12,7 @@ from urllib.parse import quote
 from meshlib.inbound import peer as peers
 from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
+from meshlib.inbound.body import ReplayedBody
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
 from meshlib.policy.observer import Observer, Served, head_of
@@ -105,7 +106,9 @@ class MeshASGI:
         kind = scope["type"]
         if self._reception is not None:
             peer = peers.of_scope(scope)
-            verdict = await self._reception.admit_async(request_of(scope), peer)
+            body = ReplayedBody(receive)
+            verdict = await self._reception.admit_async(request_of(scope), peer, body.take if kind == "http" else None)
+            receive = body.receive
             if isinstance(verdict, Deny):
                 if served is not None:
                     served.flags, served.reason = verdict.flag, verdict.details

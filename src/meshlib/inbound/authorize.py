@@ -10,14 +10,19 @@ from meshlib.identity.jwks import MAX_BYTES, JwksCache
 from meshlib.policy.admission import Authorize, FetchKeys, Question
 
 if TYPE_CHECKING:
+    import grpc
     import httpx
+
+    from meshlib.model import Authorizer
 
 
 class AuthorizationEdge:
-    """Thread-safe; opens nothing before it is asked. transport: makes the one that calls go through."""
+    """Thread-safe; opens nothing before it is asked. transport: makes the one that calls go through; channel: one to
+    an authority, for authorizers that speak gRPC."""
 
-    def __init__(self, transport: Callable[[], httpx.BaseTransport]) -> None:
-        self._transport = transport
+    def __init__(self, transport: Callable[[], httpx.BaseTransport], channel: Callable[[str], grpc.Channel]) -> None:
+        self._transport, self._open = transport, channel
+        self._channels: dict[str, grpc.Channel] = {}
         self._lock = threading.Lock()
         self._made: httpx.Client | None = None
         self._keys = JwksCache(self._fetch)
@@ -29,9 +34,21 @@ class AuthorizationEdge:
         if isinstance(question, FetchKeys):
             return self._keys.wait(question.provider, question.unknown)
         assert isinstance(question, Authorize)
-        from meshlib.inbound import ext_authz
+        if question.authorizer.kind == "http":
+            from meshlib.inbound import ext_authz
 
-        return ext_authz.ask(self._client(), question)
+            return ext_authz.ask(self._client(), question)
+        from meshlib.inbound import ext_authz_grpc
+
+        return ext_authz_grpc.ask(self._channel(question.authorizer), question)
+
+    def _channel(self, authorizer: Authorizer) -> grpc.Channel:
+        target = f"{authorizer.host}:{authorizer.port}"
+        with self._lock:
+            found = self._channels.get(target)
+            if found is None:
+                found = self._channels[target] = self._open(target)
+            return found
 
     def _client(self) -> httpx.Client:
         import httpx

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 from meshlib.inbound import peer as peers
 from meshlib.inbound import threads
-from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
+from meshlib.inbound.admit import Reception, Take, answer_of, seen_by_application, without_params
 from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE, nobody
+from meshlib.inbound.body import ReplayedInput
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
 from meshlib.policy.observer import Observer, Served, head_of
@@ -88,7 +89,7 @@ class MeshWSGI:
     ) -> Iterable[bytes]:
         if self._reception is not None:
             peer = peers.of_environ(environ)
-            verdict = self._reception.admit(request_of(environ), peer)
+            verdict = self._reception.admit(request_of(environ), peer, _taking(environ))
             if isinstance(verdict, Deny):
                 if served is not None:
                     served.flags, served.reason = verdict.flag, verdict.details
@@ -136,6 +137,17 @@ def request_of(environ: WSGIEnvironment) -> Request:
     headers = Headers(_raw_headers(environ))
     scheme = environ.get("wsgi.url_scheme", "http")
     return Request(environ["REQUEST_METHOD"], scheme, (headers.get("host") or "").lower(), raw or "/", headers)
+
+
+def _taking(environ: WSGIEnvironment) -> Take:
+    def take(limit: int) -> bytes:
+        found = environ["wsgi.input"]
+        if not isinstance(found, ReplayedInput):
+            environ["wsgi.input"] = found = ReplayedInput(environ)
+        taken: bytes = found.take(limit)
+        return taken
+
+    return take
 
 
 def _raw_headers(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:

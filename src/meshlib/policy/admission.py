@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from meshlib.model import Authorizer, JwtProvider, Request
+from meshlib.model import Authorizer, JwtProvider, Peer, Request
 
 RawPairs = tuple[tuple[bytes, bytes], ...]
 
@@ -64,19 +64,25 @@ class FetchKeys(NamedTuple):
     unknown: str = ""
 
 
+class ReadBody(NamedTuple):
+    """The request's body is wanted: expects its first `limit` bytes and, where there are more, one of them; None where
+    this edge can't look at it before the application does."""
+
+    limit: int
+
+
 class Authorize(NamedTuple):
     """Ask an external authorizer about `request`: expects a Verdict, None when there was no answer.
 
-    principal: who calls, as a SPIFFE URI; address, port: from where; "" and 0 unknown.
+    peer: who calls. body: what of it the authorizer wants to see. is_partial: there is more of it.
     """
 
     authorizer: Authorizer
     request: Request
-    principal: str
-    address: str
-    local_port: int
-    rule: str
+    peer: Peer
+    body: bytes = b""
+    is_partial: bool = False
 
 
-Question = FetchKeys | Authorize
+Question = FetchKeys | ReadBody | Authorize
 Admission = Generator[Question, Any, Verdict]

@@ -42,7 +42,7 @@ from meshlib.model import (
     TlsMode,
 )
 from meshlib.policy import jwt, paths
-from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, Verdict
+from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, ReadBody, Verdict
 from meshlib.policy.matching import compile_header, compile_string
 from meshlib.policy.rate_limit import BODY, Limited, Limiter
 
@@ -576,21 +576,39 @@ def _custom(port: _Port, request: Request, peer: Peer, allowed: Allow) -> Admiss
         authorizer: Authorizer | None = port.authorizers.get(rule.provider)
         if authorizer is None:
             return _denied("ext_authz_denied", rule, f"there is no provider {rule.provider!r}")._replace(flag="UAEX")
-        identity = peer.identity.uri if peer.identity is not None else ""
-        verdict: Verdict | None
-        verdict = yield Authorize(authorizer, request, identity, peer.address, peer.local_port, rule.name)
-        if verdict is None:
-            if authorizer.fail_open:
-                continue
-            return Deny(
-                authorizer.status_on_error, b"", (), 7, "UAEX", "ext_authz_error", rule.name, rule.origin,
-                f"no answer from {authorizer.name}",
-            )  # fmt: skip
-        if isinstance(verdict, Deny):
-            return verdict._replace(rule=rule.name, origin=rule.origin)
-        allowed = allowed._replace(
-            remove=allowed.remove | verdict.remove,
-            add=allowed.add + verdict.add,
-            answer=allowed.answer + verdict.answer,
-        )
+        body: bytes | None = b""
+        if authorizer.max_body:
+            body = yield ReadBody(authorizer.max_body)
+        is_partial = body is not None and len(body) > authorizer.max_body
+        if is_partial and not authorizer.partial_body:
+            reason = f"{authorizer.name} is to see a body, and this one is longer than {authorizer.max_body} bytes"
+            return Deny(413, b"Payload Too Large", (_TEXT,), 8, "UAEX", "request_payload_too_large", rule.name,
+                        rule.origin, reason)  # fmt: skip
+        for path in forms:
+            verdict: Verdict | None = None
+            if body is not None:
+                asked_of = request._replace(path=path + "".join(request.path.partition("?")[1:]))
+                verdict = yield Authorize(authorizer, asked_of, peer, body[: authorizer.max_body], is_partial)
+            if verdict is None:
+                if authorizer.fail_open:
+                    break
+                reason = f"no answer from {authorizer.name}"
+                if body is None:
+                    reason = f"{authorizer.name} is to see the body, which can't be had here before the verdict"
+                return Deny(authorizer.status_on_error, b"", (), 7, "UAEX", "ext_authz_error", rule.name, rule.origin,
+                            reason)  # fmt: skip
+            if isinstance(verdict, Deny):
+                return verdict._replace(rule=rule.name, origin=rule.origin)
+            allowed = _with_word(allowed, verdict)
     return allowed
+
+
+def _with_word(allowed: Allow, verdict: Allow) -> Allow:
+    """What a further authorizer says of a header goes before what was said until now."""
+    named = {name for name, _ in verdict.add}
+    return allowed._replace(
+        remove=allowed.remove | verdict.remove,
+        add=(*(pair for pair in allowed.add if pair[0] not in named), *verdict.add),
+        answer=tuple(dict.fromkeys(allowed.answer + verdict.answer)),
+        remove_params=allowed.remove_params | verdict.remove_params,
+    )

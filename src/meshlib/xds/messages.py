@@ -27,6 +27,8 @@ CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
 TRUST_SERVICE = "meshlib.identity.v1.TrustBundleService"
 WATCH_TRUST = f"/{TRUST_SERVICE}/Watch"
 
+AUTHORIZATION_CHECK = "/envoy.service.auth.v3.Authorization/Check"
+
 
 def message_class(full_name: str) -> Any:
     """The class of a message. Raises KeyError for one that meshlib does not speak."""
@@ -83,6 +85,9 @@ CertificateRequest = message_class("istio.v1.auth.IstioCertificateRequest")
 CertificateResponse = message_class("istio.v1.auth.IstioCertificateResponse")
 TrustBundleRequest = message_class("meshlib.identity.v1.TrustBundleRequest")
 TrustBundle = message_class("meshlib.identity.v1.TrustBundle")
+
+CheckRequest = message_class("envoy.service.auth.v3.CheckRequest")
+CheckResponse = message_class("envoy.service.auth.v3.CheckResponse")
 
 
 def type_url(message: Message | type[Message]) -> str:
