@@ -14,6 +14,7 @@ from grpc_peers import SERVICE, GrpcPeer
 from meshlib.model import RetryPolicy
 from meshlib.outbound.grpc_aio_calls import _Ending
 from meshlib.outbound.grpc_replay import LIMIT, AsyncReplay, Replay
+from meshlib.policy.observer import Messages
 from snapshots import mesh, service
 
 TARGET = "ratings:9080"
@@ -101,7 +102,7 @@ async def test_an_attempt_that_is_given_up_leaves_the_users_iterator_alone() -> 
         await comes.wait()
         yield b"b"
 
-    replay = AsyncReplay(messages())
+    replay = AsyncReplay(messages(), Messages())
     first = aiter(replay)
     assert await anext(first) == b"a"
     waiting = asyncio.ensure_future(anext(first))
@@ -116,7 +117,7 @@ async def test_an_attempt_that_is_given_up_leaves_the_users_iterator_alone() -> 
 async def test_what_is_kept_is_bounded() -> None:
     """Past 256 KiB a request is not sent again, and goes on all the same."""
     messages = [bytes(LIMIT // 2), bytes(LIMIT // 2), b"c", b"d"]
-    for replay in (Replay(messages), AsyncReplay(messages)):
+    for replay in (Replay(messages, Messages()), AsyncReplay(messages, Messages())):
         if isinstance(replay, Replay):
             assert list(replay) == messages
         else:

@@ -16,7 +16,16 @@ import base64
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import unquote
@@ -30,7 +39,7 @@ from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, seen_by_application
 from meshlib.model import Headers, Peer, Request, SpiffeId
 from meshlib.policy.admission import ALLOW, Allow, Deny, Verdict
-from meshlib.policy.observer import Observer, Served, head_of
+from meshlib.policy.observer import Messages, Observer, Served, head_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current
 
 Pairs = list[tuple[bytes, bytes]]
@@ -74,7 +83,7 @@ class Porch:
 class Visit:
     """One call that came in, from before its verdict to its end."""
 
-    __slots__ = ("carried", "context", "observer", "pairs", "peer", "porch", "request", "served", "verdict")
+    __slots__ = ("carried", "context", "messages", "observer", "pairs", "peer", "porch", "request", "served", "verdict")
 
     def __init__(self, porch: Porch, method: str, context: Any) -> None:
         self.porch, self.context = porch, context
@@ -84,12 +93,14 @@ class Visit:
         self.request = Request("POST", scheme, _authority(context), method, Headers(self.pairs))
         self.verdict: Allow = ALLOW
         self.carried: Carried | None = None
+        self.messages = Messages()
         self.observer = porch.observer()
         self.served: Served | None = None
         if self.observer is not None:
             self.served = served = Served("POST", method, self.request.headers, porch.clock(), "HTTP/2")
             served.authority, served.client, served.peer = self.request.authority, self.peer.address, self.peer
             served.request_bytes = head_of(self.request.headers).size
+            served.messages = self.messages
 
     def refusal(self, verdict: Verdict) -> tuple[grpc.StatusCode, str] | None:
         """How the call is turned away; None when it may begin."""
@@ -132,6 +143,17 @@ class Visit:
             pairs = [pair for pair in pairs if pair[0] != REQUEST_ID] + [self.carried.headers[-1]]
         return tuple(map(_shown, pairs))
 
+    def incoming(self, request: Any, is_stream: bool) -> Any:
+        """The request as the handler gets it: one message, or a stream of them, which are counted as they are read."""
+        if not is_stream:
+            self.messages.requests = 1
+            return request
+        if self.served is None:
+            return request
+        if hasattr(request, "__aiter__"):
+            return _counted_aio(request, self.messages)
+        return _counted(request, self.messages)
+
     def enter(self) -> None:
         """What is carried holds from here on, in the context that gRPC has made for this very call."""
         current.set(self.carried)
@@ -164,7 +186,7 @@ class Seen:
     """
 
     def __init__(self, visit: Visit) -> None:
-        self._context, self._metadata = visit.context, visit.metadata()
+        self._context, self._metadata, self._messages = visit.context, visit.metadata(), visit.messages
         self._answer = tuple(map(_shown, visit.verdict.answer))
         self.meshlib_peer = visit.peer
         self.meshlib_principal, self.meshlib_claims = visit.verdict.principal, visit.verdict.claims
@@ -196,9 +218,28 @@ class AioSeen(Seen):
         if self._answer:
             await self.send_initial_metadata(())
 
+    async def read(self) -> Any:
+        message = await self._context.read()
+        if message is not grpc.aio.EOF:
+            self._messages.sent()
+        return message
+
     async def write(self, message: Any) -> None:
         await self.before_answer()
         await self._context.write(message)
+        self._messages.received()
+
+
+def _counted(requests: Iterable[Any], messages: Messages) -> Iterator[Any]:
+    for request in requests:
+        messages.sent()
+        yield request
+
+
+async def _counted_aio(requests: AsyncIterable[Any], messages: Messages) -> AsyncIterator[Any]:
+    async for request in requests:
+        messages.sent()
+        yield request
 
 
 grpc.ServicerContext.register(SyncSeen)
@@ -228,15 +269,15 @@ class MeshAioServerInterceptor(grpc.aio.ServerInterceptor):
 
 def _wrapped(handler: Any, porch: Porch, method: str) -> Any:
     kind, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-    behavior = getattr(handler, kind)
+    behavior, streams = getattr(handler, kind), bool(handler.request_streaming)
     if inspect.isasyncgenfunction(behavior):
-        serve: Any = _aio_stream(behavior, porch, method)
+        serve: Any = _aio_stream(behavior, porch, method, streams)
     elif inspect.iscoroutinefunction(behavior):
-        serve = _aio_call(behavior, porch, method)
+        serve = _aio_call(behavior, porch, method, streams)
     elif handler.response_streaming:
-        serve = _stream(behavior, porch, method)
+        serve = _stream(behavior, porch, method, streams)
     else:
-        serve = _call(behavior, porch, method)
+        serve = _call(behavior, porch, method, streams)
     return make(serve, handler.request_deserializer, handler.response_serializer)
 
 
@@ -253,16 +294,17 @@ def _admitted(porch: Porch, method: str, context: Any) -> Visit:
     return visit
 
 
-def _call(behavior: Callable[[Any, Any], Any], porch: Porch, method: str) -> Callable[[Any, Any], Any]:
+def _call(behavior: Callable[[Any, Any], Any], porch: Porch, method: str, streams: bool) -> Callable[[Any, Any], Any]:
     def serve(request: Any, context: Any) -> Any:
         visit = _admitted(porch, method, context)
         seen = SyncSeen(visit)
         try:
-            response = behavior(request, seen)
+            response = behavior(visit.incoming(request, streams), seen)
             seen.before_answer()
         except BaseException as error:
             visit.leave(error)
             raise
+        visit.messages.responses = 1
         visit.leave()
         return response
 
@@ -270,14 +312,15 @@ def _call(behavior: Callable[[Any, Any], Any], porch: Porch, method: str) -> Cal
 
 
 def _stream(
-    behavior: Callable[[Any, Any], Iterable[Any]], porch: Porch, method: str
+    behavior: Callable[[Any, Any], Iterable[Any]], porch: Porch, method: str, streams: bool
 ) -> Callable[[Any, Any], Iterator[Any]]:
     def serve(request: Any, context: Any) -> Iterator[Any]:
         visit = _admitted(porch, method, context)
         seen = SyncSeen(visit)
         try:
-            for response in behavior(request, seen):
+            for response in behavior(visit.incoming(request, streams), seen):
                 seen.before_answer()
+                visit.messages.received()
                 yield response
         except BaseException as error:
             visit.leave(error)
@@ -298,15 +341,16 @@ async def _admitted_aio(porch: Porch, method: str, context: Any) -> Visit:
 
 
 def _aio_call(
-    behavior: Callable[[Any, Any], Awaitable[Any]], porch: Porch, method: str
+    behavior: Callable[[Any, Any], Awaitable[Any]], porch: Porch, method: str, streams: bool
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def serve(request: Any, context: Any) -> Any:
         visit = await _admitted_aio(porch, method, context)
         seen = AioSeen(visit)
         try:
-            response = await behavior(request, seen)
+            response = await behavior(visit.incoming(request, streams), seen)
             if response is not None:  # a stream that was written by context.write has sent it
                 await seen.before_answer()
+                visit.messages.responses = 1
         except BaseException as error:
             visit.leave(error)
             raise
@@ -317,15 +361,16 @@ def _aio_call(
 
 
 def _aio_stream(
-    behavior: Callable[[Any, Any], AsyncGenerator[Any, None]], porch: Porch, method: str
+    behavior: Callable[[Any, Any], AsyncGenerator[Any, None]], porch: Porch, method: str, streams: bool
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def serve(request: Any, context: Any) -> AsyncIterator[Any]:
         visit = await _admitted_aio(porch, method, context)
         seen = AioSeen(visit)
         try:
-            async with aclosing(behavior(request, seen)) as responses:
+            async with aclosing(behavior(visit.incoming(request, streams), seen)) as responses:
                 async for response in responses:
                     await seen.before_answer()
+                    visit.messages.received()
                     yield response
         except BaseException as error:
             visit.leave(error)

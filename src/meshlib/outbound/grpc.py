@@ -104,6 +104,8 @@ class _Blocking:
         raise answer(step)
 
     def deliver(self, step: Deliver, flow: Flow) -> Any:
+        if self._error is None:
+            self._call.messages.responses = 1
         flow.close()
         if self._error is not None:
             raise as_told(self._error, self._failure, step, self._endpoint)
@@ -153,9 +155,17 @@ class _MultiCallable:
     def __init__(self, method: Method) -> None:
         self._method = method
 
+    def _made(self, request: Any, terms: Terms) -> tuple[Call, Any]:
+        """The call, and its request as attempts send it."""
+        call = self._method.call(terms)
+        if self._method.takes_stream:
+            return call, Replay(request, call.messages)
+        call.messages.requests = 1
+        return call, request
+
     def _blocking(self, request: Any, terms: Terms) -> Any:
         method = self._method
-        call = method.call(terms)
+        call, request = self._made(request, terms)
         try:
             exchange = _Blocking(method, request, call)
             return drive(call.flow(), exchange)
@@ -178,7 +188,7 @@ class _MultiCallable:
 
     def _pending(self, request: Any, terms: Terms, is_stream: bool) -> Pending:
         method = self._method
-        call = method.call(terms)
+        call, request = self._made(request, terms)
 
         def start(step: Send, request: Any) -> tuple[Any, Callable[[], None]]:
             native, ended = method.native(step)
@@ -207,7 +217,7 @@ class _UnaryResponse(_MultiCallable):
         compression: grpc.Compression | None = None,
     ) -> Any:
         terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
-        return self._blocking(self._wrapped(request), terms)[0]
+        return self._blocking(request, terms)[0]
 
     def with_call(
         self,
@@ -219,7 +229,7 @@ class _UnaryResponse(_MultiCallable):
         compression: grpc.Compression | None = None,
     ) -> Any:
         terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
-        return self._blocking(self._wrapped(request), terms)
+        return self._blocking(request, terms)
 
     def future(
         self,
@@ -231,10 +241,7 @@ class _UnaryResponse(_MultiCallable):
         compression: grpc.Compression | None = None,
     ) -> Any:
         terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
-        return self._pending(self._wrapped(request), terms, False)
-
-    def _wrapped(self, request: Any) -> Any:
-        return request
+        return self._pending(request, terms, False)
 
 
 class _UnaryUnary(_UnaryResponse, grpc.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
@@ -242,8 +249,7 @@ class _UnaryUnary(_UnaryResponse, grpc.UnaryUnaryMultiCallable):  # type: ignore
 
 
 class _StreamUnary(_UnaryResponse, grpc.StreamUnaryMultiCallable):  # type: ignore[type-arg]
-    def _wrapped(self, request: Any) -> Any:
-        return Replay(request)
+    pass
 
 
 class _StreamResponse(_MultiCallable):
@@ -257,10 +263,7 @@ class _StreamResponse(_MultiCallable):
         compression: grpc.Compression | None = None,
     ) -> Any:
         terms = Terms(timeout, metadata, credentials, wait_for_ready, compression)
-        return self._pending(self._wrapped(request), terms, True)
-
-    def _wrapped(self, request: Any) -> Any:
-        return request
+        return self._pending(request, terms, True)
 
 
 class _UnaryStream(_StreamResponse, grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]
@@ -268,8 +271,7 @@ class _UnaryStream(_StreamResponse, grpc.UnaryStreamMultiCallable):  # type: ign
 
 
 class _StreamStream(_StreamResponse, grpc.StreamStreamMultiCallable):  # type: ignore[type-arg]
-    def _wrapped(self, request: Any) -> Any:
-        return Replay(request)
+    pass
 
 
 _CALLABLES: dict[str, Callable[[Method], Any]] = {

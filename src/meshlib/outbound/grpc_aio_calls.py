@@ -196,6 +196,8 @@ class Exchange:
                 self.ending = _Ending(native)
             async with limit:
                 self.first = await (self.read() if self._is_stream else native)
+            if not self._is_stream:
+                call.messages.responses = 1
         except aio.AioRpcError as error:
             self._error = error if self.ending is None else await self.ending.of(error)
             outcome = call.outcome(self._error, step, began, is_replayable(request))
@@ -215,9 +217,9 @@ class Exchange:
         """The next message, or EOF."""
         native = self.native
         try:
-            return await native.read()
+            message = await native.read()
         except NotImplementedError:  # an interceptor's own messages, which can only be iterated
-            return await anext(aiter(native), aio.EOF)
+            message = await anext(aiter(native), aio.EOF)
         except aio.AioRpcError as error:
             if self.ending is None:
                 raise
@@ -225,6 +227,9 @@ class Exchange:
             if found.code() is grpc.StatusCode.OK:
                 return aio.EOF
             raise found from None
+        if message is not aio.EOF:
+            self._call.messages.received()
+        return message
 
     async def release(self) -> None:
         native, self.native = self.native, None
@@ -293,7 +298,9 @@ class _Call:
         self._written: _Written | None = None
         if self._takes_stream:
             self._written = _Written() if request is None else None
-            request = self._written or AsyncReplay(request)
+            request = self._written or AsyncReplay(request, call.messages)
+        else:
+            call.messages.requests = 1
         self._request, self._start, self._mirror = request, start, mirror
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[Any] = asyncio.create_task(self._run())
@@ -393,6 +400,7 @@ class _Call:
         if self._written is None or self._written.is_over:
             raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
         await self._written.put(request)
+        self._call.messages.sent()
 
     async def done_writing(self) -> None:
         if self._written is not None and not self._written.is_over:

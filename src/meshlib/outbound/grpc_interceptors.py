@@ -59,7 +59,9 @@ class MeshInterceptor(
         if not self.authority:
             return continuation(sent(call.remaining(), call.handed_on()), request)
         if kind.startswith("stream"):
-            request = Replay(request)
+            request = Replay(request, call.messages)
+        else:
+            call.messages.requests = 1
         return Pending(call, request, is_stream, start, never, finds_its_way=True)
 
 

@@ -29,6 +29,11 @@ class Method:
         """Whether the response is one."""
         return self.kind.endswith("stream")
 
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the request is one."""
+        return self.kind.startswith("stream")
+
     def call(self, terms: Terms) -> Call:
         channel = self.channel
         return Call(channel.home, channel.authority, self.path, terms)

@@ -225,6 +225,8 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
                 self._changed.notify_all()
             native.add_done_callback(self._told_of_end(Pending._end))
         else:
+            if native.code() is grpc.StatusCode.OK:
+                self._call.messages.responses = 1
             with self._changed:
                 self._final = native
             self._end()
@@ -419,11 +421,14 @@ class Pending(grpc.Call, grpc.Future):  # type: ignore[type-arg]
         if self._final is None:
             self._find_head(reading=True)
         if self._early:
-            return self._early.popleft()
-        final = self._final
-        if isinstance(final, Refusal):
-            raise final
-        return next(final) if self._idle_timeout is None else self._next_in_time(final, self._idle_timeout)
+            message = self._early.popleft()
+        else:
+            final = self._final
+            if isinstance(final, Refusal):
+                raise final
+            message = next(final) if self._idle_timeout is None else self._next_in_time(final, self._idle_timeout)
+        self._call.messages.received()
+        return message
 
     def _next_in_time(self, native: Any, idle_timeout: float) -> Any:
         idled = threading.Event()

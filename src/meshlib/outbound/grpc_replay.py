@@ -12,6 +12,8 @@ import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
+from meshlib.policy.observer import Messages
+
 LIMIT = 256 * 1024
 """Bytes that are kept for another try: gRPC's own per-RPC retry buffer."""
 _END: Any = object()
@@ -53,10 +55,10 @@ def _size(message: Any) -> int:
 
 
 class Replay:
-    """For attempts on threads."""
+    """For attempts on threads. messages: counts what the user has sent."""
 
-    def __init__(self, source: Iterable[Any]) -> None:
-        self._source = iter(source)
+    def __init__(self, source: Iterable[Any], messages: Messages) -> None:
+        self._source, self._messages = iter(source), messages
         self._lock = threading.Lock()
         self._kept = _Kept()
         self._is_over = False
@@ -82,6 +84,7 @@ class Replay:
                         return
                     try:
                         self._kept.add(next(self._source))
+                        self._messages.sent()
                     except StopIteration:
                         self._is_over = True
                         return
@@ -97,8 +100,9 @@ class AsyncReplay:
     """For attempts on one event loop. An attempt that is cancelled while it waits for a message does not cancel the
     user's iterator: another may want what comes. `close` does, once nobody will."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, messages: Messages) -> None:
         """source: an async iterable, or a plain one, as grpc.aio takes both."""
+        self._messages = messages
         self._source: AsyncIterator[Any] = aiter(source) if hasattr(source, "__aiter__") else _asynchronous(source)
         self._lock = asyncio.Lock()
         self._kept = _Kept()
@@ -134,6 +138,7 @@ class AsyncReplay:
                         self._is_over = True
                         return
                     self._kept.add(message)
+                    self._messages.sent()
                 message = self._kept.get(number)
             number += 1
             yield message

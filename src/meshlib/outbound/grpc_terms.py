@@ -25,6 +25,7 @@ from meshlib.outbound.raising import answered, failed
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.live import Live
+from meshlib.policy.observer import Messages
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, REFUSED_STREAM, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
@@ -103,7 +104,7 @@ def told(name: str, value: str | bytes) -> str:
 class Call:
     """One call of a user, before any attempt: its view for the core, its metadata, its deadline."""
 
-    __slots__ = ("attempts", "carried", "deadline", "home", "metadata", "request", "terms")
+    __slots__ = ("attempts", "carried", "deadline", "home", "messages", "metadata", "request", "terms")
 
     def __init__(self, home: Home, authority: str, path: str, terms: Terms) -> None:
         self.home, self.terms = home, terms
@@ -116,6 +117,7 @@ class Call:
         self.deadline = None if terms.timeout is None else time.monotonic() + terms.timeout
         """The user's own, in monotonic seconds."""
         self.attempts = 0
+        self.messages = Messages()
 
     def flow(self, finds_its_way: bool = False) -> Flow:
         deadline = self.deadline
@@ -125,7 +127,7 @@ class Call:
                 deadline = inherited
         context = self.home.call_context(deadline, False)
         if context.call is not None:
-            context.call.is_grpc = True
+            context.call.is_grpc, context.call.messages = True, self.messages
         if finds_its_way:
             context = context._replace(finds_its_way=True)
         return outbound_call(self.request, context)

@@ -32,6 +32,35 @@ class Attempt:
         self.mark: Any = None
 
 
+class Messages:
+    """How many gRPC messages a call has had so far, from the client and from the server: counted by the edge as they
+    pass, whatever number of attempts they took.
+
+    A call can end, to whoever is told of it, a moment before its last message is read. report: set at the end of the
+    call by whoever wants to hear of those, too; told: what it knows already.
+    """
+
+    __slots__ = ("report", "requests", "responses", "told")
+
+    def __init__(self) -> None:
+        self.requests = self.responses = 0
+        self.report: Callable[[Messages], None] | None = None
+        self.told = (0, 0)
+
+    def sent(self) -> None:
+        self.requests += 1
+        if self.report is not None:
+            self.report(self)
+
+    def received(self) -> None:
+        self.responses += 1
+        if self.report is not None:
+            self.report(self)
+
+    def __repr__(self) -> str:
+        return f"<Messages {self.requests} there, {self.responses} back>"
+
+
 class Call:
     """One outbound call.
 
@@ -41,6 +70,7 @@ class Call:
     request_bytes, response_bytes: bodies, as far as the edge has seen them; -1 is not looked at, and content-length
       is believed. is_grpc: the edge speaks gRPC by itself. grpc_status: "" where the call is not gRPC, or its status is
       not known.
+    messages: of a gRPC call; None where nobody counts them.
     carried: what the request being served hands on. mark, tried: the observer's own.
     """
 
@@ -57,6 +87,7 @@ class Call:
         "is_grpc",
         "last",
         "mark",
+        "messages",
         "reason",
         "request",
         "request_bytes",
@@ -79,6 +110,7 @@ class Call:
         self.is_grpc = False
         self.request_bytes = self.response_bytes = -1
         self.response_headers: HeaderView | None = None
+        self.messages: Messages | None = None
         self.mark: Any = None
         self.tried: list[Any] = []
 
@@ -98,7 +130,7 @@ class Served:
     began, ended: monotonic seconds. headers: the request's. status: 0 is no answer. flags, reason: as a Call's.
     peer: who is calling, as its certificate says.
     authority: the Host that was asked for. client: the peer's address. route: the application's route template, "" if
-      unknown. carried: what the request brought. mark: the observer's own.
+      unknown. carried: what the request brought. messages: of a gRPC call. mark: the observer's own.
     """
 
     __slots__ = (
@@ -111,6 +143,7 @@ class Served:
         "grpc_status",
         "headers",
         "mark",
+        "messages",
         "method",
         "path",
         "peer",
@@ -130,6 +163,7 @@ class Served:
         self.status = 0
         self.flags = self.reason = self.grpc_status = ""
         self.request_bytes = self.response_bytes = 0
+        self.messages: Messages | None = None
         self.carried: Carried | None = None
         self.mark: Any = None
 

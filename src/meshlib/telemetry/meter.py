@@ -57,6 +57,7 @@ class Meter:
             sent.size + (call.request_bytes if call.request_bytes >= 0 else sent.content_length),
             answer.size + (call.response_bytes if call.response_bytes >= 0 else answer.content_length),
             None if call.mark is None else call.mark[:2],
+            call.messages,
         )
 
     def serving(self, served: Served) -> Carried | None:
@@ -79,6 +80,7 @@ class Meter:
             served.request_bytes,
             served.response_bytes,
             None if served.mark is None else served.mark[:2],
+            served.messages,
         )
 
     def __repr__(self) -> str:

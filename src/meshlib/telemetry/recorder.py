@@ -12,7 +12,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import NamedTuple
+
+from meshlib.policy.observer import Messages
 
 BOUNDS = (
     *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
@@ -62,6 +65,8 @@ MESSAGE_LABELS = tuple(
         "connection_security_policy",
     }
 )
+"""Of istio_request_messages_total and istio_response_messages_total."""
+_OF_MESSAGES = tuple(LABELS.index(name) for name in MESSAGE_LABELS)
 _SLOTS = len(BOUNDS) + 1
 
 
@@ -83,6 +88,7 @@ class Series:
         "durations",
         "exemplars",
         "labels",
+        "messages",
         "milliseconds",
         "request_bytes",
         "requests",
@@ -98,6 +104,8 @@ class Series:
         self.requests = [0] * _SLOTS
         self.responses = [0] * _SLOTS
         self.exemplars: dict[int, Exemplar] = {}
+        self.messages: list[int] | None = None
+        """gRPC messages of requests and of responses, shared by all series that differ in what came of a call only."""
 
 
 class Value(NamedTuple):
@@ -125,6 +133,7 @@ class Recorder:
         self._found: dict[Hashable, Series] = {}
         self._series: dict[tuple[str, ...], Series] = {}
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._messages: dict[tuple[str, ...], list[int]] = {}
         self.overflowed = 0
 
     def request(
@@ -135,8 +144,9 @@ class Recorder:
         request_bytes: int,
         response_bytes: int,
         exemplar: tuple[str, str] | None = None,
+        messages: Messages | None = None,
     ) -> None:
-        """One request has ended. key: stands for the labels, which are made only when it is new."""
+        """One request has ended. key: stands for the labels, which are made only when it is new. messages: of gRPC."""
         series = self._found.get(key)
         if series is None:
             series = self._new(key, labels())
@@ -152,8 +162,12 @@ class Recorder:
             series.durations[bucket] += 1
             series.requests[in_requests] += 1
             series.responses[in_responses] += 1
+            if messages is not None:
+                messages.report = partial(self._add, series.messages or self._messages_of(series))
             if exemplar is not None:
                 series.exemplars[bucket] = Exemplar(milliseconds, *exemplar, self._wall())
+        if messages is not None and messages.report is not None:
+            messages.report(messages)
 
     def _new(self, key: Hashable, labels: tuple[str, ...]) -> Series:
         with self._lock:
@@ -168,6 +182,20 @@ class Recorder:
                 self._found.clear()
             self._found[key] = series
             return series
+
+    def _add(self, shared: list[int], messages: Messages) -> None:
+        """What has passed since it was last told."""
+        with self._lock:
+            requests, responses = messages.requests, messages.responses
+            shared[0] += requests - messages.told[0]
+            shared[1] += responses - messages.told[1]
+            messages.told = requests, responses
+
+    def _messages_of(self, series: Series) -> list[int]:
+        """With the lock held. There are no more of them than there are series."""
+        labels = tuple(series.labels[position] for position in _OF_MESSAGES)
+        shared = series.messages = self._messages.setdefault(labels, [0, 0])
+        return shared
 
     def count(self, name: str, labels: tuple[tuple[str, str], ...] = (), amount: float = 1) -> None:
         """Add to a counter: Istio's message and TCP counters, and our own (`meshlib_..._total`)."""
@@ -194,6 +222,10 @@ class Recorder:
     def counts(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         with self._lock:
             counts = dict(self._counts)
+            for labels, (requests, responses) in self._messages.items():
+                told = tuple(zip(MESSAGE_LABELS, labels, strict=True))
+                counts["istio_request_messages_total", told] = requests
+                counts["istio_response_messages_total", told] = responses
             counts["meshlib_telemetry_series_overflow_total", ()] = self.overflowed
             return counts
 
