@@ -51,6 +51,8 @@ COMMANDS = {
     "meshctl stat": "help",
     "meshctl edges": "help",
     "meshctl traces": "help",
+    "meshctl access": "help",
+    "meshctl audit": "help",
     "meshctl validate": "run",
     "export MESHLIB_": "settings",
     "pip install": "extras",

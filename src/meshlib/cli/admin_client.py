@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TypeVar
@@ -9,10 +10,10 @@ from typing import Self, TypeVar
 import httpx
 import msgspec
 
-from meshlib.cli import running
+from meshlib.cli import connection
 from meshlib.controlplane import admin_api as api
+from meshlib.version import __version__
 
-USUAL_ADMIN = "http://127.0.0.1:15014"
 TIMEOUT = 30.0
 T = TypeVar("T")
 
@@ -22,21 +23,33 @@ class CommandFailed(Exception):
 
 
 class AdminClient:
-    """The admin API at `url`; without one, of the control plane that announced itself, or at the usual address.
+    """The admin API at `url`; without one, of the chosen context, of the control plane that announced itself, or at the
+    usual address. Who is typing: see connection.py.
 
     Every method raises CommandFailed.
     """
 
     def __init__(self, url: str = "", transport: httpx.BaseTransport | None = None) -> None:
-        announced = None if url else running.find()
-        self.url = (url or (announced.admin if announced else USUAL_ADMIN)).rstrip("/")
-        if "://" not in self.url:
-            self.url = f"http://{self.url}"
+        try:
+            chosen = connection.chosen(url)
+        except connection.BadConnection as error:
+            raise CommandFailed(str(error)) from None
+        self.url, self._has_token = chosen.url, bool(chosen.token)
+        headers = {"user-agent": f"meshctl/{__version__} ({_user()})"}
+        if chosen.token:
+            headers["authorization"] = f"Bearer {chosen.token}"
         try:
             # trust_env=False: a proxy of the environment can't reach this machine's loopback.
-            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
+            self._http = httpx.Client(
+                base_url=self.url,
+                timeout=TIMEOUT,
+                trust_env=False,
+                verify=chosen.verify,
+                transport=transport,
+                headers=headers,
+            )
         except (httpx.InvalidURL, ValueError) as error:
-            raise CommandFailed(f"--control-plane {url!r} is no URL: {error}") from None
+            raise CommandFailed(f"--control-plane {url!r} is no URL: {type(error).__name__}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +99,12 @@ class AdminClient:
         parameters = {key: value for key, value in query.items() if value}
         try:
             response = self._http.request(method, path, params=parameters, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise CommandFailed(
+                    f"{self.url}: its certificate is not good here: {str(error).partition('failed: ')[2] or error}\n"
+                    "name the root that vouches for it: --ca FILE, or `ca` of a context"
+                ) from None
             raise CommandFailed(
                 f"no control plane is running at {self.url}\n"
                 "start one:       meshctl demo, or meshctl control-plane FOLDER\n"
@@ -103,4 +121,15 @@ class AdminClient:
                 f"{self.url}{path} answered {response.status_code}, but not as a control plane does: "
                 "is it another server?"
             ) from None
+        if response.status_code == 401 and self._has_token:
+            reason = f"{self.url} does not know the token, or not any more"
         raise CommandFailed(reason)
+
+
+def _user() -> str:
+    """As the system calls whoever types. Nobody verifies it; it is a help to read the audit log by."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "?"
+    return "".join(each if each.isascii() and each.isprintable() else "?" for each in name[:60])

@@ -7,8 +7,23 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from meshlib.cli import apply, control_plane, demo, gateway, get, look, run, status, token
+from meshlib.cli import (
+    access,
+    apply,
+    audit,
+    authority,
+    control_plane,
+    demo,
+    gateway,
+    get,
+    look,
+    run,
+    status,
+    token,
+    whoami,
+)
 from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.connection import asking
 
 
 class Commands(TyperGroup):
@@ -38,19 +53,23 @@ app = typer.Typer(
     help="A service mesh without sidecars: run it, configure it, look at it.",
 )
 app.command()(demo.demo)
-app.command()(apply.apply)
-app.command()(apply.delete)
-app.command()(get.get)
-app.command("proxy-status")(status.proxy_status)
-app.command()(status.problems)
-app.command()(look.dashboard)
-app.command()(look.stat)
-app.command()(look.edges)
-app.command()(look.traces)
+app.command()(asking(apply.apply))
+app.command()(asking(apply.delete))
+app.command()(asking(get.get))
+app.command("proxy-status")(asking(status.proxy_status))
+app.command()(asking(status.problems))
+app.command()(asking(look.dashboard))
+app.command()(asking(look.stat))
+app.command()(asking(look.edges))
+app.command()(asking(look.traces))
 app.command()(apply.validate)
 app.command("control-plane")(control_plane.control_plane)
 app.command()(gateway.gateway)
 # What follows the command's name is its own, options too.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
-app.command()(token.token)
-app.command()(status.version)
+app.command()(asking(token.token))
+app.command()(access.access)
+app.command("identity")(asking(whoami.identity))
+app.command("ca")(asking(authority.ca))
+app.command()(asking(audit.audit))
+app.command()(asking(status.version))

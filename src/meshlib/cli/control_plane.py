@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -15,9 +16,11 @@ from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
 from meshlib.cli.kubernetes import cluster_of
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
+from meshlib.identity.access import is_loopback
 
 if TYPE_CHECKING:
-    from meshlib.controlplane.authentication import TokenReview
+    from meshlib.controlplane.authentication import Issuer, TokenReview
+    from meshlib.controlplane.ca import PluggedAuthority
     from meshlib.controlplane.server import ControlPlane
     from meshlib.kube.settings import KubeSettings
 
@@ -42,12 +45,48 @@ def control_plane(
         typer.Option("--kubernetes", help="Follow the cluster of the kubeconfig, or the one this pod runs in."),
     ] = False,
     context: Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = "",
+    access: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Who may do what through the admin API. Needed off loopback."),
+    ] = None,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where every change is written; without it, audit.jsonl in --state."),
+    ] = None,
     tls: Annotated[
         bool | None,
         typer.Option(
             help="Serve xDS and certificates by TLS, to callers who prove who they are. Default: unless on loopback."
         ),
     ] = None,
+    san: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name or address by which this control plane is called. Repeatable."),
+    ] = None,
+    trust_domain: Annotated[
+        str, typer.Option(envvar="MESHLIB_TRUST_DOMAIN", help="Of the identities that the CA gives.")
+    ] = "cluster.local",
+    ca_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="The CA's certificate, plugged in.")] = None,
+    ca_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (mode 0600).")] = None,
+    root_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="The root above it.")] = None,
+    cert_chain: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What stands between the two, if anything does.")
+    ] = None,
+    jwt_issuer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ISSUER,AUDIENCE,JWKS",
+            help="Whose tokens say which service account a process has; JWKS is a URL or a file. Repeatable.",
+        ),
+    ] = None,
+    token_review: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="A Kubernetes API server that is asked about tokens; `in-cluster` for the one around us.",
+        ),
+    ] = "",
+    token_audience: Annotated[str, typer.Option(help="The audience that Kubernetes' tokens must have.")] = "istio-ca",
     log_level: LogLevel = "info",
 ) -> None:
     """Tell the mesh what to do: serve xDS, from folders of YAML, Kubernetes, and what is applied. Until Ctrl-C."""
@@ -64,12 +103,75 @@ def control_plane(
         state=state.resolve() if state else None,
         xds=address("--xds", xds),
         admin=address("--admin", admin),
+        trust_domain=trust_domain,
         tls=tls,
+        names=tuple(san or ()),
+        plugged_ca=plugged(ca_cert, ca_key, root_cert, cert_chain),
+        issuers=tuple(map(issuer, jwt_issuer or ())),
+        kubernetes=review(token_review, token_audience) if token_review else None,
+        access=access.resolve() if access else None,
+        audit=audit_log.resolve() if audit_log else None,
     )
     if kubernetes or context:
         cluster = cluster_of(context)
-        settings = replace(settings, cluster=cluster, kubernetes=_reviewer(cluster))
-    asyncio.run(_serve(ControlPlane(settings)))
+        settings = replace(settings, cluster=cluster, kubernetes=settings.kubernetes or _reviewer(cluster))
+    try:
+        plane = ControlPlane(settings)
+    except ValueError as error:
+        raise CommandFailed(str(error)) from None
+    asyncio.run(_serve(plane))
+
+
+def plugged(
+    certificate: Path | None, key: Path | None, root: Path | None, chain: Path | None
+) -> PluggedAuthority | None:
+    """The three that are needed, or none."""
+    from meshlib.controlplane.ca import PluggedAuthority
+
+    if certificate is None and key is None and root is None and chain is None:
+        return None
+    if certificate is None or key is None or root is None:
+        raise CommandFailed("a CA is plugged in by --ca-cert, --ca-key and --root-cert together (and --cert-chain)")
+    return PluggedAuthority(certificate.resolve(), key.resolve(), root.resolve(), chain.resolve() if chain else None)
+
+
+def issuer(text: str) -> Issuer:
+    """`https://issuer.example,meshlib,https://issuer.example/keys`."""
+    from meshlib.controlplane.authentication import Issuer
+
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(parts):
+        raise CommandFailed(f"--jwt-issuer {text!r}: is written ISSUER,AUDIENCE,JWKS")
+    jwks = parts[2]
+    if "://" not in jwks:
+        if not Path(jwks).is_file():
+            raise CommandFailed(f"--jwt-issuer {parts[0]}: {jwks} is neither a URL nor a file")
+        jwks = str(Path(jwks).resolve())
+    elif not jwks.startswith("https://") and not is_loopback(urlsplit(jwks).netloc):
+        raise CommandFailed(f"--jwt-issuer {parts[0]}: keys are fetched by https only, but from this machine")
+    return Issuer(parts[0], parts[1], jwks)
+
+
+IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+def review(url: str, audience: str) -> TokenReview:
+    """Kubernetes gives every pod a token, and the root of its API server, in IN_CLUSTER."""
+    from meshlib.controlplane.authentication import TokenReview
+
+    token, ca = IN_CLUSTER / "token", IN_CLUSTER / "ca.crt"
+    if url == "in-cluster":
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host or not token.exists():
+            raise CommandFailed(
+                "--token-review in-cluster: this is no pod: KUBERNETES_SERVICE_HOST or the token is missing"
+            )
+        url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    elif not url.startswith("https://") and not is_loopback(urlsplit(url).netloc):
+        raise CommandFailed(f"--token-review {url!r}: tokens are sent by https only, but on this machine")
+    return TokenReview(
+        url.rstrip("/"), token if token.exists() else None, ca if ca.exists() else None, audience=audience
+    )
 
 
 def _reviewer(cluster: KubeSettings) -> TokenReview | None:
@@ -89,7 +191,7 @@ async def _serve(plane: ControlPlane) -> None:
     except (OSError, StateError) as error:
         await plane.stop()
         raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
-    running.announce(running.Running(plane.admin_url, plane.xds_address, os.getpid()))
+    running.announce(running.Running(plane.local_admin_url, plane.xds_address, os.getpid(), plane.roots))
     try:
         typer.echo(f"serving xDS on {plane.xds_address}, the admin API on {plane.admin_url}")
         await until_signal()

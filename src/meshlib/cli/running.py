@@ -15,11 +15,13 @@ import msgspec
 
 
 class Running(msgspec.Struct, frozen=True):
-    """admin: `http://127.0.0.1:15014`. xds: `127.0.0.1:15010`. pid: of the control plane."""
+    """admin: `http://127.0.0.1:15014`. xds: `127.0.0.1:15010`. pid: of the control plane. ca: PEM of the roots that
+    vouch for it, where it is asked by TLS."""
 
     admin: str
     xds: str
     pid: int
+    ca: str = ""
 
 
 def state_file() -> Path:

@@ -1,19 +1,16 @@
-"""How do people and meshctl talk to the control plane? The admin API: plain HTTP, on loopback unless told otherwise.
+"""How do people and meshctl talk to the control plane? The admin API: HTTP on loopback, HTTPS elsewhere.
 
-Anyone who can open a connection may use it, so it belongs on loopback, and it must not be a web page's to use:
-- The Host header must name loopback or the address we are bound to. A page whose DNS name was rebound to 127.0.0.1
-  still sends its own name.
-- Requests that change something must be `application/yaml`. A page of another origin may send that only after a
-  preflight, and there is no CORS answer here.
+Who may come, and do what, is decided in gate.py. Requests that change something must be `application/yaml` besides: a
+page of another origin may send that only after a preflight, and there is no CORS answer here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
@@ -26,9 +23,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.access_rules import Powers, Role
+from meshlib.controlplane.administrators import Administrators, certificate_of
+from meshlib.controlplane.audit import AuditLog, redacted
+from meshlib.controlplane.gate import JSON, Gate, SignIn, admission_of
 from meshlib.controlplane.sources import ObjectStore, StateError, UnknownKind, problem_of
 from meshlib.version import __version__
 
@@ -38,66 +40,19 @@ BODY_LIMIT = 8 * 1024 * 1024
 """Bytes. etcd refuses objects of more than 1.5 MB; a folder applied at once is several of them."""
 
 
-class JSON(Response):
-    """A msgspec struct, encoded."""
-
-    media_type = "application/json"
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        super().init_headers({"cache-control": "no-store", **(headers or {})})
-
-    def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)
-
-
-class LoopbackHosts:
-    """ASGI middleware: only requests whose Host is a loopback name or address, or one of `allowed`, pass."""
-
-    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
-        self._app = app
-        self._allowed = frozenset(name.lower() for name in allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
-            if len(hosts) != 1 or not self._admits(hosts[0]):
-                if scope["type"] == "websocket":
-                    await send({"type": "websocket.close", "code": 1008})
-                    return
-                failure = api.Failure(
-                    f"Host {', '.join(hosts)!r} is not served here: use localhost or 127.0.0.1 "
-                    "(this protects the control plane from web pages)"
-                )
-                await JSON(failure, status_code=421)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _admits(self, authority: str) -> bool:
-        host = host_of(authority)
-        if host in self._allowed or host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
-
-
-def host_of(authority: str) -> str:
-    """`LOCALHOST:15014` -> `localhost`, `[::1]:15014` -> `::1`; what is neither comes back as it was."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0].lower()
-    return authority.partition(":")[0].lower()
-
-
 def admin_app(
     store: ObjectStore,
     view: api.MeshView,
     *,
     allowed_hosts: Collection[str] = (),
     routes: Collection[Route] = (),
+    administrators: Administrators | None = None,
+    audit: AuditLog | None = None,
+    is_loopback: bool = True,
 ) -> Starlette:
     """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's. routes:
-    further ones, under the same guard."""
+    further ones, under the same guard. administrators: None lets anybody be one: for loopback only."""
+    administrators = Administrators() if administrators is None else administrators
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -115,23 +70,29 @@ def admin_app(
         found = await run_in_threadpool(
             store.stored, kind=query["kind"], namespace=query["namespace"], name=query["name"]
         )
-        return JSON(api.Objects(tuple(found)))
+        powers = admission_of(request).powers
+        return JSON(api.Objects(tuple(_shown(each, powers) for each in found if powers.sees(each.namespace))))
 
     async def problems(request: Request) -> Response:
-        own = [problem_of(problem) for problem in store.problems()]
-        return JSON(api.Problems((*own, *view.problems())))
+        powers = admission_of(request).powers
+        found = [*(problem_of(problem) for problem in store.problems()), *view.problems()]
+        return JSON(api.Problems(tuple(each for each in found if powers.sees(namespace_of(each.object)))))
 
     async def clients(request: Request) -> Response:
-        return JSON(api.Clients(tuple(view.clients())))
+        powers = admission_of(request).powers
+        return JSON(api.Clients(tuple(each for each in view.clients() if powers.sees(each.namespace))))
 
     async def endpoints(request: Request) -> Response:
         query = query_of(request, "namespace", "name")
+        powers = admission_of(request).powers
         return JSON(
             api.Endpoints(
                 tuple(
                     service
                     for service in view.endpoints()
-                    if query["namespace"] in ("", service.namespace) and query["name"] in ("", service.name)
+                    if query["namespace"] in ("", service.namespace)
+                    and query["name"] in ("", service.name)
+                    and powers.sees(service.namespace)
                 )
             )
         )
@@ -140,18 +101,28 @@ def admin_app(
         query = query_of(request, "source", "namespace")
         text = await _yaml_body(request)
         source, namespace = query["source"] or "admin API", query["namespace"] or "default"
-        return _results(await run_in_threadpool(store.apply, text, source, namespace=namespace))
+        who = admission_of(request)
+        applied = await run_in_threadpool(
+            store.apply, text, source, namespace=namespace, by=who.actor, check=who.check("apply")
+        )
+        return _results(applied)
 
     async def delete(request: Request) -> Response:
         query = query_of(request, "source", "kind", "namespace", "name")
         text = await _yaml_body(request)
-        namespace = query["namespace"] or "default"
+        namespace, who = query["namespace"] or "default", admission_of(request)
         if query["kind"] or query["name"]:
             if not (query["kind"] and query["name"]) or text.strip():
                 raise HTTPException(400, "either kind and name, or a body with the objects to delete")
-            return _results(await run_in_threadpool(store.delete_named, query["kind"], namespace, query["name"]))
+            deleted = await run_in_threadpool(
+                store.delete_named, query["kind"], namespace, query["name"], by=who.actor, check=who.check("delete")
+            )
+            return _results(deleted)
         source = query["source"] or "admin API"
-        return _results(await run_in_threadpool(store.delete, text, source, namespace=namespace))
+        deleted = await run_in_threadpool(
+            store.delete, text, source, namespace=namespace, by=who.actor, check=who.check("delete")
+        )
+        return _results(deleted)
 
     async def failure(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -175,11 +146,27 @@ def admin_app(
             Route("/v1/endpoints", endpoints),
             Route("/v1/apply", apply, methods=["POST"]),
             Route("/v1/delete", delete, methods=["POST"]),
+            *SignIn(administrators, audit).routes(),
             *routes,
         ],
-        middleware=[Middleware(LoopbackHosts, allowed=allowed_hosts)],
+        middleware=[
+            Middleware(Gate, administrators=administrators, hosts=allowed_hosts, is_loopback=is_loopback, audit=audit)
+        ],
         exception_handlers={HTTPException: failure, UnknownKind: unknown_kind, StateError: not_kept},
     )
+
+
+def namespace_of(title: str) -> str:
+    """`VirtualService default/reviews` -> `default`; "" where there is no object, so that nobody but who sees all
+    namespaces is told."""
+    return title.partition(" ")[2].partition("/")[0] if "/" in title else ""
+
+
+def _shown(stored: api.StoredObject, powers: Powers) -> api.StoredObject:
+    """Credentials in headers are for those who may write them; a Secret's values are nobody's."""
+    if stored.kind != "Secret" and powers.has(Role.OPERATOR, stored.namespace):
+        return stored
+    return msgspec.structs.replace(stored, yaml=redacted(stored.yaml))
 
 
 def _results(results: api.Results) -> Response:
@@ -223,19 +210,37 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(H11Protocol):
+    """HTTP that tells the application which certificate the client has proven."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        certificate = certificate_of(transport.get_extra_info("ssl_object"))
+        self.app_state = {**self.app_state, "certificate": certificate}
+
+
 class AdminServer:
-    """Serves an ASGI app on one address until stop(). Port 0 takes a free one; `url` says which.
+    """Serves an ASGI app on one address until stop(). Port 0 takes a free one; `url` says which. tls: None is plain
+    HTTP.
 
     start() raises OSError when the address is taken.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self._server = _Server(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=2
-            )
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
         )
+        config.load()
+        config.ssl = tls
+        self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
 
@@ -266,4 +271,4 @@ class AdminServer:
     @property
     def url(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}"

@@ -88,7 +88,8 @@ class TokenReview:
 
 
 class Authenticator:
-    """Belongs to one event loop. roots: PEM of those who are trusted now. http: for TokenReview and JWKS."""
+    """Belongs to one event loop. roots: PEM of those who are trusted now. http: for TokenReview and JWKS. replays: of
+    proofs, shared by those to whom one could be shown twice."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class Authenticator:
         issuers: tuple[Issuer, ...] = (),
         kubernetes: TokenReview | None = None,
         http: httpx.AsyncClient | None = None,
+        replays: Replays | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         for issuer in issuers:
@@ -108,7 +110,7 @@ class Authenticator:
         self._issuers = {each.issuer: each for each in issuers}
         self._kubernetes, self._http, self._clock = kubernetes, http, clock
         self._keys: dict[str, tuple[float, KeySet]] = {}
-        self._replays = Replays()
+        self.replays = replays or Replays()
         self._failures: dict[str, deque[float]] = {}
 
     async def authenticate(self, token: str, address: str, *, may_join: bool = False) -> Caller:
@@ -145,7 +147,7 @@ class Authenticator:
             return Caller(SpiffeId.parse(joined.identity), "join token", f"join token {joined.id}", token=joined)
         header, claims = _unverified(token)
         if header.get("typ") == PROOF_TYPE:
-            identity = verify_proof(token, self._roots(), self._trust_domain, self._replays, self._clock())
+            identity = verify_proof(token, self._roots(), self._trust_domain, self.replays, self._clock())
             return Caller(identity, "certificate", identity.uri)
         issuer = self._issuers.get(str(claims.get("iss", "")))
         if issuer is not None:

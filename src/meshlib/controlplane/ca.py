@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 from cryptography import x509
@@ -69,6 +69,26 @@ class Signer(msgspec.Struct):
         return x509.load_pem_x509_certificates(self.chain)[-1].public_bytes(form.Encoding.PEM)
 
 
+class PluggedAuthority(NamedTuple):
+    """The PEM files of a CA that somebody else has made. chain: what stands between `certificate` and `root`."""
+
+    certificate: Path
+    key: Path
+    root: Path
+    chain: Path | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """As Istio's `cacerts` secret names them."""
+        chain = folder / "cert-chain.pem"
+        return cls(
+            folder / "ca-cert.pem",
+            folder / "ca-key.pem",
+            folder / "root-cert.pem",
+            chain if chain.exists() else None,
+        )
+
+
 class _State(msgspec.Struct):
     """signers: the one that signs first. next: the one that will, trusted already."""
 
@@ -80,8 +100,8 @@ class _State(msgspec.Struct):
 class CertificateAuthority:
     """The signing half of the mesh's identity. Belongs to one event loop.
 
-    folder: where it is kept; None keeps it in memory. plugged: a folder with ca-cert.pem, ca-key.pem, cert-chain.pem
-    and root-cert.pem, as Istio's `cacerts` secret has them. clock: seconds since 1970.
+    folder: where it is kept; None keeps it in memory. plugged: a CA that somebody else has made, or a folder with one
+    (PluggedAuthority.of). clock: seconds since 1970.
 
     Raises StateError when what is kept can't be used, or others can read it.
     """
@@ -90,7 +110,7 @@ class CertificateAuthority:
         self,
         trust_domain: str,
         folder: Path | None = None,
-        plugged: Path | None = None,
+        plugged: PluggedAuthority | Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.trust_domain = trust_domain
@@ -102,7 +122,8 @@ class CertificateAuthority:
             private_folder(folder)
         if plugged is not None:
             self._file = None
-            self._state = _State(trust_domain, [_plugged(plugged)])
+            files = PluggedAuthority.of(plugged) if isinstance(plugged, Path) else plugged
+            self._state = _State(trust_domain, [_plugged(files)])
             return
         kept = read_private(self._file) if self._file is not None else None
         if kept is None:
@@ -141,6 +162,11 @@ class CertificateAuthority:
     def stage(self) -> str:
         """`idle`; `begun`: a new root is trusted; `switched`: it signs, and the old one is trusted still."""
         return "begun" if self._state.next else "switched" if len(self._state.signers) > 1 else "idle"
+
+    @property
+    def old_until(self) -> float:
+        """When the last leaf of the old root may end, seconds since 1970; 0 where no root is old."""
+        return self._state.signers[-1].until if self.stage == "switched" else 0.0
 
     def on_change(self, tell: Callable[[], None]) -> None:
         """`tell` is called after each change of who is trusted or who signs."""
@@ -294,27 +320,28 @@ def _dns_name(identity: SpiffeId) -> str:
     return f"{identity.service_account}.{identity.namespace}.sa.{identity.trust_domain}"
 
 
-def _plugged(folder: Path) -> Signer:
-    key = read_private(folder / "ca-key.pem")
+def _plugged(files: PluggedAuthority) -> Signer:
+    key = read_private(files.key)
     if key is None:
-        raise StateError(f"{folder / 'ca-key.pem'} does not exist")
+        raise StateError(f"{files.key} does not exist")
     try:
-        certificate, root = ((folder / name).read_bytes() for name in ("ca-cert.pem", "root-cert.pem"))
-        rest = (folder / "cert-chain.pem").read_bytes() if (folder / "cert-chain.pem").exists() else b""
+        certificate, root = files.certificate.read_bytes(), files.root.read_bytes()
+        rest = files.chain.read_bytes() if files.chain is not None else b""
         wanted = x509.load_pem_x509_certificates(b"\n".join((certificate, rest, root)))
         chain = list(dict.fromkeys(wanted))
         for each, parent in zip(chain, chain[1:] + chain[-1:], strict=True):
             each.verify_directly_issued_by(parent)
         private: CertificateIssuerPrivateKeyTypes = form.load_pem_private_key(key, None)  # type: ignore[assignment]
         if not chain[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise StateError(f"{folder / 'ca-cert.pem'} is not a CA's")
+            raise StateError(f"{files.certificate} is not a CA's")
     except OSError as error:
         raise StateError(f"{error.filename}: {error.strerror}") from None
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        raise StateError(f"{folder}: ca-cert.pem, cert-chain.pem, root-cert.pem and ca-key.pem make no chain") from None
+        named = ", ".join(str(each) for each in (files.certificate, files.chain, files.root) if each is not None)
+        raise StateError(f"{named} and {files.key} make no chain") from None
     spki = form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo
     if private.public_key().public_bytes(*spki) != chain[0].public_key().public_bytes(*spki):
-        raise StateError(f"{folder / 'ca-key.pem'} is not the key of ca-cert.pem")
+        raise StateError(f"{files.key} is not the key of {files.certificate}")
     return Signer(key, b"".join(each.public_bytes(form.Encoding.PEM) for each in chain))
 
 

@@ -43,21 +43,34 @@ class OwnIdentity:
         self._lock = threading.Lock()
         self._made = ("", 0.0)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its certificate, in lower case."""
+        return tuple(name.lower() for name in (*self._dns, *map(str, self._addresses)))
+
     def server_credentials(self) -> grpc.ServerCredentials:
         """No client certificates: see meshlib.identity.proof."""
-        fetch: Any = self._if_due  # it may say None, whatever the stub of its type says
-        return grpc.dynamic_ssl_server_credentials(self._fresh(), fetch, require_client_authentication=False)
+        first = self.if_due()
+        assert first is not None
+        fetch: Any = self._configuration  # it may say None, whatever the stub of its type says
+        return grpc.dynamic_ssl_server_credentials(_configured(*first), fetch, require_client_authentication=False)
 
-    def _if_due(self) -> Configuration | None:
-        """Called by gRPC's threads before each handshake; None is no change."""
+    def if_due(self) -> tuple[bytes, bytes] | None:
+        """(chain, key) as PEM, where there is reason for new ones: half of their time, another root. Thread-safe."""
         with self._lock:
             version, until = self._made
             if version == self._authority.signing and time.time() < until:
                 return None
-            return self._fresh()
+            version = self._authority.signing
+            chain, key = self._authority.issue_own(self._identity, self._dns, self._addresses)
+            self._made = (version, time.time() + DEFAULT_LIFETIME / 2)
+            return chain, key
 
-    def _fresh(self) -> Configuration:
-        version = self._authority.signing
-        chain, key = self._authority.issue_own(self._identity, self._dns, self._addresses)
-        self._made = (version, time.time() + DEFAULT_LIFETIME / 2)
-        return grpc.ssl_server_certificate_configuration([(key, chain)])
+    def _configuration(self) -> Configuration | None:
+        """Called by gRPC's threads before each handshake; None is no change."""
+        fresh = self.if_due()
+        return None if fresh is None else _configured(*fresh)
+
+
+def _configured(chain: bytes, key: bytes) -> Configuration:
+    return grpc.ssl_server_certificate_configuration([(key, chain)])

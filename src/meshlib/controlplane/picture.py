@@ -1,6 +1,7 @@
 """What does the page ask? The graph, series, traces, changes, and a stream of them; and the page itself.
 
-Everything here only reads, and is under the same guard as the rest of the admin API. The page's own files are served
+Everything here only reads, and shows of it what the reader's namespaces allow: traffic from or to them, spans and
+changes in them. The page's own files are the same for everybody; they are served
 with a Content-Security-Policy that lets nothing in from elsewhere.
 """
 
@@ -19,7 +20,9 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
-from meshlib.controlplane.admin import JSON, query_of
+from meshlib.controlplane.access_rules import EVERYWHERE
+from meshlib.controlplane.admin import query_of
+from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.otlp import Receiver
@@ -34,6 +37,10 @@ _CSP = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+Sees = Callable[[str], bool]
+"""Whether the reader may see what is in this namespace."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -145,15 +152,19 @@ class Picture:
             Route("/v1/traces", self.receiver.post_traces, methods=["POST"]),
         ]
 
-    def graph(self, seconds: float, end: float | None = None, services: bool = True) -> Graph:
+    def graph(
+        self, seconds: float, end: float | None = None, services: bool = True, sees: Sees = lambda namespace: True
+    ) -> Graph:
         """The last `seconds` before `end`, with what the configuration does and who is connected."""
         end = self._clock() if end is None else end
         start = end - seconds
-        made = graph(self._store.window(start, end), start, end, self._store.overflowed, services=services)
-        badges = self._view.badges()
+        cells = {labels: cell for labels, cell in self._store.window(start, end).items() if _is_seen(labels, sees)}
+        made = graph(cells, start, end, self._store.overflowed, services=services)
+        badges = {name: told for name, told in self._view.badges().items() if sees(_namespace_of_node(name))}
+        clients = [client for client in self._view.clients() if sees(client.namespace)]
         instances: dict[str, int] = {}
         gateways = set()
-        for client in self._view.clients():
+        for client in clients:
             name = f"workload:{client.namespace}/{client.workload}"
             instances[name] = instances.get(name, 0) + 1
             if client.kind == "router":
@@ -170,7 +181,7 @@ class Picture:
             )
         # Who is connected and idle is part of the picture, too.
         known = {node.id for node in nodes}
-        for client in self._view.clients():
+        for client in clients:
             name = f"workload:{client.namespace}/{client.workload}"
             if name not in known and client.workload:
                 known.add(name)
@@ -184,31 +195,38 @@ class Picture:
         query = query_of(request, "seconds", "end", "services")
         seconds = _number(query, "seconds", 60.0)
         end = _number(query, "end", 0.0) or None
-        return JSON(self.graph(seconds, end, query["services"] != "false"))
+        return JSON(self.graph(seconds, end, query["services"] != "false", admission_of(request).powers.sees))
 
     async def _series(self, request: Request) -> Response:
         query = query_of(request, "node", "source", "target", "seconds", "end")
         end = _number(query, "end", 0.0) or self._clock()
         start = end - _number(query, "seconds", 900.0)
-        wanted = _selection(query)
+        wanted, sees = _selection(query), admission_of(request).powers.sees
         points = []
         for began, width, cells in self._store.slots(start, end):
-            found = [(labels, cell) for labels, cell in agreed(cells).items() if wanted(labels)]
+            found = [
+                (labels, cell) for labels, cell in agreed(cells).items() if wanted(labels) and _is_seen(labels, sees)
+            ]
             points.append(Point(began, width, rates(found, width)))
         return JSON(SeriesOf(tuple(points)))
 
     async def _service(self, request: Request) -> Response:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
+        sees = admission_of(request).powers.sees
         for each in self._view.endpoints():
-            if (each.namespace, each.name) == (namespace, name):
-                return JSON(detail_of(each, self._view.objects()))
+            if (each.namespace, each.name) == (namespace, name) and sees(namespace):
+                return JSON(detail_of(each, [told for told in self._view.objects() if sees(told.namespace)]))
         raise HTTPException(404, f"there is no service {namespace}/{name}")
 
     async def _traces(self, request: Request) -> Response:
         query = query_of(request, "limit", "service", "failed", "slower")
         slower = _number(query, "slower", 0.0)
         heads = []
-        for trace in self._store.traces(2000):
+        sees = admission_of(request).powers.sees
+        for whole in self._store.traces(2000):
+            trace = _seen(whole, sees)
+            if trace is None:
+                continue
             if query["failed"] == "true" and not trace.has_failed:
                 continue
             if trace.duration < slower:
@@ -221,7 +239,8 @@ class Picture:
         return JSON(Traces(tuple(heads)))
 
     async def _trace(self, request: Request) -> Response:
-        found = self._store.trace(request.path_params["trace_id"])
+        kept = self._store.trace(request.path_params["trace_id"])
+        found = _seen(kept, admission_of(request).powers.sees) if kept is not None else None
         if found is None:
             raise HTTPException(404, "this trace is not known (any more)")
         spans = sorted(found.spans.values(), key=lambda span: (span.began, -span.ended))
@@ -229,28 +248,31 @@ class Picture:
 
     async def _changes(self, request: Request) -> Response:
         query = query_of(request, "since")
-        return JSON(Changes(tuple(self._history.since(_number(query, "since", 0.0)))))
+        sees = admission_of(request).powers.sees
+        found = self._history.since(_number(query, "since", 0.0))
+        return JSON(Changes(tuple(each for each in found if sees(each.namespace))))
 
     async def _stream(self, request: Request) -> Response:
         query = query_of(request, "seconds", "services")
         seconds = _number(query, "seconds", 60.0)
         return StreamingResponse(
-            self._events(seconds, query["services"] != "false"),
+            self._events(seconds, query["services"] != "false", admission_of(request)),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
 
-    async def _events(self, seconds: float, services: bool) -> AsyncIterator[bytes]:
-        """First the whole graph, then what has changed of it, once a second; a comment where nothing has."""
+    async def _events(self, seconds: float, services: bool, admission: Admission) -> AsyncIterator[bytes]:
+        """First the whole graph, then what has changed of it, once a second; a comment where nothing has. It ends with
+        the reader's right to see it."""
         nodes: dict[str, bytes] = {}
         edges: dict[str, bytes] = {}
         changes = -1
-        while True:
-            made = self.graph(seconds, services=services)
+        while (powers := admission.current()).grants:
+            made = self.graph(seconds, services=services, sees=powers.sees)
             new_nodes = {node.id: msgspec.json.encode(node) for node in made.nodes}
             new_edges = {edge.id: msgspec.json.encode(edge) for edge in made.edges}
             pushed = self._store.last_push
-            known = self._history.since()
+            known = [each for each in self._history.since() if powers.sees(each.namespace)]
             number = known[-1].number if known else 0
             patch = {
                 "start": made.start,
@@ -259,7 +281,10 @@ class Picture:
                 "edges": [msgspec.Raw(text) for name, text in new_edges.items() if edges.get(name) != text],
                 "gone": [name for name in (*nodes, *edges) if name not in new_nodes and name not in new_edges],
                 "overflowed": made.overflowed,
-                "condition": Condition(len(self._view.clients()), self._clock() - pushed if pushed else None),
+                "condition": Condition(
+                    sum(powers.sees(each.namespace) for each in self._view.clients()),
+                    self._clock() - pushed if pushed else None,
+                ),
                 "change": number,
             }
             has_news = patch["nodes"] or patch["edges"] or patch["gone"] or number != changes or not known
@@ -285,6 +310,29 @@ class Picture:
                 "cache-control": "no-cache",
             },
         )
+
+
+def _is_seen(labels: Labels, sees: Sees) -> bool:
+    """Traffic is seen from both of its ends."""
+    ends = labels.source_workload_namespace, labels.destination_workload_namespace, labels.destination_service_namespace
+    return any(map(sees, ends))
+
+
+def _seen(trace: Trace, sees: Sees) -> Trace | None:
+    """The part of a trace that is in the reader's namespaces; a span that does not say where it was is in none."""
+    if sees(EVERYWHERE):
+        return trace
+    spans = {key: span for key, span in trace.spans.items() if sees(dict(span.attributes).get("service.namespace", ""))}
+    if not spans:
+        return None
+    found = Trace(trace.trace_id)
+    found.spans, found.dropped = spans, trace.dropped
+    return found
+
+
+def _namespace_of_node(name: str) -> str:
+    """`service:default/reviews` -> `default`."""
+    return name.partition(":")[2].partition("/")[0]
 
 
 def _service_of(host: str, namespace: str) -> str:

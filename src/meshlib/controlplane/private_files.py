@@ -7,7 +7,9 @@ import stat
 import tempfile
 from pathlib import Path
 
-from meshlib.controlplane.sources import StateError
+
+class StateError(Exception):
+    """What is kept on disk can't be used. The message names the file and says why."""
 
 
 def private_folder(folder: Path) -> None:
@@ -45,6 +47,13 @@ def write_private(file: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise StateError(f"{file}: {error.strerror}") from None
+
+
+def refuse_writable(file: Path) -> None:
+    """A file that says who may do what is its owner's alone to write. Raises StateError, OSError."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o022:
+        raise StateError(f"{file} may be written by others ({mode:04o}): chmod {mode & ~0o022:04o} it first")
 
 
 def _refuse_wider(path: Path, forbidden: int) -> None:

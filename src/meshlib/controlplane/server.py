@@ -23,10 +23,16 @@ import httpx
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.access_rules import AccessFile
 from meshlib.controlplane.admin import AdminServer, admin_app
+from meshlib.controlplane.admin_tls import admin_context
+from meshlib.controlplane.administrators import Administrators
 from meshlib.controlplane.ads import AggregatedDiscoveryService
+from meshlib.controlplane.audit import AuditLog
+from meshlib.controlplane.audit_api import AuditRoutes
 from meshlib.controlplane.authentication import Authenticator, Issuer, TokenReview
-from meshlib.controlplane.ca import CertificateAuthority
+from meshlib.controlplane.ca import CertificateAuthority, PluggedAuthority
+from meshlib.controlplane.ca_api import AuthorityRoutes
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.history import History
@@ -64,8 +70,11 @@ class ControlPlaneSettings:
     after a start.
     tls: whether xDS and the CA are served by TLS, and callers must prove who they are; None: unless `xds` is loopback.
       Plaintext is for loopback only. names: DNS names and addresses by which it is called, besides its own.
-    plugged_ca: a folder as Istio's `cacerts` secret; None: a root of its own. issuers, kubernetes: whose tokens are
-      believed.
+    plugged_ca: a CA made by somebody else, or a folder as Istio's `cacerts` secret; None: a root of its own.
+    issuers, kubernetes: whose tokens are believed.
+    access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
+      loopback only. Off loopback the admin API is served by TLS, with the same names.
+    audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
     cluster: the Kubernetes cluster whose objects are in force too; None is none.
     """
 
@@ -77,10 +86,16 @@ class ControlPlaneSettings:
     trust_domain: str = "cluster.local"
     tls: bool | None = None
     names: tuple[str, ...] = ()
-    plugged_ca: Path | None = None
+    plugged_ca: PluggedAuthority | Path | None = None
     issuers: tuple[Issuer, ...] = ()
     kubernetes: TokenReview | None = None
     cluster: KubeSettings | None = None
+    access: Path | None = None
+    audit: Path | None = None
+
+    @property
+    def is_admin_local(self) -> bool:
+        return is_loopback(f"{self.admin[0]}:0")
 
     @property
     def is_secure(self) -> bool:
@@ -110,6 +125,8 @@ class ControlPlane:
         self._kube: KubeClient | None = None
         self._kubernetes: KubernetesSource | None = None
         self._following: asyncio.Task[None] | None = None
+        self._administrators: Administrators | None = None
+        self._audit: AuditLog | None = None
         self._http: httpx.AsyncClient | None = None
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
@@ -127,14 +144,14 @@ class ControlPlane:
         loop = asyncio.get_running_loop()
         if not self.settings.is_secure and not is_loopback(f"{self.settings.xds[0]}:0"):
             raise OSError(errno.EPERM, f"xDS on {self.settings.xds[0]} without TLS: plaintext is for loopback only")
-        if not is_loopback(f"{self.settings.admin[0]}:0"):
+        if not self.settings.is_admin_local and self.settings.access is None:
             raise OSError(
                 errno.EPERM,
-                f"--admin {self.settings.admin[0]}: the admin API asks nobody who they are, so it is for this machine "
-                "only; give it 127.0.0.1 or [::1]",
+                f"--admin {self.settings.admin[0]} without --access FILE: whoever reaches it could change the mesh; "
+                "say who may do what, or give it 127.0.0.1 or [::1]",
             )
         await asyncio.to_thread(self._open_authority)
-        store = self._store = await asyncio.to_thread(ObjectStore, self.settings.state)
+        store = self._store = await asyncio.to_thread(self._open_store)
         self._registry.load()
         store.on_change(lambda: self._wake(loop))
         self._registry.on_change(self._changed.set)
@@ -152,8 +169,7 @@ class ControlPlane:
         self._is_ready = True
         self._updates = loop.create_task(self._keep_updating(store), name="control plane updates")
         await self._serve_xds()
-        app = admin_app(store, self, allowed_hosts=(self.settings.admin[0],), routes=self._admin_routes())
-        self._admin = AdminServer(app, *self.settings.admin)
+        self._admin = self._make_admin(store)
         try:
             await self._admin.start()
         except OSError as error:
@@ -208,6 +224,17 @@ class ControlPlane:
     def admin_url(self) -> str:
         assert self._admin is not None
         return self._admin.url
+
+    @property
+    def local_admin_url(self) -> str:
+        """As this machine reaches it."""
+        assert self._admin is not None
+        return self._admin.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+    @property
+    def roots(self) -> str:
+        """PEM of the roots that vouch for this control plane."""
+        return self.authority.bundle.decode("ascii") if self.authority is not None else ""
 
     # Changes
 
@@ -277,16 +304,43 @@ class ControlPlane:
         await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
         self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
         self._badges = await asyncio.to_thread(badges_of, objects)
-        await asyncio.to_thread(lambda: self._history.update(store.configuration(), time.time()))
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
 
-    def _admin_routes(self) -> list[Route]:
-        routes = self._picture.routes()
-        if self.tokens is not None and self.authority is not None:
-            routes += TokenRoutes(self.tokens, self.authority, is_loopback(f"{self.settings.admin[0]}:0")).routes()
-        return routes
+    def _open_store(self) -> ObjectStore:
+        settings = self.settings
+        file = settings.audit or (settings.state / "audit.jsonl" if settings.state is not None else None)
+        self._audit = AuditLog(file)
+        self._audit.on_entries(self._history.add)
+        return ObjectStore(settings.state, audit=self._audit)
+
+    def _make_admin(self, store: ObjectStore) -> AdminServer:
+        settings, authority = self.settings, self.authority
+        assert authority is not None and self._administrators is not None and self._audit is not None
+        own = OwnIdentity(authority, (settings.admin[0], *settings.names))
+        access = self._administrators.access
+        app = admin_app(
+            store,
+            self,
+            allowed_hosts=own.names,
+            routes=self._admin_routes(self._audit),
+            administrators=self._administrators,
+            audit=self._audit,
+            is_loopback=settings.is_admin_local,
+        )
+        tls = None
+        if not settings.is_admin_local:
+            tls = admin_context(own, lambda: authority.bundle + (access.rules().roots if access is not None else b""))
+        return AdminServer(app, *settings.admin, tls)
+
+    def _admin_routes(self, audit: AuditLog) -> list[Route]:
+        settings, routes = self.settings, self._picture.routes()
+        assert self.tokens is not None and self.authority is not None and self._certificates is not None
+        may_make = settings.is_admin_local or settings.access is not None
+        routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
+        routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
+        return routes + AuditRoutes(audit).routes()
 
     def _open_authority(self) -> None:
         settings = self.settings
@@ -294,7 +348,8 @@ class ControlPlane:
         authority = self.authority = CertificateAuthority(settings.trust_domain, folder, settings.plugged_ca)
         self.tokens = JoinTokens(folder)
         kubernetes = settings.kubernetes
-        if kubernetes is not None or settings.issuers:
+        access = AccessFile(settings.access) if settings.access is not None else None
+        if kubernetes is not None or settings.issuers or access is not None:
             ca_file = kubernetes.ca_file if kubernetes is not None else None
             verify = ssl.create_default_context(cafile=ca_file)
             self._http = httpx.AsyncClient(verify=verify, trust_env=False)
@@ -305,6 +360,14 @@ class ControlPlane:
             issuers=settings.issuers,
             kubernetes=kubernetes,
             http=self._http,
+        )
+        self._administrators = Administrators(
+            access,
+            trust_domain=settings.trust_domain,
+            roots=lambda: authority.roots,
+            kubernetes=kubernetes,
+            http=self._http,
+            replays=authenticator.replays,
         )
         self._certificates = CertificateService(authority, authenticator)
         self._ads.authenticate_by(authenticator, is_required=settings.is_secure)

@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,9 @@ from typing import IO, NamedTuple
 import msgspec
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.audit import FOLDER, KUBERNETES, UNKNOWN, Actor, AuditLog, Entry, redacted
 from meshlib.controlplane.kinds import Kind, find_kind, named, position
+from meshlib.controlplane.private_files import StateError as StateError
 from meshlib.errors import ConfigurationError
 from meshlib.istio.folder import Contents as FolderContents
 from meshlib.istio.parse import parse_text
@@ -38,10 +40,6 @@ logger = logging.getLogger("meshlib.controlplane")
 
 RUNNING = frozenset({"Pod", "Endpoints", "EndpointSlice", "Node"})
 """Kinds of what runs, which nobody writes."""
-
-
-class StateError(Exception):
-    """The state folder can't be used. The message names the file and says why."""
 
 
 class UnknownKind(Exception):
@@ -55,6 +53,10 @@ class Key(NamedTuple):
     kind: str
     namespace: str
     name: str
+
+
+Check = Callable[[Collection[Key]], None]
+"""Whether these objects may be changed. Raises what the caller of apply or delete wants to see."""
 
 
 def key_of(given: Object) -> Key:
@@ -102,12 +104,21 @@ class Contents:
 class ObjectStore:
     """The objects in force. Thread-safe.
 
-    state: the folder that keeps what is applied; None keeps it in memory only. Raises StateError when it can't be read,
+    state: the folder that keeps what is applied; None keeps it in memory only. audit: is told of every change before it
+    is in force; what the first reading of the folders brings is none. Raises StateError when the folder can't be read,
     or when another process uses it.
     """
 
-    def __init__(self, state: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        state: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        audit: AuditLog | None = None,
+    ) -> None:
         self._clock = clock
+        self._audit = audit if audit is not None else AuditLog()
+        self._has_folder = self._has_kubernetes = False
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self._state = StateFolder(state) if state is not None else None
@@ -135,22 +146,9 @@ class ObjectStore:
         warnings = (warning for held in contents.in_force().values() for warning in held.warnings)
         return in_order((*contents.folder_problems, *contents.kubernetes_problems, *contents.state_problems, *warnings))
 
-    def configuration(self) -> list[api.StoredObject]:
-        """What people wrote, of all that is in force; not what a cluster tells of what runs, which changes always."""
-        return self._shown(lambda key: key.kind not in RUNNING)
-
     def stored(self, *, kind: str = "", namespace: str = "", name: str = "") -> list[api.StoredObject]:
         """What is in force, as the admin API shows it. kind: as people write it; "" is any. Raises UnknownKind."""
         wanted = self._kind(kind) if kind else None
-        return self._shown(
-            lambda key: (
-                (wanted is None or (wanted.kind, wanted.group) == (key.kind, key.group))
-                and namespace in ("", key.namespace)
-                and name in ("", key.name)
-            )
-        )
-
-    def _shown(self, is_wanted: Callable[[Key], bool]) -> list[api.StoredObject]:
         contents = self._contents
         return [
             api.StoredObject(
@@ -165,7 +163,9 @@ class ObjectStore:
                 yaml=held.yaml,
             )
             for key, held in self._sorted()
-            if is_wanted(key)
+            if (wanted is None or (wanted.kind, wanted.group) == (key.kind, key.group))
+            and namespace in ("", key.namespace)
+            and name in ("", key.name)
         ]
 
     def _sorted(self) -> list[tuple[Key, Held]]:
@@ -190,6 +190,9 @@ class ObjectStore:
                 key: form for key, form in contents.removed.items() if key in found and _digest(found[key]) == form
             }
             changed = replace(contents, folder=folder, folder_problems=tuple(problems), removed=removed)
+            if self._has_folder:
+                self._write_down(changed, FOLDER, "folder")
+            self._has_folder = True
             if removed != contents.removed and self._state is not None:
                 try:
                     self._state.write(changed)
@@ -205,15 +208,29 @@ class ObjectStore:
         with self._lock:
             contents = self._contents
             layer = _layer(found, contents.kubernetes, self._clock(), about)
-            self._contents = replace(contents, kubernetes=layer, kubernetes_problems=tuple(now.problems))
+            changed = replace(contents, kubernetes=layer, kubernetes_problems=tuple(now.problems))
+            if self._has_kubernetes:
+                self._write_down(changed, KUBERNETES, "kubernetes")
+            self._has_kubernetes = True
+            self._contents = changed
         self._tell()
 
-    def apply(self, text: str, source: str, *, namespace: str = "default") -> api.Results:
+    def apply(
+        self,
+        text: str,
+        source: str,
+        *,
+        namespace: str = "default",
+        by: Actor = UNKNOWN,
+        check: Check | None = None,
+    ) -> api.Results:
         """Put every usable object of this YAML into force, and say what is wrong with the others.
 
-        Raises StateError when it can't be kept; then nothing has changed.
+        Raises StateError when it can't be kept, and what `check` raises; then nothing has changed.
         """
         parsed = parse_text(text, source, namespace=namespace)
+        if check is not None:
+            check([key_of(each) for each in parsed.objects])
         about = _by_object(parsed.warnings)
         results = []
         with self._lock:
@@ -229,7 +246,7 @@ class ObjectStore:
                 if key in applied or in_folder is None or not in_folder.object.same_content(each):
                     applied[key] = _held(each, held, now, about.get(each.title, ()))
                 results.append(_result(each, "created" if held is None else "configured"))
-            has_changed = self._change(replace(contents, applied=applied, removed=removed))
+            has_changed = self._change(replace(contents, applied=applied, removed=removed), by, "apply", now)
         if has_changed:
             self._tell()
         return api.Results(
@@ -238,19 +255,33 @@ class ObjectStore:
             tuple(problem_of(warning) for warning in parsed.warnings),
         )
 
-    def delete(self, text: str, source: str, *, namespace: str = "default") -> api.Results:
-        """Put the objects that this YAML names out of force. Raises StateError as apply does."""
+    def delete(
+        self,
+        text: str,
+        source: str,
+        *,
+        namespace: str = "default",
+        by: Actor = UNKNOWN,
+        check: Check | None = None,
+    ) -> api.Results:
+        """Put the objects that this YAML names out of force. Raises as apply does."""
         parsed = parse_text(text, source, namespace=namespace)
-        results = self._remove((key_of(each), each.api_version) for each in parsed.objects)
+        results = self._remove([(key_of(each), each.api_version) for each in parsed.objects], by, check)
         return api.Results(results, tuple(problem_of(problem) for problem in parsed.problems))
 
-    def delete_named(self, kind: str, namespace: str, name: str) -> api.Results:
-        """Put one object out of force. Raises UnknownKind, and StateError as apply does."""
+    def delete_named(
+        self, kind: str, namespace: str, name: str, *, by: Actor = UNKNOWN, check: Check | None = None
+    ) -> api.Results:
+        """Put one object out of force. Raises UnknownKind, and as apply does."""
         known = self._kind(kind)
         version = f"{known.group}/" if known.group else "v1"
-        return api.Results(self._remove([(Key(known.group, known.kind, namespace, name), version)]))
+        return api.Results(self._remove([(Key(known.group, known.kind, namespace, name), version)], by, check))
 
-    def _remove(self, named_objects: Iterable[tuple[Key, str]]) -> tuple[api.Result, ...]:
+    def _remove(
+        self, named_objects: Collection[tuple[Key, str]], by: Actor, check: Check | None
+    ) -> tuple[api.Result, ...]:
+        if check is not None:
+            check([key for key, _ in named_objects])
         results = []
         with self._lock:
             contents = self._contents
@@ -271,17 +302,32 @@ class ObjectStore:
                     note = "Kubernetes has it, and there it can be deleted"
                 resource = named(key.kind, version).resource
                 results.append(api.Result(key.kind, resource, key.namespace, key.name, outcome, note))
-            has_changed = self._change(replace(contents, applied=applied, removed=removed))
+            changed = replace(contents, applied=applied, removed=removed)
+            has_changed = self._change(changed, by, "delete", self._clock())
         if has_changed:
             self._tell()
         return tuple(results)
 
-    def _change(self, contents: Contents) -> bool:
+    def _write_down(self, changed: Contents, by: Actor, action: str) -> None:
+        """What others have changed already: nobody can be told no."""
+        try:
+            self._audit.add(_entries(self._contents, changed, by, action, self._clock()))
+        except StateError as error:
+            logger.error("%s", error)
+
+    def _change(self, contents: Contents, by: Actor, action: str, now: float) -> bool:
         """Written first: what the disk does not have was never said to be done. With the lock held."""
         if contents.applied == self._contents.applied and contents.removed == self._contents.removed:
             return False
+        entries = _entries(self._contents, contents, by, action, now)
+        self._audit.add(entries)
         if self._state is not None:
-            self._state.write(contents)
+            try:
+                self._state.write(contents)
+            except StateError:
+                with contextlib.suppress(StateError):
+                    self._audit.add([msgspec.structs.replace(each, outcome="failed") for each in entries])
+                raise
         self._contents = contents
         return True
 
@@ -306,6 +352,36 @@ class ObjectStore:
             f"<ObjectStore {len(contents.in_force())} objects in force, {len(contents.applied)} of them applied, "
             f"{len(self.problems())} problems>"
         )
+
+
+def _entries(before: Contents, after: Contents, by: Actor, action: str, now: float) -> list[Entry]:
+    """What is otherwise in force after a change, an entry for each object."""
+    old, new = before.in_force(), after.in_force()
+    entries = []
+    for key in sorted({*old, *new}):
+        was, now_is = old.get(key), new.get(key)
+        if (
+            key.kind in RUNNING
+            or was is now_is
+            or (was is not None and now_is is not None and was.object.same_content(now_is.object))
+        ):
+            continue
+        told, where = (now_is, after) if now_is is not None else (was, before)
+        assert told is not None
+        entries.append(
+            Entry(
+                now,
+                *by,
+                action,
+                object=f"{key.kind} {key.namespace}/{key.name}",
+                namespace=key.namespace,
+                origin=where.origin(key),
+                source=told.object.source,
+                before=redacted(was.yaml) if was is not None else "",
+                after=redacted(now_is.yaml) if now_is is not None else "",
+            )
+        )
+    return entries
 
 
 def _by_object(warnings: Iterable[ConfigurationWarning]) -> Mapping[str, tuple[ConfigurationWarning, ...]]:

@@ -227,7 +227,7 @@ def _of_the_mesh(credentials: Credentials, names: tuple[str, ...]) -> Verify:
         trusted = roots.get(identity.trust_domain)
         if trusted is None:
             raise _refused(f"{identity} is of no trusted domain; there are {', '.join(roots) or 'none'}")
-        if len(roots) > 1 and _root(connection) not in trusted:
+        if len(roots) > 1 and root_of(connection) not in trusted:
             raise _refused(f"{identity} was not signed by a root of {identity.trust_domain}")
         if is_named is not None:
             is_named(connection)
@@ -249,7 +249,7 @@ def _verify_with(context: ssl.SSLContext, verify: Verify) -> None:
     context.sslsocket_class, context.sslobject_class = VerifiedSocket, VerifiedObject
 
 
-def _root(connection: Any) -> bytes:
+def root_of(connection: Any) -> bytes:
     """Where the verified chain ends, in DER."""
     if hasattr(connection, "get_verified_chain"):  # Python 3.13
         return bytes(connection.get_verified_chain()[-1])
