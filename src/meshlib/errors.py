@@ -66,6 +66,12 @@ class RateLimited(MeshError):
     status, grpc_status, flag = 429, 8, "RL"
 
 
+class RateLimitUnanswered(MeshError):
+    """Who counts a quota for all processes did not answer, and the quota's `failureModeDeny` says no then."""
+
+    status, grpc_status, flag = 500, 2, "RLSE"
+
+
 class FaultInjected(MeshError):
     """A fault of the route's configuration aborted the call. `status` is the fault's."""
 

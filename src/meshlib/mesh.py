@@ -42,7 +42,9 @@ from meshlib.policy import propagation
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
 from meshlib.policy.observer import Call, Observer
+from meshlib.policy.quota import Quotas
 from meshlib.policy.router import with_port
+from meshlib.quota.edge import QuotaEdge
 from meshlib.telemetry.setup import Setup, target_of
 from meshlib.version import __version__
 
@@ -383,6 +385,7 @@ class Mesh:
         self._health: HealthChecker | None = None
         self._is_started = False
         self._has_waited = False
+        self._quotas = QuotaEdge(self._quota_channel)
         self._closing = threading.Event()
         self._ready_thread: threading.Thread | None = None
 
@@ -536,12 +539,26 @@ class Mesh:
         if not self._is_started:
             self.start()
         observer = self._observer
+        quotas = self._quotas
         if observer is None:
-            return CallContext(self._read_live, time.monotonic, self._rng, deadline, "", may_resend)
+            return CallContext(
+                self._read_live, time.monotonic, self._rng, deadline, "", may_resend, False, "", None, None, quotas
+            )
         call = Call(propagation.current.get())
         return CallContext(
-            self._read_live, time.monotonic, self._rng, deadline, "", may_resend, False, "", observer, call
+            self._read_live, time.monotonic, self._rng, deadline, "", may_resend, False, "", observer, call, quotas
         )
+
+    @property
+    def quotas(self) -> Quotas:
+        """Who is asked about limits that others count."""
+        return self._quotas
+
+    def _quota_channel(self, target: str) -> grpc.Channel:
+        from meshlib.outbound.function import authority
+        from meshlib.outbound.grpc import MeshChannel
+
+        return MeshChannel(_Unasked(self), authority(target), (), None)
 
     def _who_observes(self) -> Observer | None:
         return self._observer
@@ -1019,6 +1036,7 @@ class Mesh:
             self._identity = self._identity.restarted()
         if self.telemetry is not None:
             self._observer = self.telemetry.restart_after_fork(self.node)
+        _orphans.append(self._quotas)  # with connections of the parent's
         self._forget_threads()
         if was_closed:
             self._closing.set()
@@ -1056,6 +1074,7 @@ class Mesh:
             self._health.stop()
         if self.telemetry is not None:
             self.telemetry.stop()
+        self._quotas.close()
         for transport in list(self._transports):
             transport.close()
         _instances.discard(self)
@@ -1074,6 +1093,19 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"<Mesh {self.node.workload.name} {self.settings.control_plane or 'no control plane'} {self._live!r}>"
+
+
+class _Unasked:
+    """A Mesh to those who ask about quotas: their own calls ask nobody, or the question would never end."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def call_context(self, deadline: float | None = None, may_resend: bool = False) -> CallContext:
+        return self._mesh.call_context(deadline, may_resend)._replace(quotas=None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mesh, name)
 
 
 def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: Any) -> Mesh:

@@ -22,6 +22,7 @@ from meshlib.model import (
     DirectResponse,
     HeaderOperations,
     Mirror,
+    RateLimit,
     Redirect,
     RetryPolicy,
     Rewrite,
@@ -38,6 +39,23 @@ from snapshots import forward, route
 async def client():
     async with httpx.AsyncClient(timeout=20) as made:
         yield made
+
+
+# Limits
+
+
+async def test_a_limit_of_the_gateway_is_one_for_all_that_comes_in(client: httpx.AsyncClient) -> None:
+    """429 with Envoy's headers, before anything is sent on; good answers tell what is left where they are asked to."""
+    limited = Access(rate_limits=(RateLimit("door", 2, 2, 3600.0, answers=True),))
+    with Peer() as peer:
+        given = everything_to(peer.address)
+        given = replace(given, listeners=tuple(replace(each, access=limited) for each in given.listeners))
+        async with gateway(given) as made:
+            answers = [await client.get(url(made)) for _ in range(3)]
+        assert [each.status_code for each in answers] == [200, 200, 429]
+        assert [each.headers["x-ratelimit-remaining"] for each in answers] == ["1", "0", "0"]
+        assert (answers[2].text, answers[2].headers["x-envoy-ratelimited"]) == ("local_rate_limited", "true")
+        assert len(peer.received) == 2
 
 
 # Crossing

@@ -8,7 +8,7 @@ from views import node, service, view
 
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate, view_key
-from meshlib.model import LimitKey, RateLimit
+from meshlib.model import LimitKey, NodeKind, RateLimit
 
 LIMIT = """
 apiVersion: meshlib.io/v1alpha1
@@ -40,11 +40,12 @@ def test_inbound_limits_are_the_selected_workloads(labels: dict[str, str], count
     assert not problems
     seen = node(**labels)
     (inbound,) = translate(tuple(objects), (), seen).snapshot.inbound
-    assert len(inbound.rate_limits) == count
+    limits = inbound.access.rate_limits
+    assert len(limits) == count
     assert view_key(tuple(objects), seen) != view_key(tuple(objects), node())
     if count:
-        origin = inbound.rate_limits[0].origin
-        assert inbound.rate_limits == (
+        origin = limits[0].origin
+        assert limits == (
             RateLimit("all", 150, 100, 60.0, answers=True, origin=origin),
             RateLimit(
                 "default/api 1",
@@ -86,3 +87,45 @@ def test_a_limit_of_outbound_calls_has_no_callers_to_tell_apart() -> None:
     text = policy("{host: a, rateLimits: [{requests: 1, per: 1s, keys: [principal]}]}")
     (problem,) = parse_text(text, "x.yaml").problems
     assert problem.field == "spec.rateLimits[0].keys[0]"
+
+
+RULES = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a, namespace: default}
+spec:
+  hosts: [a]
+  http:
+  - match: [{uri: {prefix: /old}}]
+    redirect: {uri: /new}
+  - route: [{destination: {host: a}}]
+"""
+
+
+@pytest.mark.parametrize("limits", ["rateLimits: [{name: calls, requests: 10, per: 1s}]", "resendUnsafe: true"])
+def test_a_route_that_answers_by_itself_is_limited_by_its_host(limits: str) -> None:
+    """The redirect is a call to `a`, too."""
+    seen = view(service(), policy(f"{{host: a, {limits}}}"), RULES)
+    made = next(each for each in seen.snapshot.route_configurations if "a.default" in each.name)
+    redirect, forward = made.virtual_hosts[0].routes
+    wanted = cluster(seen).name if "rateLimits" in limits else ""
+    assert (redirect.limited_by, forward.limited_by) == (wanted, "")
+    assert redirect.clusters == ((wanted,) if wanted else ())
+
+
+GATEWAY = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: g, namespace: default}
+spec:
+  selector: {app: reviews}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
+"""
+
+
+def test_a_ratelimit_that_selects_a_gateway_holds_at_its_doors() -> None:
+    """Each listener has it."""
+    objects = (*parse_text(LIMIT, "limits.yaml").objects, *parse_text(GATEWAY, "g.yaml").objects)
+    (listener,) = translate(objects, (), node(kind=NodeKind.ROUTER, app="reviews")).snapshot.listeners
+    assert listener.access is not None
+    assert [each.name for each in listener.access.rate_limits] == ["all", "default/api 1"]

@@ -29,6 +29,7 @@ from meshlib.model import (
     HeaderOperations,
     LoadBalancing,
     Mirror,
+    RateLimit,
     RetryPolicy,
     Rewrite,
     RouteMatch,
@@ -526,6 +527,29 @@ def test_an_overflowing_cluster_answers_503(call: Caller, here: Mesh) -> None:
         statuses = Counter(answer.status_code for answer in call.together([URL] * 6))
         assert statuses[503] == 4
         assert statuses[200] == 2
+
+
+def test_a_call_beyond_a_rate_limit_is_answered_429(call: Caller, here: Mesh) -> None:
+    """With Envoy's words and headers, in the library's own response; the server never sees it."""
+    limit = RateLimit("two", 2, 2, 3600.0)
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address], cluster=Cluster("c", rate_limits=(limit,))))
+        answers = [call.get(URL) for _ in range(3)]
+        assert [each.status_code for each in answers] == [200, 200, 429]
+        refused = answers[2]
+        assert (refused.text, refused.every("x-envoy-ratelimited")) == ("local_rate_limited", ["true"])
+        assert (refused.every("x-ratelimit-remaining"), refused.every("retry-after")) == (["0"], ["1800"])
+        assert len(peer.received) == 2
+        cluster = here.live.clusters["c"]
+        assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (0, 0)
+
+
+def test_a_call_that_a_route_answers_counts_against_the_limit_of_its_host(call: Caller, here: Mesh) -> None:
+    """Envoy's filter comes before the router."""
+    limit = RateLimit("one", 1, 1, 3600.0)
+    answered = route(DirectResponse(418, b"teapot"), limited_by="c")
+    publish(here, snapshot({"reviews:9080": [answered]}, {"c": (Cluster("c", rate_limits=(limit,)), [])}))
+    assert [call.get(URL).status_code for _ in range(2)] == [418, 429]
 
 
 def test_new_configuration_is_used_by_the_next_call(call: Caller, here: Mesh) -> None:

@@ -22,6 +22,7 @@ from meshlib.model import (
     FaultDelay,
     HeaderOperations,
     OutlierDetection,
+    RateLimit,
     RetryPolicy,
 )
 from meshlib.outbound.grpc_terms import Call, Terms
@@ -265,6 +266,20 @@ def test_limits_turn_calls_away(name: str, open_face: Open, here: Mesh, peer: Gr
             break
         except meshlib.errors.Overflow:
             time.sleep(0.01)
+
+
+@every_face
+def test_a_rate_limit_turns_calls_away(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """RESOURCE_EXHAUSTED, with the limit's headers as metadata; the server never sees it."""
+    limited = Cluster(TARGET, rate_limits=(RateLimit("one", 1, 1, 3600.0),))
+    publish(here, service(TARGET, [peer.address], cluster=limited))
+    call = open_face(name)
+    assert call.unary(b"a") == b"peer:a"
+    error = raised(call.unary, b"a")
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert isinstance(error, meshlib.RateLimited)
+    assert {("x-envoy-ratelimited", "true"), ("x-ratelimit-remaining", "0")} <= set(error.trailing_metadata())
+    assert len(peer.requests) == 1
 
 
 @every_face

@@ -14,15 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlib.model import (
+    Access,
     BreakerRules,
     Cluster,
     DirectResponse,
     Endpoint,
     HeaderMatch,
     Health,
+    Inbound,
+    LimitKey,
     LoadAssignment,
     OutlierDetection,
     QueryMatch,
+    RateLimit,
     RetryPolicy,
     RouteMatch,
     Snapshot,
@@ -247,3 +251,26 @@ def test_the_example_of_the_documentation_prints_what_is_shown(tmp_path: Path) -
     (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout == shown
+
+
+def test_limits_are_told_with_what_is_used_of_them() -> None:
+    """Of a destination, of a route that answers by itself, and of what comes in here."""
+    limit = RateLimit("two", 2, 2, 60.0, origin="BackendTrafficPolicy default/c (a.yaml)")
+    asleep = RateLimit("shy", 1, 1, 60.0, (LimitKey("header", "end-user"),), shadow=True)
+    routes = {"a:80": [route(forward("c"))], "b:80": [route(DirectResponse(418), limited_by="c")]}
+    given_snapshot = snapshot(routes, {"c": (Cluster("c", rate_limits=(limit, asleep)), TWO)})
+    inbound = Inbound("inbound", access=Access(rate_limits=(RateLimit("in", 5, 5, 1.0),)))
+    now = live(replace(given_snapshot, inbound=(inbound,)))
+    limiter = now.clusters["c"].limiter
+    assert limiter is not None
+    for _ in range(3):
+        limiter.take(request("http://a/", headers={"end-user": "jason"}), None, 0.0)
+    told = str(explain(now, request("http://a/")))
+    assert (
+        "limit two: 2 in 60 s, 2 at once: 2 passed, 1 turned away, 0 left [BackendTrafficPolicy default/c (a.yaml)"
+        in told
+    )
+    assert "limit shy: 1 in 60 s, 1 at once by end-user: 1 passed, 1 would be turned away" in told
+    assert "Calls that come in here are limited, too:\n  limit in: 5 in 1 s, 5 at once: 0 passed" in told
+    answered = explain(now, request("http://b/"))
+    assert [(use.limit.name, use.allowed, use.limited) for use in answered.limits] == [("two", 2, 1), ("shy", 1, 1)]

@@ -12,13 +12,16 @@ from flows import Run, request
 import meshlib
 from meshlib.model import (
     UNKNOWN_PEER,
+    Access,
     Cluster,
+    HeaderMatch,
     Inbound,
     LimitKey,
     Peer,
     RateLimit,
     Snapshot,
     SpiffeId,
+    StringMatch,
 )
 from meshlib.policy.admission import ALLOW, Allow, Deny
 from meshlib.policy.call import CallContext
@@ -67,6 +70,60 @@ def test_a_new_configuration_keeps_what_was_taken() -> None:
     assert [(limit.name, allowed) for limit, allowed, _ in more.counts()] == [("two", 1), ("by-user", 0)]
 
 
+def test_a_limit_is_the_same_wherever_it_is_written() -> None:
+    """A file that gets another name fills nobody's bucket; two limits that say the same keep one each."""
+    first = Limiter([TWO, TWO])
+    for _ in range(2):
+        first.take(request(), None, 0.0)
+    moved = replace(TWO, origin="RateLimit default/two (b.yaml)")
+    second = Limiter([moved, moved], known=first.known)
+    assert [(limit.origin, allowed) for limit, allowed, _ in second.counts()] == [(moved.origin, 2)] * 2
+    assert isinstance(second.take(request(), None, 0.0), Limited)
+    assert [limited for *_, limited in second.counts()] == [1, 0]
+
+
+def test_a_limit_may_be_for_the_calls_that_no_other_concerns() -> None:
+    """Envoy's default bucket, where it is not always consumed."""
+    theirs = RateLimit("jason", 1, 1, 60.0, (LimitKey("header", "end-user", value="jason"),), origin="o")
+    limiter = Limiter([theirs, RateLimit("others", 1, 1, 60.0, origin="o", otherwise=True)])
+
+    def asked(user: str) -> str:
+        found = limiter.take(request(headers={"end-user": user}), None, 0.0)
+        return found.limit.name if isinstance(found, Limited) else ""
+
+    assert [asked(user) for user in ("jason", "jason", "anna", "bert")] == ["", "jason", "", "others"]
+
+
+def test_ports_and_hosts_narrow_a_limit() -> None:
+    """As the port and the virtual host of an EnvoyFilter do."""
+    limiter = Limiter([RateLimit("narrow", 1, 1, 60.0, port=8080, hosts=("*.example",))])
+    at, elsewhere = Peer(local_port=8080), Peer(local_port=8081)
+    calls = [("a.example:80", elsewhere), ("a.test", at), ("a.example", at), ("b.example:8080", at)]
+    found = [isinstance(limiter.take(request(f"http://{host}/"), peer, 0.0), Limited) for host, peer in calls]
+    assert found == [False, False, False, True]
+
+
+def test_pseudo_headers_and_conditions_describe_calls() -> None:
+    """`:path` with its query, as on the wire; `match` has one bucket for all that fit."""
+    path = HeaderMatch(":path", StringMatch("prefix", "/api", ignore_case=True))
+    limiter = Limiter(
+        [
+            RateLimit("path", 1, 1, 60.0, (LimitKey("header", ":path"),), ("GET",)),
+            RateLimit("api", 1, 1, 60.0, (LimitKey("match", value="api", headers=(path,)),), ("POST",)),
+        ]
+    )
+    calls = [
+        ("GET", "/a?x"),
+        ("GET", "/a"),
+        ("GET", "/a?x"),
+        ("POST", "/other"),
+        ("POST", "/API/1"),
+        ("POST", "/api/2"),
+    ]
+    found = [isinstance(limiter.take(request(f"http://a{path}", method), None, 0.0), Limited) for method, path in calls]
+    assert found == [False, False, True, False, False, True]
+
+
 def test_keys_tell_callers_apart_and_who_has_none_is_not_limited() -> None:
     """Envoy skips a descriptor that can't be built."""
     limiter = Limiter([BY_USER])
@@ -95,7 +152,7 @@ def test_a_limit_in_shadow_counts_and_lets_pass() -> None:
 
 
 def inbound(*limits: RateLimit) -> Guard:
-    return Guard([Inbound("inbound", rate_limits=limits)])
+    return Guard([Inbound("inbound", access=Access(rate_limits=limits))])
 
 
 def test_each_identity_that_calls_has_a_quota() -> None:
@@ -107,6 +164,7 @@ def test_each_identity_that_calls_has_a_quota() -> None:
     denied = found[1]
     assert isinstance(denied, Deny)
     assert (denied.status, denied.flag, denied.grpc_status) == (429, "RL", 8)
+    assert (b"x-envoy-ratelimited", b"true") in denied.headers
 
 
 def test_a_quota_tells_what_is_left_where_it_is_asked_to() -> None:
@@ -131,9 +189,19 @@ def test_a_call_that_goes_out_is_told_what_is_left_too() -> None:
 )
 def test_another_spelling_of_a_path_has_no_quota_of_its_own(path: str, limit: RateLimit) -> None:
     """A quota that `%72` gets around is none."""
-    guard = Guard((Inbound("here", rate_limits=(limit,)),))
+    guard = inbound(limit)
     assert isinstance(guard.admit(request()._replace(path="/reviews/1"), UNKNOWN_PEER, 1.0, 5.0), Allow)
     assert isinstance(guard.admit(request()._replace(path=path), UNKNOWN_PEER, 1.0, 5.0), Deny)
+
+
+def test_ports_with_the_same_limits_share_them() -> None:
+    """A gateway's limit is one of all its doors; a new configuration keeps what was taken by any of them."""
+    limited = Access(rate_limits=(TWO,))
+    first = Guard((), [(80, limited), (443, limited)])
+    assert isinstance(first.admit(request(), Peer(local_port=80), 0.0, 1.0), Allow)
+    second = Guard((), [(443, limited), (8080, Access(rate_limits=(TWO, BY_USER)))], first)
+    found = [second.admit(request(), Peer(local_port=port), 0.0, 1.0) for port in (443, 443)]
+    assert [isinstance(each, Deny) for each in found] == [False, True]
 
 
 def test_only_asking_takes_no_token() -> None:

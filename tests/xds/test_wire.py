@@ -140,6 +140,8 @@ def test_every_field_has_the_specifications_number_and_type() -> None:
 
 PUBLISHED = [
     "envoy.service.auth.v3.external_auth_pb2",
+    "envoy.service.ratelimit.v3.rls_pb2",
+    "envoy.extensions.common.ratelimit.v3.ratelimit_pb2",
     "envoy.service.discovery.v3.ads_pb2",
     "envoy.service.discovery.v3.discovery_pb2",
     "envoy.config.listener.v3.listener_pb2",

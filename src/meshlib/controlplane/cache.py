@@ -18,7 +18,6 @@ from meshlib.model import (
     CATCH_ALL,
     INBOUND_PREFIX,
     Cluster,
-    Forward,
     Inbound,
     Listener,
     LoadAssignment,
@@ -102,18 +101,13 @@ class View:
     @cached_property
     def routed(self) -> frozenset[str]:
         """The clusters that any route leads to, whether they are there or not."""
-        actions = (
-            route.action
+        return frozenset(
+            cluster
             for configuration in self.snapshot.route_configurations
             for host in configuration.virtual_hosts
             for route in host.routes
+            for cluster in route.clusters
         )
-        forwards = (action for action in actions if isinstance(action, Forward))
-        found: set[str] = set()
-        for action in forwards:
-            found.update(each.cluster for each in action.clusters)
-            found.update(each.cluster for each in action.mirrors)
-        return frozenset(found)
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         """The resource that a client asked for by name.

@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection, Iterable
 from meshlib.model import (
     Cluster,
     ClusterType,
-    Forward,
     Inbound,
     Listener,
     LoadAssignment,
@@ -178,7 +177,5 @@ def _clusters_of(routes: RouteConfiguration) -> dict[str, None]:
     found: dict[str, None] = {}
     for host in routes.virtual_hosts:
         for route in host.routes:
-            if isinstance(route.action, Forward):
-                found.update(dict.fromkeys(each.cluster for each in route.action.clusters))
-                found.update(dict.fromkeys(each.cluster for each in route.action.mirrors))
+            found.update(dict.fromkeys(route.clusters))
     return found

@@ -31,7 +31,7 @@ from meshlib.outbound.wire import (
     apply,
     with_host,
 )
-from meshlib.policy.admission import ALLOW, Deny
+from meshlib.policy.admission import ALLOW, Deny, RawPairs
 from meshlib.policy.call import outbound_call
 from meshlib.policy.paths import normalized_target
 from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
@@ -90,6 +90,7 @@ class Proxy:
             Headers(kept),
         )
         refused = None
+        told: RawPairs = ()
         if listener is not None:
             # As the listener is configured, whatever port is behind it here.
             remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
@@ -98,6 +99,7 @@ class Proxy:
             if isinstance(verdict, Deny):
                 refused = _refusal(verdict, kept)
             elif verdict is not ALLOW:
+                told = verdict.answer
                 kept = seen_by_application(kept, verdict, peer)
                 bare, mark, asked = request.path.partition("?")
                 left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
@@ -118,6 +120,7 @@ class Proxy:
             if answer.status == 101 and tunnel is not None and answer.response is not None:
                 await _relay(answer, tunnel)
             else:
+                answer.headers.extend(told)
                 await self._respond(answer, request, send)
         finally:
             await answer.close()

@@ -12,6 +12,8 @@ from meshlib.model import Peer, Request
 from meshlib.policy.admission import ALLOW, Allow, Deny, FetchKeys, Question, RawPairs, ReadBody, Verdict
 from meshlib.policy.guard import Guard
 from meshlib.policy.propagation import is_grpc
+from meshlib.policy.quota import Question as AskQuota
+from meshlib.policy.quota import Quotas
 
 _log = logging.getLogger("meshlib.guard")
 
@@ -42,6 +44,10 @@ class Rules(Protocol):
 
     def admits_unconfigured(self) -> bool:
         """Whether a call comes in while no rules are known."""
+
+    @property
+    def quotas(self) -> Quotas:
+        """Who is asked about limits that others count."""
 
 
 class Edge(Protocol):
@@ -144,9 +150,13 @@ class Reception:
         return (yield from guard.admission(request, peer, self._clock(), time.monotonic()))
 
     def _do(self, step: Question | _AwaitRules) -> Any:
+        if isinstance(step, AskQuota):
+            return self._rules.quotas.ask(step)
         return self._rules.await_inbound() if isinstance(step, _AwaitRules) else self._edge.answer(step)
 
     async def _do_async(self, step: Question | _AwaitRules) -> Any:
+        if isinstance(step, AskQuota):
+            return await self._rules.quotas.ask_async(step)
         if isinstance(step, FetchKeys):
             try:
                 return self._edge.ready(step)

@@ -33,7 +33,7 @@ class AuthorizationEdge:
     def answer(self, question: Question) -> Any:
         if isinstance(question, FetchKeys):
             return self._keys.wait(question.provider, question.unknown)
-        assert isinstance(question, Authorize)
+        assert isinstance(question, Authorize)  # quotas are asked elsewhere
         if question.authorizer.kind == "http":
             from meshlib.inbound import ext_authz
 

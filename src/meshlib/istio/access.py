@@ -48,9 +48,7 @@ def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, 
     objects = tuple(objects)
     tls, ports = _tls(objects, settings, node)
     access = access_of(objects, settings, node, report, targets.services_of(objects, node.workload))
-    return Inbound(
-        INBOUND, tls=tls, port_tls=ports, access=access, rate_limits=tuple(_rate_limits(objects, settings, node))
-    )
+    return Inbound(INBOUND, tls=tls, port_tls=ports, access=access)
 
 
 def _rate_limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> Iterable[RateLimit]:
@@ -61,7 +59,7 @@ def _rate_limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node
         if not isinstance(spec, r.RateLimitPolicy):
             continue
         if each.namespace in (settings.root_namespace, node.workload.namespace) and _labels_fit(spec.selector, labels):
-            yield from limits_of(spec.limits, f"{each.namespace}/{each.name}", f"{each.title} ({each.source})")
+            yield from limits_of(spec.limits, f"{each.namespace}/{each.name}", each.origin)
 
 
 def access_of(
@@ -102,6 +100,7 @@ def access_of(
         tuple(authorizers[name] for name in used),
         settings.trusted_proxies if node.kind is NodeKind.ROUTER else 0,
         settings.normalization,
+        tuple(_rate_limits(objects, settings, node)),
     )
 
 

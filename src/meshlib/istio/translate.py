@@ -272,7 +272,22 @@ class _View:
             meant = tuple((id(each), id(self._rules_for(each))) if each is not None else None for each in found)
             configuration, problems = self._world.once(("ruled", id(owner), host, hosts, port, meant), make)
         self._problems.extend(problems)
-        return configuration
+        return None if configuration is None else self._limited(configuration, host, port)
+
+    def _limited(self, configuration: RouteConfiguration, host: str, port: int) -> RouteConfiguration:
+        """Calls that a route answers by itself count, too, against what is said of the host that they were made to."""
+        service = self._directory.services.get(host)
+        (virtual_host,) = configuration.virtual_hosts
+        if service is None or all(isinstance(each.action, Forward) for each in virtual_host.routes):
+            return configuration
+        name = cluster_name(host, port)
+        clusters = (made.cluster for made in self._world.clusters(service, self._rules_for(service)))
+        if not any(each.name == name and (each.rate_limits or each.quotas) for each in clusters):
+            return configuration
+        routes = tuple(
+            each if isinstance(each.action, Forward) else replace(each, limited_by=name) for each in virtual_host.routes
+        )
+        return replace(configuration, virtual_hosts=(replace(virtual_host, routes=routes),))
 
     def _maker(self, report: Callable[[ConfigurationError], None]) -> RouteMaker:
         return RouteMaker(

@@ -52,7 +52,7 @@ from meshlib.model.cluster import (
 )
 from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
-from meshlib.model.rate_limit import LimitKey, RateLimit
+from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -95,6 +95,7 @@ __all__ = [
     "PASSTHROUGH",
     "SHADOWABLE",
     "TLS_MODE",
+    "TOO_MANY",
     "UNKNOWN_PEER",
     "Access",
     "AccessRule",
@@ -127,6 +128,7 @@ __all__ = [
     "HedgePolicy",
     "Inbound",
     "JwtProvider",
+    "LimitAnswer",
     "LimitKey",
     "Listener",
     "ListenerTls",
@@ -147,6 +149,8 @@ __all__ = [
     "PortIs",
     "PrincipalIs",
     "QueryMatch",
+    "Quota",
+    "QuotaService",
     "RateBudget",
     "RateLimit",
     "Redirect",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from meshlib.model.rate_limit import RateLimit
+from meshlib.model.rate_limit import Quota, RateLimit
 from meshlib.model.route import HeaderMatch, StringMatch
 
 INBOUND_PREFIX = "xds.istio.io/grpc/lds/inbound/"
@@ -188,7 +188,7 @@ class Access:
 
     rules: an ALLOW rule that never holds stands for a policy without rules. trusted_hops: proxies in front of the
     one that wrote the last entry of x-forwarded-for (Envoy xff_num_trusted_hops). normalization: of paths, Istio's
-    pathNormalization.
+    pathNormalization. rate_limits, quotas: asked last.
     """
 
     rules: tuple[AccessRule, ...] = ()
@@ -196,6 +196,8 @@ class Access:
     authorizers: tuple[Authorizer, ...] = ()
     trusted_hops: int = 0
     normalization: str = "BASE"
+    rate_limits: tuple[RateLimit, ...] = ()
+    quotas: tuple[Quota, ...] = ()
 
 
 NO_ACCESS_RULES = Access()
@@ -214,7 +216,6 @@ class Inbound:
     tls: TlsMode = TlsMode.PERMISSIVE
     port_tls: tuple[tuple[int, TlsMode], ...] = ()
     access: Access = NO_ACCESS_RULES
-    rate_limits: tuple[RateLimit, ...] = ()
 
     def tls_mode(self, port: int) -> TlsMode:
         return next((mode for number, mode in self.port_tls if number == port), self.tls)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from meshlib.model.rate_limit import RateLimit
+from meshlib.model.rate_limit import Quota, RateLimit
 
 PASSTHROUGH = "PassthroughCluster"
 """Istio's name of the cluster that sends a request to the very address its caller named."""
@@ -334,3 +334,4 @@ class Cluster:
     shadow: frozenset[str] = frozenset()
     origin: str = ""
     rate_limits: tuple[RateLimit, ...] = ()
+    quotas: tuple[Quota, ...] = ()

@@ -225,7 +225,8 @@ class DirectResponse:
 @dataclass(frozen=True, slots=True)
 class Route:
     """`name` is Istio's (`rule.match`, or `default`); `origin` names the object it came from (`VirtualService
-    default/reviews`), for logs and explain."""
+    default/reviews`), for logs and explain. `limited_by`: the cluster whose rate limits hold for a route that goes to
+    none."""
 
     match: RouteMatch
     action: Forward | Redirect | DirectResponse
@@ -234,6 +235,14 @@ class Route:
     request_headers: HeaderOperations = NO_OPERATIONS
     response_headers: HeaderOperations = NO_OPERATIONS
     origin: str = ""
+    limited_by: str = ""
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Every cluster that it leads to: destinations, mirrors, and the one whose limits hold."""
+        if isinstance(self.action, Forward):
+            return (*(each.cluster for each in self.action.clusters), *(each.cluster for each in self.action.mirrors))
+        return (self.limited_by,) if self.limited_by else ()
 
 
 @dataclass(frozen=True, slots=True)

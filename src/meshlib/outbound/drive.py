@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 from meshlib.model import Outcome
 from meshlib.outbound.races import Tasks, Threads
-from meshlib.policy.steps import Deliver, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
+from meshlib.policy.steps import Ask, Deliver, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -78,6 +78,8 @@ def drive(flow: Flow, exchange: Exchange[R], step: Step | None = None) -> R:
             elif isinstance(step, Queue):
                 wait_for_turn(step)
                 step = next(flow)
+            elif isinstance(step, Ask):
+                step = flow.send(step.quotas.ask(step.question))
             elif isinstance(step, Mirror):
                 if not exchange.mirror(step.flow):
                     step.cluster.dropped_mirror()
@@ -123,6 +125,8 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
             elif isinstance(step, Queue):
                 await wait_for_turn_async(step)
                 step = next(flow)
+            elif isinstance(step, Ask):
+                step = flow.send(await step.quotas.ask_async(step.question))
             elif isinstance(step, Mirror):
                 if not exchange.mirror(step.flow):
                     step.cluster.dropped_mirror()

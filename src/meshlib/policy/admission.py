@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from meshlib.model import Authorizer, JwtProvider, Peer, Request
+from meshlib.policy.quota import Question as AskQuota
 
 RawPairs = tuple[tuple[bytes, bytes], ...]
 
@@ -84,5 +85,5 @@ class Authorize(NamedTuple):
     is_partial: bool = False
 
 
-Question = FetchKeys | ReadBody | Authorize
+Question = FetchKeys | ReadBody | Authorize | AskQuota
 Admission = Generator[Question, Any, Verdict]

@@ -31,10 +31,26 @@ from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
 from meshlib.policy.observer import Call, Observer, observed
-from meshlib.policy.rate_limit import BODY, Limited, Pairs
+from meshlib.policy.quota import Answer, Quotas
+from meshlib.policy.rate_limit import Limited, Limiter, Taken
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
-from meshlib.policy.steps import Deliver, Finished, Flow, Mirror, Queue, Race, Reply, Resolve, Send, Step, Wait, Win
+from meshlib.policy.steps import (
+    Ask,
+    Deliver,
+    Finished,
+    Flow,
+    Mirror,
+    Queue,
+    Race,
+    Reply,
+    Resolve,
+    Send,
+    Step,
+    Told,
+    Wait,
+    Win,
+)
 from meshlib.state import EndpointState
 from meshlib.state.limits import Ticket
 
@@ -63,6 +79,7 @@ class CallContext(NamedTuple):
     finds_its_way: the caller connects by itself, so no endpoint is picked, none is judged and nothing is mirrored.
     source: the address of who asks, for hash policies; "" is this process.
     observer, call: who is told what comes of it, and the record to be filled in; None is nobody.
+    quotas: who is asked about limits that others count; None asks nobody: the call is such a question itself.
     """
 
     live: Callable[[], Live]
@@ -75,6 +92,7 @@ class CallContext(NamedTuple):
     source: str = ""
     observer: Observer | None = None
     call: Call | None = None
+    quotas: Quotas | None = None
 
 
 def outbound_call(request: Request, context: CallContext) -> Flow:
@@ -120,7 +138,15 @@ def _call(request: Request, context: CallContext) -> Flow:
 
     action = decision.action
     if not isinstance(action, Forward):
-        yield _answered(decision, request, action)
+        limiting = context.live().cluster(decision.route.limited_by) if decision.route.limited_by else None
+        reply = _answered(decision, request, action)
+        if limiting is not None and limiting.limiter is not None:
+            allowed = yield from _within(limiting, limiting.limiter, request, context, started)
+            if isinstance(allowed, Reply):
+                reply = allowed
+            elif allowed is not None:
+                reply = reply._replace(headers=(*reply.headers, *allowed.headers))
+        yield reply
         return
 
     chosen = decision.choose(rng)
@@ -134,15 +160,14 @@ def _call(request: Request, context: CallContext) -> Flow:
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
         return
-    quota: Pairs = ()  # what the response says about a rate limit
+    quota: Taken | None = None  # what is said about rate limits
     if cluster.limiter is not None:
-        taken = cluster.limiter.take(request, None, started)
-        if isinstance(taken, Limited):
-            told = (("x-envoy-ratelimited", "true"), *taken.headers)
-            yield Reply(429, told, BODY, "RL", f"{cluster.name}: {taken.reason}", errors.RateLimited)
+        allowed = yield from _within(cluster, cluster.limiter, request, context, started)
+        if isinstance(allowed, Reply):
+            yield allowed
             return
-        if taken is not None:
-            quota = taken.headers
+        quota = allowed
+        started = clock() if cluster.limiter.asks else started
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)
@@ -183,6 +208,8 @@ def _call(request: Request, context: CallContext) -> Flow:
         if decision.timeout is not None and (deadline is None or started + decision.timeout < deadline):
             deadline = started + decision.timeout
         authority_on_wire, path, headers = _on_the_wire(request, decision, chosen)
+        if quota is not None and quota.request_headers:
+            headers = (*headers, HeaderOperations(set=quota.request_headers))
         key, set_cookie = (
             hash_key(action.hash_policies, request, context.source, rng) if action.hash_policies else (None, "")
         )
@@ -292,6 +319,27 @@ def _match(live: Live, request: Request, route_configuration: str) -> Decision |
     return NO_ROUTE if table is None else table.match(request) or NO_ROUTE
 
 
+def _within(
+    cluster: LiveCluster, limiter: Limiter, request: Request, context: CallContext, now: float
+) -> Generator[Step, Told, Reply | Taken | None]:
+    """Whether the cluster's limits let one more call pass: the answer in its place where they don't."""
+    if not limiter.asks or context.quotas is None:
+        found = limiter.take(request, None, now)
+    else:
+        asking = limiter.asking(request, None, now)
+        try:
+            question = next(asking)
+            while True:
+                answer = yield Ask(context.quotas, question)
+                question = asking.send(answer if isinstance(answer, Answer) else None)
+        except StopIteration as end:
+            found = end.value
+    if not isinstance(found, Limited):
+        return found
+    error = errors.RateLimited if found.flag == "RL" else errors.RateLimitUnanswered
+    return Reply(found.status, found.headers, found.body, found.flag, f"{cluster.name}: {found.reason}", error)
+
+
 def _waited(
     ticket: Ticket,
     cluster: LiveCluster,
@@ -299,7 +347,7 @@ def _waited(
     context: CallContext,
     started: float,
     permit: Permit | None,
-) -> Generator[Step, Outcome | Finished | None, bool]:
+) -> Generator[Step, Told, bool]:
     """Whether a call's turn for a connection came before its time was over. The route's timeout holds for it, too."""
     ends = [context.deadline] if context.deadline is not None else []
     if decision.timeout is not None:
@@ -379,7 +427,7 @@ def _race(
     target: Target,
     deadline: float | None,
     key: int | None,
-) -> Generator[Step, Outcome | Finished | None, _Raced | None]:
+) -> Generator[Step, Told, _Raced | None]:
     """The first try of a hedged call: the first good answer wins. None when the deadline passed without one.
 
     Hedges start by the clock alone, each inside the retry budget. A bad answer starts none and wins only when no other
@@ -473,15 +521,15 @@ def _on_the_wire(
 
 
 def _response_operations(
-    decision: Decision, chosen: WeightedCluster, set_cookie: str, quota: Pairs
+    decision: Decision, chosen: WeightedCluster, set_cookie: str, quota: Taken | None
 ) -> tuple[HeaderOperations, ...]:
     operations: tuple[HeaderOperations, ...] = ()
     if decision.response_headers or chosen.response_headers:
         operations = (chosen.response_headers, decision.response_headers)
     if set_cookie:
         operations = (*operations, HeaderOperations(add=(("set-cookie", set_cookie),)))
-    if quota:
-        operations = (*operations, HeaderOperations(add=quota))
+    if quota is not None and quota.headers:
+        operations = (*operations, HeaderOperations(add=quota.headers))
     return operations
 
 

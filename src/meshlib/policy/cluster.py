@@ -104,8 +104,9 @@ class LiveCluster:
             self._budget = budget_of(cluster.retry_budget, cluster.limits.max_retries, self.state)
         self.breaker: Breaker | None = _breaker(cluster, previous)
         self.limiter: Limiter | None = None
-        if cluster.rate_limits:
-            self.limiter = Limiter(cluster.rate_limits, previous.limiter if previous else None)
+        if cluster.rate_limits or cluster.quotas:
+            before = previous.limiter.known if previous is not None and previous.limiter is not None else None
+            self.limiter = Limiter(cluster.rate_limits, cluster.quotas, before)
         self.picker: Picker = EMPTY
         with self.state.lock:
             if self._detector is None:

@@ -20,6 +20,7 @@ from meshlib.model import (
     Health,
     OutlierDetection,
     QueryMatch,
+    RateLimit,
     Redirect,
     Request,
     RetryPolicy,
@@ -30,6 +31,7 @@ from meshlib.model import (
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import Live
 from meshlib.policy.matching import compile_match
+from meshlib.policy.rate_limit import Use
 from meshlib.policy.router import NO_ROUTE, PASS, TO_HTTPS, Decision, redirected, with_port
 
 
@@ -72,6 +74,7 @@ class Destination:
     """One cluster that the request may go to, `percent` of the time. breaker: its state, "" without one.
 
     requests, retries: in flight, from this process. problem: why nobody can serve it, "" when somebody can.
+    limits: rate limits and quotas of calls to it, and how much of each this process has used.
     """
 
     cluster: str
@@ -84,6 +87,7 @@ class Destination:
     retries: int = 0
     breaker: str = ""
     problem: str = ""
+    limits: tuple[Use, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ class Explanation:
     """What would happen to one request now. `str` of it is for people.
 
     route: the one that takes it; None when none does. routes: all that were looked at, in order.
-    version: of the configuration in force.
+    version: of the configuration in force. limits: of a route that answers by itself. inbound_limits: of calls that
+    come in here, whatever the request.
     """
 
     request: str
@@ -102,6 +107,8 @@ class Explanation:
     routes: tuple[RouteVerdict, ...]
     policies: tuple[Policy, ...]
     destinations: tuple[Destination, ...]
+    limits: tuple[Use, ...] = ()
+    inbound_limits: tuple[Use, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -114,7 +121,9 @@ def explain(live: Live, request: Request) -> Explanation:
     routes = tuple(_verdicts(request, decision, looked_at))
     action = decision.action
     origin = decision.route.origin
-    policies = tuple(_policies(decision.route, origin, skip=frozenset({"match", "action", "name", "origin"})))
+    policies = tuple(
+        _policies(decision.route, origin, skip=frozenset({"match", "action", "name", "origin", "limited_by"}))
+    )
     destinations: tuple[Destination, ...] = ()
     if isinstance(action, Forward):
         policies += tuple(_policies(action, origin, skip=frozenset({"clusters"}), always=("timeout", "retry")))
@@ -133,7 +142,13 @@ def explain(live: Live, request: Request) -> Explanation:
         routes,
         policies,
         destinations,
+        _uses(live.cluster(decision.route.limited_by)) if decision.route.limited_by else (),
+        tuple(use for limiter in live.guard.limiters for use in limiter.uses()),
     )
+
+
+def _uses(found: LiveCluster | None) -> tuple[Use, ...]:
+    return () if found is None or found.limiter is None else tuple(found.limiter.uses())
 
 
 def _outcome(decision: Decision, request: Request) -> str:
@@ -230,6 +245,7 @@ def _destination(live: Live, weighted: WeightedCluster, percent: float) -> Desti
         problem = "has no endpoint" if not candidates else "no endpoint may be called"
         problem += ": calls get 503"
     skip = {"name", "type", "endpoints", "service", "subset", "origin", "load_balancing", "shadow"}
+    skip |= {"rate_limits", "quotas"}  # told with their consumption
     policies = _policies(cluster, cluster.origin, skip=frozenset(skip), shadow=cluster.shadow)
     return Destination(
         cluster.name,
@@ -242,6 +258,7 @@ def _destination(live: Live, weighted: WeightedCluster, percent: float) -> Desti
         state.retries,
         "" if cluster.breaker is None or found.breaker is None else repr(found.breaker).strip("<>"),
         problem,
+        _uses(found),
     )
 
 
@@ -364,6 +381,30 @@ def _lines(explanation: Explanation) -> Iterator[str]:
         if destination.policies:
             yield f"  It says{_of(destination.origin)}:"
         yield from (f"  {line}" for line in _policy_lines(destination.policies))
+        yield from (f"  {_limit(each)}" for each in destination.limits)
+    yield from map(_limit, explanation.limits)
+    if explanation.inbound_limits:
+        yield "Calls that come in here are limited, too:"
+    yield from (f"  {_limit(each)}" for each in explanation.inbound_limits)
+
+
+def _limit(use: Use) -> str:
+    """`limit our-share: 50 in 1 s, 100 at once: 12 passed, 3 turned away, 40 left [BackendTrafficPolicy ...]`"""
+    limit = use.limit
+    if isinstance(limit, RateLimit):
+        what, rule = "limit", f"{limit.per_fill} in {limit.interval:g} s, {limit.tokens} at once"
+    else:
+        what, rule = "quota", f"counted by {limit.service}"
+        if limit.requests:
+            rule = f"{limit.requests} in {limit.interval} s, {rule}"
+    keys = [*limit.keys] if isinstance(limit, RateLimit) else [key for each in limit.descriptors for key in each]
+    told = [f"{use.allowed} passed", f"{use.limited} {'would be ' * limit.shadow}turned away"]
+    if use.failed:
+        told.append(f"{use.failed} without an answer")
+    if use.remaining is not None:
+        told.append(f"{use.remaining} left")
+    by = f" by {', '.join(key.name or key.entry or key.kind for key in keys)}" if keys else ""
+    return f"{what} {limit.name}: {rule}{by}: {', '.join(told)}{_of(limit.origin)}"
 
 
 def _candidate(each: Candidate) -> str:

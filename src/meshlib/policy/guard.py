@@ -42,9 +42,9 @@ from meshlib.model import (
     TlsMode,
 )
 from meshlib.policy import jwt, paths
-from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, ReadBody, Verdict
+from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, RawPairs, ReadBody, Verdict
 from meshlib.policy.matching import compile_header, compile_string
-from meshlib.policy.rate_limit import BODY, Limited, Limiter
+from meshlib.policy.rate_limit import Limited, Limiter, Taken
 
 _log = logging.getLogger("meshlib.guard")
 
@@ -245,11 +245,8 @@ def _is_in(address: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network)
 class _Port:
     """The rules of one port, or of all that have none of their own."""
 
-    def __init__(self, access: Access, inbound: Inbound | None, previous: _Port | None = None) -> None:
-        self.access, self.inbound = access, inbound
-        self.limiter: Limiter | None = None
-        if inbound is not None and inbound.rate_limits:
-            self.limiter = Limiter(inbound.rate_limits, previous.limiter if previous is not None else None)
+    def __init__(self, access: Access, inbound: Inbound | None, limiter: Limiter | None = None) -> None:
+        self.access, self.inbound, self.limiter = access, inbound, limiter
         by_action: dict[Action, list[_Rule]] = {action: [] for action in Action}
         for rule in access.rules:
             by_action[rule.action].append(_Rule(rule))
@@ -261,7 +258,7 @@ class _Port:
         self.audit = by_action[Action.AUDIT]
         self.authorizers = {each.name: each for each in access.authorizers}
         self.keys = {each.name: _inline(each) for each in access.jwt if each.jwks}
-        self.asks = bool(access.jwt or self.custom)
+        self.asks = bool(access.jwt or self.custom or (limiter is not None and limiter.asks))
         self.has_notes = bool(self.audit or self.dry_deny or self.dry_allow)
         self.has_rules = bool(access.rules)
 
@@ -297,11 +294,12 @@ class Guard:
     ) -> None:
         self._ports: dict[int, _Port] = {}
         self._default: _Port | None = None
+        self._limiters: dict[tuple[object, object], Limiter] = {}
+        """Ports that say the same share their buckets: a gateway's limit is one of all its doors."""
         for each in inbound:
-            known = previous._ports.get(each.port, previous._default) if previous is not None else None
-            self._ports[each.port] = _Port(each.access, each, known)
+            self._ports[each.port] = _Port(each.access, each, self._limiter(each.access, previous))
         for port, access in listeners:
-            self._ports[port] = _Port(access, None)
+            self._ports[port] = _Port(access, None, self._limiter(access, previous))
         self.is_configured = bool(self._ports)
         self._default = self._ports.pop(0, None)
         if self._default is None and self._ports:
@@ -326,7 +324,9 @@ class Guard:
                 return ALLOW
             if not port.asks:
                 found = _tls(port, peer) or (_judge(port, request, peer, ALLOW) if port.has_rules else ALLOW)
-                return found if port.limiter is None else _within(port, port.limiter, request, peer, found, ticks)
+                if port.limiter is None or not ticks or isinstance(found, Deny):
+                    return found
+                return _limited(port.limiter.take(_as_served(port, request), peer, ticks), found)
             flow = self.admission(request, peer, now, ticks)
             next(flow)
             while True:
@@ -354,14 +354,27 @@ class Guard:
                 if isinstance(verdict, Deny):
                     return verdict
             verdict = _judge(port, request, peer, verdict)
-            return verdict if port.limiter is None else _within(port, port.limiter, request, peer, verdict, ticks)
+            # Quotas come last: what is denied anyway takes nobody's tokens.
+            if port.limiter is None or not ticks or isinstance(verdict, Deny):
+                return verdict
+            return _limited((yield from port.limiter.asking(_as_served(port, request), peer, ticks)), verdict)
         except Exception as error:
             return _failed(error)
 
     @property
     def limiters(self) -> list[Limiter]:
         """Whose counts say how much of each quota is used."""
-        return [port.limiter for port in {id(each): each for each in self._all()}.values() if port.limiter is not None]
+        return list(self._limiters.values())
+
+    def _limiter(self, access: Access, previous: Guard | None) -> Limiter | None:
+        says = (access.rate_limits, access.quotas)
+        if says == ((), ()):
+            return None
+        if says not in self._limiters:
+            before = previous.limiters if previous is not None else []
+            known = {name: state for each in before for name, state in each.known.items()}
+            self._limiters[says] = Limiter(*says, known)
+        return self._limiters[says]
 
     def __repr__(self) -> str:
         count = sum(len(each.access.rules) for each in {id(p): p for p in self._all()}.values())
@@ -408,19 +421,28 @@ def _denied(details: str, rule: AccessRule | None = None, reason: str = "", note
     )
 
 
-def _within(port: _Port, limiter: Limiter, request: Request, peer: Peer, verdict: Verdict, ticks: float) -> Verdict:
-    """Quotas come last: what is denied anyway takes nobody's tokens. They count the path that the application will
-    see, or another spelling of it would have another quota."""
-    if not ticks or isinstance(verdict, Deny):
-        return verdict
-    taken = limiter.take(request._replace(path=port.forms(request)[-1]), peer, ticks)
-    if taken is None:
-        return verdict
-    headers = tuple((name.encode("ascii"), value.encode("ascii")) for name, value in taken.headers)
-    if isinstance(taken, Limited):
-        limit = taken.limit
-        return Deny(429, BODY, (_TEXT, *headers), 8, "RL", "local_rate_limited", limit.name, limit.origin, taken.reason)
-    return verdict._replace(answer=verdict.answer + headers)
+def _as_served(port: _Port, request: Request) -> Request:
+    """Limits count the path that the application will see, or another spelling of it would have another quota."""
+    _, mark, query = request.path.partition("?")
+    return request._replace(path=f"{port.forms(request)[-1]}{mark}{query}")
+
+
+def _limited(found: Limited | Taken | None, allowed: Allow) -> Verdict:
+    if found is None:
+        return allowed
+    headers = _raw(found.headers)
+    if isinstance(found, Limited):
+        text = (_TEXT,) if found.body else ()
+        limit = found.limit
+        return Deny(
+            found.status, found.body, (*text, *headers), found.grpc_status, found.flag, found.details, limit.name,
+            limit.origin, found.reason,
+        )  # fmt: skip
+    return allowed._replace(answer=allowed.answer + headers, add=allowed.add + _raw(found.request_headers))
+
+
+def _raw(pairs: Iterable[tuple[str, str]]) -> RawPairs:
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
 
 
 def _tls(port: _Port, peer: Peer) -> Deny | None:

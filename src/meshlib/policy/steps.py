@@ -1,6 +1,7 @@
 """What does the core ask of the edge? The steps that `outbound_call` yields, and what each expects back.
 
-The edge (outbound/drive) answers Send with an Outcome, Race with a Finished or None, and everything else with None.
+The edge (outbound/drive) answers Send with an Outcome, Race with a Finished or None, Ask with an Answer or None, and
+everything else with None.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.model import Endpoint, HeaderOperations, Outcome
+from meshlib.policy.quota import Answer, Question, Quotas
 from meshlib.state.limits import Ticket
 
 if TYPE_CHECKING:
@@ -33,6 +35,13 @@ class Queue(NamedTuple):
 
     ticket: Ticket
     seconds: float | None
+
+
+class Ask(NamedTuple):
+    """Have `quotas` say whether one more call fits."""
+
+    quotas: Quotas
+    question: Question
 
 
 class Send(NamedTuple):
@@ -120,5 +129,7 @@ class Deliver(NamedTuple):
     idle_timeout: float | None = None
 
 
-Step = Resolve | Wait | Queue | Send | Race | Win | Mirror | Reply | Deliver
-Flow = Generator[Step, Outcome | Finished | None, None]
+Step = Resolve | Wait | Queue | Ask | Send | Race | Win | Mirror | Reply | Deliver
+Told = Outcome | Finished | Answer | None
+"""What a step is answered with."""
+Flow = Generator[Step, Told, None]

@@ -84,5 +84,11 @@ class Buckets:
                 self.limited += 1
             return taken, bucket.tokens, bucket.wait()
 
+    @property
+    def left(self) -> int:
+        """Tokens in the one bucket of calls without a key, when it was last asked."""
+        bucket = self._buckets.get(())
+        return self._most if bucket is None else bucket.tokens
+
     def __repr__(self) -> str:
         return f"<Buckets {len(self._buckets)} keys, {self.allowed} allowed, {self.limited} limited>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from meshlib.model import RateLimit
 from meshlib.telemetry.recorder import Recorder, Value
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ HELP: Mapping[str, str] = {
     "meshlib_breaker_open": "1 while the destination's breaker is open, 0.5 half-open, 0 closed.",
     "meshlib_rate_limit_allowed_total": "Calls that a rate limit let pass.",
     "meshlib_rate_limit_limited_total": "Calls that a rate limit turned away, or in shadow mode would have.",
+    "meshlib_quota_allowed_total": "Calls that fitted into a quota that all processes share.",
+    "meshlib_quota_limited_total": "Calls that a shared quota turned away, or in shadow mode would have.",
+    "meshlib_quota_unanswered_total": "Calls about which whoever counts a shared quota did not answer.",
     "meshlib_telemetry_series_overflow_total": "Series beyond the limit, counted under __overflow__.",
     "meshlib_telemetry_dropped_total": "Spans or pushes that were dropped.",
 }
@@ -42,10 +46,13 @@ def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
         yield Value(name, labels, amount, True)
     limiters = [cluster.limiter for cluster in live.clusters.values() if cluster.limiter is not None]
     for limiter in (*limiters, *live.guard.limiters):
-        for limit, allowed, limited in limiter.counts():
-            said = (("limit", limit.name), ("shadow", str(limit.shadow).lower()))
-            yield Value("meshlib_rate_limit_allowed_total", said, allowed, True)
-            yield Value("meshlib_rate_limit_limited_total", said, limited, True)
+        for use in limiter.uses():
+            said = (("limit", use.limit.name), ("shadow", str(use.limit.shadow).lower()))
+            kind = "rate_limit" if isinstance(use.limit, RateLimit) else "quota"
+            yield Value(f"meshlib_{kind}_allowed_total", said, use.allowed, True)
+            yield Value(f"meshlib_{kind}_limited_total", said, use.limited, True)
+            if kind == "quota":
+                yield Value("meshlib_quota_unanswered_total", said, use.failed, True)
     for cluster in live.clusters.values():
         told, state = (("cluster", cluster.name),), cluster.state
         for name, amount, is_counter in (

@@ -18,7 +18,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, cast
 
-from meshlib.model import Access, AddressIs, Condition, Inbound, PathTemplate, RateLimit, StringMatch
+from meshlib.model import Access, AddressIs, Condition, Inbound, PathTemplate, Quota, RateLimit, StringMatch
 from meshlib.xds import fields as checks
 from meshlib.xds import notes
 from meshlib.xds.fields import Wrong
@@ -43,7 +43,7 @@ def read(kind: type[_T], text: str, field: str) -> _T:
 
 
 def _writable(value: Any) -> Any:
-    if isinstance(value, RateLimit):
+    if isinstance(value, RateLimit | Quota):
         return notes.write(value)
     if isinstance(value, tuple):
         return [_writable(each) for each in value]
@@ -65,8 +65,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _read(kind: Any, note: Any, field: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is RateLimit:
-        return notes.read(RateLimit, note, field)
+    if kind is RateLimit or kind is Quota:
+        return notes.read(kind, note, field)
     if origin is tuple:
         return _read_tuple(arguments, note, field)
     if origin is Literal:

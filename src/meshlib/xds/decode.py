@@ -270,6 +270,7 @@ def _route(message: Any, field: str) -> Route:
         fault,
         *_both_operations(message, field),
         read.text(noted, "origin"),
+        read.text(noted, "limited_by"),
     )
 
 

@@ -21,6 +21,7 @@ from meshlib.model import (
     Locality,
     LocalityWeight,
     OutlierDetection,
+    Quota,
     RateBudget,
     RateLimit,
     RetryBudget,
@@ -100,9 +101,8 @@ def decode_cluster(message: Any) -> Cluster:
         if "shadow" in noted
         else frozenset(),
         read.text(noted, "origin"),
-        notes.listed(lambda note, field: notes.read(RateLimit, note, field))(
-            noted.get("rate_limits", []), f"{_NOTED}.rate_limits"
-        ),
+        notes.listed(notes.of(RateLimit))(noted.get("rate_limits", []), f"{_NOTED}.rate_limits"),
+        notes.listed(notes.of(Quota))(noted.get("quotas", []), f"{_NOTED}.quotas"),
     )
 
 

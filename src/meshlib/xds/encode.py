@@ -237,6 +237,8 @@ def _add_route(host: Any, route: Route) -> None:
     _set_operations(message, route.request_headers, route.response_headers)
     if route.origin:
         noted["origin"] = route.origin
+    if route.limited_by:
+        noted["limited_by"] = route.limited_by
     if isinstance(action, Redirect) and action.port == -1:
         noted[DEFAULT_PORT] = True
     if noted:

@@ -100,6 +100,8 @@ def encode_cluster(cluster: Cluster) -> Any:
         noted["breaker"] = notes.write(cluster.breaker)
     if cluster.rate_limits:
         noted["rate_limits"] = [notes.write(each) for each in cluster.rate_limits]
+    if cluster.quotas:
+        noted["quotas"] = [notes.write(each) for each in cluster.quotas]
     if cluster.shadow:
         noted["shadow"] = sorted(cluster.shadow)
     if cluster.origin:

@@ -24,6 +24,7 @@ ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
 CA_SERVICE = "istio.v1.auth.IstioCertificateService"
 CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
+SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 TRUST_SERVICE = "meshlib.identity.v1.TrustBundleService"
 WATCH_TRUST = f"/{TRUST_SERVICE}/Watch"
 
@@ -80,6 +81,9 @@ PreviousHostsPredicate = message_class("envoy.extensions.retry.host.previous_hos
 PreviousPrioritiesConfig = message_class(
     "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
 )
+
+RateLimitRequest = message_class("envoy.service.ratelimit.v3.RateLimitRequest")
+RateLimitResponse = message_class("envoy.service.ratelimit.v3.RateLimitResponse")
 
 CertificateRequest = message_class("istio.v1.auth.IstioCertificateRequest")
 CertificateResponse = message_class("istio.v1.auth.IstioCertificateResponse")

@@ -14,17 +14,22 @@ from meshlib.model import (
     BreakerRules,
     ConnectionLimits,
     HashTable,
+    HeaderMatch,
     HealthCheck,
     HedgePolicy,
+    LimitAnswer,
     LimitKey,
     OutlierDetection,
+    Quota,
+    QuotaService,
     RateBudget,
     RateLimit,
     RetryBudget,
     SlowStart,
+    StringMatch,
     ZoneAware,
 )
-from meshlib.xds.fields import LONGEST, Wrong
+from meshlib.xds.fields import LONGEST, Wrong, head_text, regex
 
 OWN = "meshlib"
 """Our name among filter_metadata's."""
@@ -128,6 +133,24 @@ def _status_range(value: Any, field: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def of(kind: type[_T]) -> Check:
+    return lambda note, field: read(kind, note, field)
+
+
+def _string_match(note: Any, field: str) -> StringMatch:
+    found = read(StringMatch, note, field)
+    if found.kind == "regex":
+        regex(found.value, f"{field}.value")
+    return found
+
+
+def _pair(note: Any, field: str) -> tuple[str, str]:
+    found = listed(text)(note, field)
+    if len(found) != 2 or not found[0]:
+        raise Wrong(field, f"must be a header's name and its value, not {note!r}")
+    return head_text(found[0], field), head_text(found[1], field)
+
+
 _SECONDS = number(0, LONGEST)
 _SOME_SECONDS = number(math.ulp(0.0), LONGEST)
 _PERCENT, _WHOLE_PERCENT = number(0, 100), whole(0, 100)
@@ -149,14 +172,57 @@ _CHECKS: Mapping[type, Mapping[str, Check]] = {
         "tokens": whole(1),
         "per_fill": whole(1),
         "interval": _SOME_SECONDS,
-        "keys": listed(lambda note, field: read(LimitKey, note, field)),
+        "keys": listed(of(LimitKey)),
         "methods": listed(text),
         "path_prefix": text,
         "answers": flag,
         "shadow": flag,
         "origin": text,
+        "port": whole(0, 65535),
+        "hosts": listed(text),
+        "otherwise": flag,
+        "answer": of(LimitAnswer),
     },
-    LimitKey: {"kind": one_of("header", "principal", "address", "method", "path"), "name": text},
+    Quota: {
+        "name": text,
+        "service": of(QuotaService),
+        "descriptors": listed(listed(of(LimitKey))),
+        "requests": whole(0),
+        "interval": whole(1),
+        "hits": whole(0),
+        "methods": listed(text),
+        "path_prefix": text,
+        "answers": flag,
+        "shadow": flag,
+        "origin": text,
+        "port": whole(0, 65535),
+        "hosts": listed(text),
+        "answer": of(LimitAnswer),
+    },
+    QuotaService: {
+        "kind": one_of("redis", "envoy"),
+        "address": text,
+        "domain": text,
+        "timeout": _SOME_SECONDS,
+        "denies_on_failure": flag,
+        "status_on_failure": whole(200, 599),
+    },
+    LimitAnswer: {"status": whole(200, 599), "grpc_status": whole(0, 16), "headers": listed(_pair)},
+    LimitKey: {
+        "kind": one_of("header", "principal", "address", "method", "path", "value", "match"),
+        "name": text,
+        "entry": text,
+        "value": text,
+        "optional": flag,
+        "headers": listed(of(HeaderMatch)),
+        "invert": flag,
+    },
+    HeaderMatch: {"name": text, "match": _string_match, "invert": flag},
+    StringMatch: {
+        "kind": one_of("exact", "prefix", "suffix", "contains", "path-prefix", "regex", "present"),
+        "value": text,
+        "ignore_case": flag,
+    },
     SlowStart: {
         "window": _SOME_SECONDS,
         "aggression": number(math.ulp(0.0), _MOST),
