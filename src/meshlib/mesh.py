@@ -620,12 +620,17 @@ class Mesh:
                 self._waiting.discard(entry)
 
     def transport(
-        self, library: ModuleType | None = None, *, ssl_context: ssl.SSLContext | None = None
+        self,
+        library: ModuleType | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        http2: bool = False,
     ) -> httpx.BaseTransport:
         """A transport for `httpx.Client(transport=...)` whose calls go through the mesh.
 
         library: the module httpx (default) or httpx2. ssl_context: for https URLs to hosts whose cluster says nothing
-        about TLS; default the system's roots. The client's own timeouts stay in force, under the route's.
+        about TLS; default the system's roots. http2: offer HTTP/2 to such hosts; destinations of the mesh get it where
+        their configuration says so. Needs the extra http2. The client's own timeouts stay in force, under the route's.
 
         Calls raise what httpx's users catch (httpx.ConnectError, httpx.TimeoutException, ...), and get the response
         that a sidecar would have given where the mesh decides (503 UH and UO, 504 UT, 404 NR, faults).
@@ -634,7 +639,8 @@ class Mesh:
         from meshlib.outbound.httpx import sync_transport_class
 
         library, core = _httpx_and_core(library)
-        transport: httpx.BaseTransport = sync_transport_class(library)(self, HttpcoreEngine(core), ssl_context)
+        engine = HttpcoreEngine(core, _checked_http2(http2))
+        transport: httpx.BaseTransport = sync_transport_class(library)(self, engine, ssl_context)
         self._transports.add(transport)
         return transport
 
@@ -644,6 +650,7 @@ class Mesh:
         *,
         engine: Literal["httpcore", "aiohttp"] = "httpcore",
         ssl_context: ssl.SSLContext | None = None,
+        http2: bool = False,
     ) -> httpx.AsyncBaseTransport:
         """`transport`, for httpx.AsyncClient on asyncio.
 
@@ -655,11 +662,11 @@ class Mesh:
         if engine == "aiohttp":
             from meshlib.outbound.engine_aiohttp import AiohttpEngine
 
-            sender: Any = AiohttpEngine()
+            sender: Any = AiohttpEngine(_checked_http2(http2))
         elif engine == "httpcore":
             from meshlib.outbound.engine_httpcore import AsyncHttpcoreEngine
 
-            sender = AsyncHttpcoreEngine(core)
+            sender = AsyncHttpcoreEngine(core, _checked_http2(http2))
         else:
             raise SettingsError(f"engine {engine!r}: there are 'httpcore' and 'aiohttp'")
         transport: httpx.AsyncBaseTransport = async_transport_class(library)(self, sender, ssl_context)
@@ -705,16 +712,17 @@ class Mesh:
         return None
 
     def Client(self, **options: Any) -> httpx.Client:
-        """`httpx.Client(transport=mesh.transport(), **options)`."""
+        """`httpx.Client(transport=mesh.transport(), **options)`; of the options, `http2` is the transport's."""
         import httpx
 
-        return httpx.Client(transport=self.transport(), **options)
+        return httpx.Client(transport=self.transport(http2=options.pop("http2", False)), **options)
 
     def AsyncClient(self, **options: Any) -> httpx.AsyncClient:
-        """`httpx.AsyncClient(transport=mesh.async_transport(), **options)`."""
+        """`httpx.AsyncClient(transport=mesh.async_transport(), **options)`; of the options, `http2` is the
+        transport's."""
         import httpx
 
-        return httpx.AsyncClient(transport=self.async_transport(), **options)
+        return httpx.AsyncClient(transport=self.async_transport(http2=options.pop("http2", False)), **options)
 
     def requests_adapter(self) -> requests.adapters.HTTPAdapter:
         """An adapter for `session.mount("http://", ...)` and `session.mount("https://", ...)` of requests. Needs
@@ -1135,6 +1143,15 @@ def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]
     import httpx
 
     return library or httpx, httpcore
+
+
+def _checked_http2(is_wanted: bool) -> bool:
+    """Raises SettingsError where it is wanted and can't be spoken."""
+    from meshlib.outbound.http2 import HAS_H2
+
+    if is_wanted and not HAS_H2:
+        raise SettingsError("http2=True needs the extra http2, which brings the library h2")
+    return is_wanted
 
 
 _instances: weakref.WeakSet[Mesh] = weakref.WeakSet()

@@ -7,7 +7,7 @@ import time
 import httpcore
 import pytest
 
-from meshlib.outbound import engine_httpcore
+from meshlib.outbound import engine_httpcore, idle
 from meshlib.outbound.engine_httpcore import HttpcoreEngine
 from peers import Peer
 from snapshots import mesh, publish, service
@@ -15,7 +15,8 @@ from snapshots import mesh, publish, service
 
 def test_connections_to_an_endpoint_that_left_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked for when a new connection is opened anyway."""
-    monkeypatch.setattr(engine_httpcore, "KEEPALIVE", 0.1)
+    for module in (engine_httpcore, idle):
+        monkeypatch.setattr(module, "KEEPALIVE", 0.1)
     with Peer() as gone, Peer() as there, mesh() as made, made.Client() as client:
         publish(made, service("reviews:9080", [gone.address]))
         client.get("http://reviews:9080/")

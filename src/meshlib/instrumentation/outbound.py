@@ -26,7 +26,8 @@ def _httpx(library: ModuleType, patches: Patches) -> None:
         if transport is not None or args or _is_ours(4):
             return original(client, *args, transport=transport, **options)
         tls = {name: options[name] for name in ("verify", "cert", "trust_env") if name in options}
-        return getattr(patches.mesh(), make)(library, ssl_context=library.create_ssl_context(**tls))
+        http2 = bool(options.get("http2"))
+        return getattr(patches.mesh(), make)(library, ssl_context=library.create_ssl_context(**tls), http2=http2)
 
     def sync(original: Any, client: Any, *args: Any, **options: Any) -> Any:
         return chosen("transport", original, client, *args, **options)

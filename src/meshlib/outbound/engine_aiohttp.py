@@ -17,6 +17,8 @@ from yarl import URL
 from meshlib.errors import SettingsError
 from meshlib.model import ConnectionLimits
 from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
+from meshlib.outbound.engine_http2 import AsyncHttp2Connections
+from meshlib.outbound.http2 import HAS_H2
 from meshlib.outbound.wire import AsyncWireResponse, SendFailed, WireRequest
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 
@@ -59,11 +61,13 @@ def set_options(sock: Any, limits: ConnectionLimits) -> None:
 
 class AiohttpEngine:
     """One aiohttp session for each (event loop, cluster), so that clusters share no connection; another where the rules
-    for the cluster's connections have changed."""
+    for the cluster's connections have changed. HTTP/2 has connections of its own (outbound/engine_http2). http2: offer
+    it to https hosts."""
 
-    speaks_http2 = False
+    speaks_http2 = HAS_H2
 
-    def __init__(self) -> None:
+    def __init__(self, http2: bool = False) -> None:
+        self._http2 = AsyncHttp2Connections(http2)
         self._sessions: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, dict[tuple[str, ConnectionLimits], aiohttp.ClientSession]
         ] = weakref.WeakKeyDictionary()
@@ -87,6 +91,8 @@ class AiohttpEngine:
         return session
 
     async def send(self, request: WireRequest) -> AsyncWireResponse:
+        if self._http2.wants(request) and (answer := await self._http2.send(request)) is not None:
+            return answer
         started = time.monotonic()
         timeouts = request.timeouts
         endpoint = request.endpoint
@@ -138,6 +144,7 @@ class AiohttpEngine:
         )
 
     async def aclose(self) -> None:
+        await self._http2.aclose()
         for session in self._sessions.pop(asyncio.get_running_loop(), {}).values():
             await session.close()
 

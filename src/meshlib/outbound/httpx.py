@@ -147,6 +147,7 @@ class _Exchange(Generic[W]):
             step.timeout,
             tls,
             type(self._body) is not _Once and self.view.method in _IDEMPOTENT,
+            type(self._body) is not _Once,
         )
 
     def _secured(self, cluster: Cluster, endpoint: Endpoint) -> Secured | None:

@@ -18,6 +18,7 @@ class WireRequest(NamedTuple):
     timeouts: seconds for connect, read and write (httpx's and httpcore's names), None for no limit.
     timeout: seconds until the response's head, for engines that can enforce it; None is no limit.
     resendable: the engine may send it again by itself when a kept-alive connection turns out to be dead.
+    replayable: the body can be sent again, whatever the method; for servers that say that they have not begun.
     """
 
     cluster: LiveCluster
@@ -32,6 +33,7 @@ class WireRequest(NamedTuple):
     timeout: float | None
     tls: ssl.SSLContext | None
     resendable: bool
+    replayable: bool = False
 
 
 class WireResponse(NamedTuple):
