@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -16,6 +16,7 @@ from meshlib.version import __version__
 
 TIMEOUT = 30.0
 T = TypeVar("T")
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 class CommandFailed(Exception):
@@ -83,8 +84,8 @@ class AdminClient:
     def delete_named(self, kind: str, namespace: str, name: str) -> api.Results:
         return self._post("/v1/delete", {"kind": kind, "namespace": namespace, "name": name}, "")
 
-    def get(self, path: str, query: Mapping[str, str], shape: type[T]) -> T:
-        """The answer to `path`, in this shape; empty parameters are left out."""
+    def get(self, path: str, query: Query, shape: type[T]) -> T:
+        """The answer to `path`, in this shape; empty parameters are left out, pairs may repeat a name."""
         return self._answer("GET", path, query, None, shape)
 
     def post(self, path: str, query: Mapping[str, str], shape: type[T]) -> T:
@@ -94,9 +95,10 @@ class AdminClient:
     def _post(self, path: str, query: Mapping[str, str], text: str) -> api.Results:
         return self._answer("POST", path, query, text.encode(), api.Results)
 
-    def _answer(self, method: str, path: str, query: Mapping[str, str], body: bytes | None, shape: type[T]) -> T:
+    def _answer(self, method: str, path: str, query: Query, body: bytes | None, shape: type[T]) -> T:
         headers = {} if body is None else {"content-type": api.YAML}
-        parameters = {key: value for key, value in query.items() if value}
+        pairs = query.items() if isinstance(query, Mapping) else query
+        parameters = tuple((key, value) for key, value in pairs if value)
         try:
             response = self._http.request(method, path, params=parameters, content=body, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -12,6 +12,7 @@ from meshlib.cli import (
     apply,
     audit,
     authority,
+    config,
     control_plane,
     demo,
     gateway,
@@ -46,7 +47,6 @@ app = typer.Typer(
     cls=Commands,
     name="meshctl",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,8 +56,13 @@ app.command()(demo.demo)
 app.command()(asking(apply.apply))
 app.command()(asking(apply.delete))
 app.command()(asking(get.get))
-app.command("proxy-status")(asking(status.proxy_status))
+app.command("status")(asking(status.proxy_status))
+app.command("proxy-status", help="The same as status, by the name that istioctl gives it.")(
+    asking(status.proxy_status)
+)
 app.command()(asking(status.problems))
+app.command()(asking(config.config))
+app.command()(asking(config.explain))
 app.command()(asking(look.dashboard))
 app.command()(asking(look.stat))
 app.command()(asking(look.edges))

@@ -21,11 +21,12 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane import inspection
 from meshlib.controlplane.authentication import Authenticator
 from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.cache import Cache, View
 from meshlib.controlplane.registry import Registry
-from meshlib.controlplane.subscriptions import Answer, DeltaStream, Request, SotwStream
+from meshlib.controlplane.subscriptions import ABSENT, Answer, DeltaStream, Request, SotwStream
 from meshlib.errors import InvalidResource
 from meshlib.model import Node, SpiffeId
 from meshlib.version import __version__
@@ -91,6 +92,21 @@ class Connection:
             ),
         )
 
+    def inspected(self) -> inspection.Client | None:
+        """As `meshctl config` looks into it; None before it was sent anything."""
+        if self.view is None:
+            return None
+        view, catches_all = self.view, self.state.has_catch_all
+        found = [
+            (type_url, view.find(type_url, name, has_catch_all=catches_all))
+            for type_url, subscription in self.state.subscriptions.items()
+            for name, version in subscription.sent.items()
+            if version != ABSENT
+        ]
+        shown, workload = self.client(), self.node.workload
+        sent = tuple((type_url, each.data) for type_url, each in found if each is not None)
+        return inspection.Client(shown.name, workload.name, workload.namespace, sent, view.snapshot)
+
 
 class AggregatedDiscoveryService:
     """Serves views from `cache`, and tells `registry` who is connected. Belongs to one event loop."""
@@ -123,6 +139,10 @@ class AggregatedDiscoveryService:
     def clients(self) -> Collection[api.Client]:
         """All open streams whose clients have said who they are."""
         return [each.client() for each in self._connections.values()]
+
+    def inspected(self) -> list[inspection.Client]:
+        """All clients that were sent something."""
+        return [each for each in (known.inspected() for known in self._connections.values()) if each is not None]
 
     async def close(self) -> None:
         """End all streams, before the server is stopped: that does not wait for what it cancels, nor tell clients why.

@@ -36,6 +36,7 @@ from meshlib.controlplane.ca_api import AuthorityRoutes
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.history import History
+from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
 from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.own_identity import OwnIdentity
@@ -340,6 +341,7 @@ class ControlPlane:
         may_make = settings.is_admin_local or settings.access is not None
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
+        routes += Inspection(self._ads.inspected).routes()
         return routes + AuditRoutes(audit).routes()
 
     def _open_authority(self) -> None:

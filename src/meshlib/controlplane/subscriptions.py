@@ -122,7 +122,7 @@ class Stream:
 
     def __init__(self, *, has_catch_all: bool) -> None:
         self.subscriptions: dict[str, Subscription] = {}
-        self._has_catch_all = has_catch_all
+        self.has_catch_all = has_catch_all
         self._count = 0
         self._warming: set[str] = set()
         """Clusters whose LoadAssignment is due, and was not sent yet (rule 9)."""
@@ -236,7 +236,7 @@ class DeltaStream(Stream):
         self._acknowledge(subscription, request)
 
     def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
-        wanted = subscription.wanted(view, self._has_catch_all)
+        wanted = subscription.wanted(view, self.has_catch_all)
         sent, owed = subscription.sent, subscription.owed
         changed, removed = [], []
         for name in sorted(wanted):
@@ -290,7 +290,7 @@ class SotwStream(Stream):
     def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
         wanted = {
             name: resource
-            for name, resource in subscription.wanted(view, self._has_catch_all).items()
+            for name, resource in subscription.wanted(view, self.has_catch_all).items()
             if resource is not None
         }
         owed, sent = subscription.owed, subscription.sent

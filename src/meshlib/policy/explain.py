@@ -183,7 +183,7 @@ def _verdicts(request: Request, decision: Decision, looked_at: Iterable[Decision
             yield RouteVerdict(route.name, route.origin, False, failed)
         else:
             is_taken = True
-            yield RouteVerdict(route.name, route.origin, True, _conditions(route.match))
+            yield RouteVerdict(route.name, route.origin, True, conditions(route.match))
 
 
 def _parts(match: RouteMatch) -> Iterator[tuple[RouteMatch, str]]:
@@ -208,7 +208,8 @@ def _wanted(match: StringMatch) -> str:
     return f"{match.kind} {match.value!r}{' in any case' if match.ignore_case else ''}"
 
 
-def _conditions(match: RouteMatch) -> str:
+def conditions(match: RouteMatch) -> str:
+    """What a request must be like, in words."""
     return ", ".join(wanted for _, wanted in _parts(match)) or "takes every request"
 
 
