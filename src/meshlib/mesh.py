@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from meshlib.errors import MeshClosed, SettingsError
 from meshlib.identity.holder import IdentityHolder
@@ -678,18 +677,12 @@ class Mesh:
 
         Waits for the feed's answer about a host that was not asked for before, as a call would.
         """
-        from meshlib.policy.explain import explain
+        from meshlib.policy.explain import explain, request_of
 
-        parts = urlsplit(url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-        authority = parts.netloc.rpartition("@")[2].lower()
-        if not parts.scheme or not authority:
-            raise ValueError(f"an absolute URL is wanted, as http://reviews:9080/; found {url!r}")
-        request = Request(method.upper(), parts.scheme.lower(), authority, path, Headers(raw))
+        request = request_of(method, url, (headers or {}).items())
         self.start()
         if self._live.router.match(request) is None:
-            self.resolve(with_port(authority, request.scheme))
+            self.resolve(with_port(request.authority, request.scheme))
         return explain(self._live, request)
 
     def breaker(self, host: str, subset: str = "") -> Breaker | None:

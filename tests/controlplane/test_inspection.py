@@ -5,18 +5,22 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import httpx
+import msgspec
+import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from discovery.feed import world
 from meshlib.controlplane.access_rules import EVERYTHING, Powers, Role
-from meshlib.controlplane.inspection import Client, Inspection
+from meshlib.controlplane.inspection import Client, Configuration, Inspection
+from meshlib.xds.resource_types import CLUSTER
 
-SEEN = world("b:80")
-CLIENTS = (Client("a-1.default", "a", "default", (), SEEN), Client("a-2.dev", "a", "dev", (), SEEN))
+CLIENTS = (
+    Client("a-1.default", "a", "default", "1", ((CLUSTER, b"sent"),), lambda: ((CLUSTER, b"sent"), (CLUSTER, b"more"))),
+    Client("a-2.dev", "a", "dev", "1", (), lambda: ()),
+)
 
 
-async def asked(powers: Powers, path: str, **query: str) -> tuple[int, str]:
+async def asked(powers: Powers, **query: str) -> tuple[int, str]:
     app = Starlette(routes=Inspection(lambda: CLIENTS).routes())
 
     async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,30 +28,33 @@ async def asked(powers: Powers, path: str, **query: str) -> tuple[int, str]:
         await app(scope, receive, send)
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(admitted), base_url="http://plane") as client:
-        answer = await client.get(path, params=query)
+        answer = await client.get("/v1/config", params=query)
         return answer.status_code, answer.text
 
 
 async def test_only_what_the_reader_may_see_is_there() -> None:
     """A viewer of one namespace finds no process of another, by neither name, and is not told that there is one."""
     viewer = Powers(((Role.VIEWER, frozenset({"dev"})),))
-    for path, more in (("/v1/config", {}), ("/v1/config/explain", {"url": "http://b:80/"})):
-        assert (await asked(viewer, path, of="a", **more))[0] == 200
-        status, told = await asked(viewer, path, of="a-1.default", **more)
-        assert (status, "there are: a-2.dev" in told, "default, " in told) == (404, True, False)
-        assert (await asked(EVERYTHING, path, of="a-1.default", **more))[0] == 200
-    assert '"alike":1' in (await asked(viewer, "/v1/config", of="a"))[1]
-    assert '"alike":2' in (await asked(EVERYTHING, "/v1/config", of="a"))[1]
+    assert (await asked(viewer, of="a"))[0] == 200
+    status, told = await asked(viewer, of="a-1.default")
+    assert (status, "there are: a-2.dev" in told, "default, " in told) == (404, True, False)
+    assert (await asked(EVERYTHING, of="a-1.default"))[0] == 200
+    assert '"alike":1' in (await asked(viewer, of="a"))[1]
+    assert '"alike":2' in (await asked(EVERYTHING, of="a"))[1]
 
 
-async def test_a_question_that_is_none_is_refused() -> None:
+async def test_sent_or_visible() -> None:
+    """What it holds, or what it would be given."""
+    for scope, count in (("", 1), ("sent", 1), ("visible", 2)):
+        told = msgspec.json.decode((await asked(EVERYTHING, of="a-1.default", scope=scope))[1], type=Configuration)
+        assert told.resources == ((CLUSTER, b"sent"), (CLUSTER, b"more"))[:count]
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [({}, "of is missing"), ({"off": "a"}, "unknown parameter off"), ({"of": "a", "scope": "all"}, "sent and visible")],
+)
+async def test_a_question_that_is_none_is_refused(query: dict[str, str], reason: str) -> None:
     """What was asked, and what there is."""
-    for path, query, reason in (
-        ("/v1/config", {}, "of is missing"),
-        ("/v1/config", {"off": "a"}, "unknown parameter off"),
-        ("/v1/config/explain", {"of": "a"}, "an absolute URL"),
-        ("/v1/config/explain", {"of": "a", "url": "http://b/", "body": "x"}, "unknown parameter body"),
-    ):
-        status, told = await asked(EVERYTHING, path, **query)
-        assert status in (400, 404)
-        assert reason in told
+    status, told = await asked(EVERYTHING, **query)
+    assert (status, reason in told) == (400, True)

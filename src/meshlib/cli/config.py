@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -13,68 +14,131 @@ import yaml
 from meshlib.cli.admin_client import AdminClient, CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
-from meshlib.controlplane.inspection import Configuration, Explained
+from meshlib.controlplane.inspection import Configuration
+from meshlib.errors import InvalidResource
+from meshlib.model import (
+    Cluster,
+    DirectResponse,
+    Endpoint,
+    Inbound,
+    Listener,
+    LoadAssignment,
+    Redirect,
+    Route,
+    RouteConfiguration,
+    Snapshot,
+)
+from meshlib.policy import explain as policy
+from meshlib.policy.explain import conditions, request_of
+from meshlib.policy.live import compile_live
+from meshlib.xds.decode import decode_resource
 
-Rows = Callable[[Configuration], Iterable[list[str]]]
+Rows = Callable[[Snapshot], Iterator[list[str]]]
+N = TypeVar("N", Listener, Inbound, RouteConfiguration, Cluster)
 
-KINDS: dict[str, tuple[list[str], Rows]] = {
-    "listeners": (
-        ["NAME", "DIRECTION", "DESTINATION"],
-        lambda found: ([each.name, each.direction, each.destination] for each in found.listeners),
-    ),
-    "routes": (
-        ["NAME", "VIRTUAL HOST", "DOMAINS", "ROUTE", "MATCH", "ACTION", "FROM"],
-        lambda found: (
-            [
-                each.name,
-                each.virtual_host,
-                _domains(each.domains),
-                each.route or "-",
-                each.match,
-                each.action,
-                each.origin or "-",
-            ]
-            for each in found.routes
-        ),
-    ),
-    "clusters": (
-        ["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "LOAD BALANCING", "ENDPOINTS", "FROM"],
-        lambda found: (
-            [
-                each.service,
-                str(each.port or "-"),
-                each.subset or "-",
-                each.direction,
-                each.type,
-                each.load_balancing,
-                str(each.endpoints),
-                each.origin or "-",
-            ]
-            for each in found.clusters
-        ),
-    ),
-    "endpoints": (
-        ["ENDPOINT", "STATUS", "LOCALITY", "WEIGHT", "PRIORITY", "MTLS", "WORKLOAD", "CLUSTER"],
-        lambda found: (
-            [
-                each.endpoint,
-                each.health,
-                each.locality or "-",
+
+def _listeners(held: Snapshot) -> Iterator[list[str]]:
+    for listener in held.listeners:
+        yield [listener.name, "outbound", ", ".join(listener.route_configurations) or "-"]
+    for inbound in held.inbound:
+        yield [inbound.name, "inbound", "this process"]
+
+
+def _routes(held: Snapshot) -> Iterator[list[str]]:
+    for configuration in held.route_configurations:
+        for host in configuration.virtual_hosts:
+            for route in host.routes:
+                yield [
+                    configuration.name,
+                    host.name,
+                    _domains(host.domains),
+                    route.name or "-",
+                    conditions(route.match),
+                    _action(route),
+                    route.origin or "-",
+                ]
+
+
+def _action(route: Route) -> str:
+    action = route.action
+    if isinstance(action, Redirect):
+        return f"redirect {action.status}"
+    if isinstance(action, DirectResponse):
+        return f"answer {action.status}"
+    if len(action.clusters) == 1:
+        return action.clusters[0].cluster
+    total = sum(each.weight for each in action.clusters)
+    return ", ".join(f"{each.cluster} {100 * each.weight / total:.3g}%" for each in action.clusters if each.weight)
+
+
+def _clusters(held: Snapshot) -> Iterator[list[str]]:
+    endpoints = _endpoints_of(held)
+    for cluster in held.clusters:
+        parts = cluster.name.split("|")  # Istio's outbound|9080|v1|reviews.default.svc.cluster.local
+        direction, port, _, host = parts if len(parts) == 4 else ("-", "-", "", cluster.name)
+        yield [
+            host,
+            port,
+            cluster.subset or "-",
+            direction,
+            cluster.type.value,
+            cluster.load_balancing.value,
+            str(len(endpoints.get(cluster.name, ()))),
+            cluster.origin or "-",
+        ]
+
+
+def _endpoints(held: Snapshot) -> Iterator[list[str]]:
+    for cluster, endpoints in sorted(_endpoints_of(held).items()):
+        for each in endpoints:
+            yield [
+                str(each),
+                each.health.value,
+                str(each.locality) or "-",
                 str(each.weight),
                 str(each.priority),
-                "√" if each.mtls else "-",
+                "√" if each.is_meshed else "-",
                 each.workload or "-",
-                each.cluster,
+                cluster,
             ]
-            for each in found.endpoints
-        ),
+
+
+def _endpoints_of(held: Snapshot) -> dict[str, tuple[Endpoint, ...]]:
+    return {each.cluster: each.endpoints for each in held.assignments} | {
+        each.name: each.endpoints for each in held.clusters if each.endpoints
+    }
+
+
+def _domains(domains: tuple[str, ...]) -> str:
+    """As istioctl: the first, and how many more."""
+    if not domains:
+        return "-"
+    return domains[0] if len(domains) == 1 else f"{domains[0]} + {len(domains) - 1} more..."
+
+
+class Kind(NamedTuple):
+    """fields: of the Snapshot that hold them."""
+
+    headers: tuple[str, ...]
+    rows: Rows
+    fields: tuple[str, ...]
+
+
+KINDS = {
+    "listeners": Kind(("NAME", "DIRECTION", "DESTINATION"), _listeners, ("listeners", "inbound")),
+    "routes": Kind(
+        ("NAME", "VIRTUAL HOST", "DOMAINS", "ROUTE", "MATCH", "ACTION", "FROM"), _routes, ("route_configurations",)
     ),
-}
-_WHOLE = {
-    "listeners": ("listeners", "inbound"),
-    "routes": ("route_configurations",),
-    "clusters": ("clusters",),
-    "endpoints": ("assignments",),
+    "clusters": Kind(
+        ("SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "LOAD BALANCING", "ENDPOINTS", "FROM"),
+        _clusters,
+        ("clusters",),
+    ),
+    "endpoints": Kind(
+        ("ENDPOINT", "STATUS", "LOCALITY", "WEIGHT", "PRIORITY", "MTLS", "WORKLOAD", "CLUSTER"),
+        _endpoints,
+        ("assignments",),
+    ),
 }
 
 
@@ -92,16 +156,14 @@ def config(
         raise CommandFailed(f"{kind}: there are {', '.join(KINDS)}")
     if output not in ("", "json", "yaml"):
         raise CommandFailed(f"-o {output}: there are json and yaml")
-    with AdminClient(control_plane) as client:
-        found = client.get("/v1/config", {"of": workload, "whole": "true" if output else ""}, Configuration)
+    found, held = _ask(control_plane, workload, "sent")
     if found.alike > 1:
         typer.echo(f"{found.name}, one of {found.alike} processes of {workload}:", err=True)
+    headers, rows, fields = KINDS[known]
     if output:
-        whole = {name: (found.whole or {}).get(name, []) for name in _WHOLE[known]}
-        _tell(whole, output)
+        _tell({name: getattr(held, name) for name in fields}, output)
         return
-    headers, rows = KINDS[known]
-    shown = list(rows(found))
+    shown = list(rows(held))
     if not shown:
         raise CommandFailed(f"{found.name} holds no {known}: it has called nobody yet")
     typer.echo(table(headers, shown))
@@ -118,21 +180,46 @@ def explain(
     """Where would a request go, and why? As mesh.explain() answers in that process, but for its own counters."""
     if output not in ("", "json"):
         raise CommandFailed(f"-o {output}: there is json")
-    query = [("of", workload), ("method", method), ("url", url), *(("header", each) for each in header or ())]
-    with AdminClient(control_plane) as client:
-        found = client.get("/v1/config/explain", query, Explained)
+    try:
+        request = request_of(method, url, map(_header, header or ()))
+    except ValueError as error:
+        raise CommandFailed(str(error)) from None
+    found, visible = _ask(control_plane, workload, "visible")
+    explanation = policy.explain(compile_live(visible, None, random.Random(0)), request)
     if output:
-        _tell(found.explanation, output)
+        _tell(explanation, output)
         return
-    typer.echo(f"From {found.name}:\n{found.text}")
+    typer.echo(f"From {found.name}:\n{explanation}")
     typer.echo("Calls in flight, ejections and breakers are the process's own; mesh.explain() shows them.", err=True)
 
 
-def _domains(domains: tuple[str, ...]) -> str:
-    """As istioctl: the first, and how many more."""
-    if not domains:
-        return "-"
-    return domains[0] if len(domains) == 1 else f"{domains[0]} + {len(domains) - 1} more..."
+def _ask(control_plane: str, workload: str, scope: str) -> tuple[Configuration, Snapshot]:
+    """One process's configuration, as it was sent and as a process reads it."""
+    with AdminClient(control_plane) as client:
+        found = client.get("/v1/config", {"of": workload, "scope": scope}, Configuration)
+    try:
+        values = [decode_resource(type_url, data) for type_url, data in found.resources]
+    except InvalidResource as error:
+        raise CommandFailed(f"{found.name} holds what this meshctl can't read: {error}") from None
+    return found, Snapshot(
+        found.version,
+        _named(each for each in values if isinstance(each, Listener)),
+        _named(each for each in values if isinstance(each, RouteConfiguration)),
+        _named(each for each in values if isinstance(each, Cluster)),
+        tuple(sorted((each for each in values if isinstance(each, LoadAssignment)), key=lambda each: each.cluster)),
+        inbound=_named(each for each in values if isinstance(each, Inbound)),
+    )
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError(f"a header is NAME: VALUE; found {text!r}")
+    return name.strip(), value.strip()
+
+
+def _named(values: Iterable[N]) -> tuple[N, ...]:
+    return tuple(sorted(values, key=lambda each: each.name))
 
 
 def _tell(value: Any, output: str) -> None:

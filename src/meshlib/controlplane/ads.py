@@ -105,7 +105,13 @@ class Connection:
         ]
         shown, workload = self.client(), self.node.workload
         sent = tuple((type_url, each.data) for type_url, each in found if each is not None)
-        return inspection.Client(shown.name, workload.name, workload.namespace, sent, view.snapshot)
+        return inspection.Client(
+            shown.name, workload.name, workload.namespace, view.snapshot.version, sent, lambda: _everything(view)
+        )
+
+
+def _everything(view: View) -> tuple[tuple[str, bytes], ...]:
+    return tuple((type_url, each.data) for type_url, found in view.resources.items() for each in found.values())
 
 
 class AggregatedDiscoveryService:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from meshlib.balancing.locality import priority_shares
 from meshlib.model import (
@@ -17,6 +18,7 @@ from meshlib.model import (
     Endpoint,
     Forward,
     HeaderMatch,
+    Headers,
     Health,
     OutlierDetection,
     QueryMatch,
@@ -112,6 +114,17 @@ class Explanation:
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
+
+
+def request_of(method: str, url: str, headers: Iterable[tuple[str, str]] = ()) -> Request:
+    """The request as the core sees it. Raises ValueError."""
+    parts = urlsplit(url)
+    authority = parts.netloc.rpartition("@")[2].lower()
+    if not parts.scheme or not authority:
+        raise ValueError(f"an absolute URL is wanted, as http://reviews:9080/; found {url!r}")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    return Request(method.upper(), parts.scheme.lower(), authority, path, Headers(raw))
 
 
 def explain(live: Live, request: Request) -> Explanation:
