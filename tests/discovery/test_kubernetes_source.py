@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 import meshlib
 from discovery.feed import Feed
-from kube.api_server import ApiServer
+from kube.cluster import Cluster
 from meshlib.discovery.kubernetes import KubernetesSource
 from meshlib.errors import SettingsError
 from meshlib.kube.settings import KubeSettings
@@ -23,52 +21,6 @@ from meshlib.model import Snapshot
 from peers import Answer, Peer
 
 PATIENCE = 30.0
-
-
-class Cluster:
-    """An API server on a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.api = ApiServer()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self.do(self.api.start())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.do(self.api.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
-
-    def call(self, work: Callable[[], object]) -> None:
-        async def run() -> None:
-            work()
-
-        self.do(run())
-
-    def put(self, *objects: dict[str, Any]) -> None:
-        self.call(lambda: [self.api.put(each) for each in objects])
-
-    def watched(self, *plurals: str) -> None:
-        self.do(asyncio.wait_for(self.api.watched(*plurals), PATIENCE))
-
-    def kubeconfig(self, file: Path) -> None:
-        file.write_text(
-            yaml.safe_dump(
-                {
-                    "current-context": "here",
-                    "contexts": [{"name": "here", "context": {"cluster": "c", "namespace": "shop"}}],
-                    "clusters": [{"name": "c", "cluster": {"server": self.api.url}}],
-                }
-            )
-        )
 
 
 def service(name: str = "reviews", namespace: str = "shop", **spec: Any) -> dict[str, Any]:

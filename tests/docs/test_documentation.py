@@ -34,6 +34,7 @@ SNIPPETS = list(blocks("python"))
 #   help     meshctl has the command and every option that is shown; it needs a running control plane, and another test
 #            runs it against one (tests/cli, tests/e2e)
 #   run      it is run here
+#   run here it is run in the repository; standard output is what is shown
 #   extras   pyproject.toml has the distribution's name and the extra
 #   run of   `meshctl run` takes the words; tests/instrumentation runs the same servers by it
 #   words    shell words without a meaning of ours: they are checked by eye
@@ -57,6 +58,7 @@ COMMANDS = {
     "meshctl access": "help",
     "meshctl audit": "help",
     "meshctl validate": "run",
+    "meshctl analyze": "run here",
     "export MESHLIB_": "settings",
     "pip install": "extras",
     "git clone": "words",
@@ -266,6 +268,15 @@ def test_commands_that_need_nothing_else_print_what_is_shown(command: Command, t
     result = run(*MESHCTL, *words, cwd=tmp_path)
     assert result.stdout + result.stderr == command.printed
     assert result.returncode == (1 if "Error: " in command.printed else 0)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", held_by("run here"))
+def test_commands_about_the_examples_print_what_is_shown(command: Command) -> None:
+    """The examples are in the repository."""
+    program, *words = shlex.split(command.text)
+    assert program == "meshctl"
+    assert run(*MESHCTL, *words, cwd=ROOT).stdout == command.printed
 
 
 @pytest.mark.parametrize("command", held_by("run of"))

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from meshlib.cli import (
     access,
+    analyze,
     apply,
     audit,
     authority,
@@ -66,6 +67,7 @@ app.command()(asking(look.stat))
 app.command()(asking(look.edges))
 app.command()(asking(look.traces))
 app.command()(apply.validate)
+app.command()(analyze.analyze)
 app.command("control-plane")(control_plane.control_plane)
 app.command()(gateway.gateway)
 # What follows the command's name is its own, options too.

@@ -172,14 +172,7 @@ class KubernetesSource:
 
     def _tell(self) -> None:
         self._due = None
-        parts = [entry.parsed for entry in self._entries.values()]
-        self._publish(
-            Contents(
-                tuple(each for part in parts for each in part.objects),
-                in_order(each for part in parts for each in part.problems),
-                tuple(each for part in parts for each in part.warnings),
-            )
-        )
+        self._publish(_together([entry.parsed for entry in self._entries.values()]))
 
     def _look(self, changes: Changes) -> None:
         """A CRD is new, or has got its "Established": its objects can be listed, or will be able to soon."""
@@ -190,6 +183,29 @@ class KubernetesSource:
     def __repr__(self) -> str:
         missing = sum(1 for _ in self._missing())
         return f"<KubernetesSource {len(self._entries)} objects{f', {missing} kinds missing' if missing else ''}>"
+
+
+async def read_cluster(client: KubeClient) -> Contents:
+    """All that a KubernetesSource would follow, once, with all annotations. Raises KubernetesError: what may not be
+    listed is not absent."""
+    parts: list[Parsed] = []
+    for resource, namespace, params in WATCHED:
+        for version in resource.versions:
+            try:
+                found = await client.list(resource.path(version, namespace), **params)
+            except NotFound:
+                continue
+            parts += (parse_value(each, SOURCE) for each in found.items)
+            break
+    return _together(parts)
+
+
+def _together(parts: Sequence[Parsed]) -> Contents:
+    return Contents(
+        tuple(each for part in parts for each in part.objects),
+        in_order(each for part in parts for each in part.problems),
+        tuple(each for part in parts for each in part.warnings),
+    )
 
 
 def _parsed(content: Object, old: _Entry | None) -> Parsed:

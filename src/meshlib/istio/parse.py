@@ -231,7 +231,9 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
     if isinstance(spec, r.AuthorizationPolicy):
         rules = tuple(place((*path, "spec", "rules", index)) for index in range(len(spec.rules)))
     age = str(created) if created else ""
-    return r.Object(version, kind, namespace, name, where, spec, value, labels, age, rules)
+    return r.Object(
+        version, kind, namespace, name, where, spec, value, labels, age, rules, lambda at: place((*path, *at))
+    )
 
 
 def _told(value: Any) -> str:

@@ -8,7 +8,7 @@ yet: parse.py says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from meshlib.istio.documents import is_text
+from meshlib.istio.documents import Path, is_text
 
 NETWORKING = "networking.istio.io"
 OWN = "meshlib.io"
@@ -981,6 +981,12 @@ class Object:
     created: str = ""
     rule_sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """`file.yaml:15` of each of `spec.rules`."""
+    place: Callable[[Path], str] | None = field(default=None, compare=False, repr=False)
+    """Where what a path names stands; None where there are no lines."""
+
+    def at(self, path: Path) -> str:
+        """`file.yaml:17`: where the field stands, or what is nearest to it."""
+        return self.source if self.place is None else self.place(path)
 
     @property
     def key(self) -> tuple[str, str, str]:
