@@ -748,18 +748,20 @@ class Mesh:
         *,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> grpc.Channel:
         """A grpc.Channel to a service of the mesh (`ratings:9080`), for generated stubs as they are.
 
         Each call is routed, balanced, limited and tried again by itself, over one connection for each endpoint.
-        options, compression: as for grpc.insecure_channel. TLS is what the destination says.
+        options, compression: as for grpc.insecure_channel. TLS is what the destination says; credentials: for one that
+        says nothing about it, as for grpc.secure_channel.
 
         Calls raise grpc.RpcError; where the mesh has decided, or the network has failed, that is a MeshError as well.
         """
         from meshlib.outbound.function import authority
         from meshlib.outbound.grpc import MeshChannel
 
-        channel = MeshChannel(self, authority(target), options, compression)
+        channel = MeshChannel(self, authority(target), options, compression, credentials)
         self._transports.add(channel)
         return channel
 
@@ -769,12 +771,13 @@ class Mesh:
         *,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> grpc.aio.Channel:
         """`grpc_channel`, for asyncio: a grpc.aio.Channel, used on one event loop and closed there."""
         from meshlib.outbound.function import authority
         from meshlib.outbound.grpc_aio import MeshAioChannel
 
-        return MeshAioChannel(self, authority(target), options, compression)
+        return MeshAioChannel(self, authority(target), options, compression, credentials)
 
     def grpc_client_interceptors(self, target: str = "") -> list[Any]:
         """Interceptors for `grpc.intercept_channel(channel, *...)`, where the channel is not ours: it connects by

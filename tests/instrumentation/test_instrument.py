@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import grpc
+import grpc.aio
 import httpx
 import pytest
 import requests
 import urllib3
 
 import meshlib
+from meshlib.outbound.grpc import MeshChannel
+from meshlib.outbound.grpc_aio import MeshAioChannel
 from peers import Answer, Peer, Received
 
 WORLD = """
@@ -104,6 +109,41 @@ def test_a_proxy_is_still_the_way_out(reviews: Peer) -> None:
         assert manager.request("GET", elsewhere).data == elsewhere.encode()
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["unix:/tmp/a", "unix-abstract:a", "xds:///reviews:9080", "ipv4:127.0.0.1:1,127.0.0.2:1", "dns://8.8.8.8/a:1", ""],
+)
+def test_grpc_targets_that_say_where_they_lead_stay(target: str) -> None:
+    """Socket files, other resolvers, several addresses, a name server of one's own."""
+    with grpc.insecure_channel(target) as channel:
+        assert not isinstance(channel, MeshChannel)
+
+
+def test_grpc_channels_and_servers_made_as_ever_are_on_the_mesh() -> None:
+    """With the name's port, or gRPC's default; the user's credentials and interceptors stay in force."""
+    for target, authority in (("reviews:9080", "reviews:9080"), ("dns:///a.example", "a.example:443")):
+        with grpc.insecure_channel(target) as channel, grpc.secure_channel(
+            target, grpc.ssl_channel_credentials()
+        ) as secured:  # fmt: skip
+            assert isinstance(channel, MeshChannel) and channel.authority == authority
+            assert isinstance(secured, MeshChannel) and secured.subchannels._own is not None
+    with grpc.insecure_channel("reviews:9080", options=[("meshlib.mesh", 0)]) as channel:
+        assert not isinstance(channel, MeshChannel)
+
+
+async def test_grpc_channels_of_asyncio_are_on_the_mesh() -> None:
+    """One that is given interceptors connects by itself: grpc.aio runs them on its own channel only."""
+
+    class Own(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+            return await continuation(client_call_details, request)
+
+    async with grpc.aio.insecure_channel("reviews:9080") as channel:
+        assert isinstance(channel, MeshAioChannel)
+    async with grpc.aio.insecure_channel("reviews:9080", interceptors=[Own()]) as native:
+        assert [type(each).__name__ for each in native._unary_unary_interceptors] == ["Own", "AioUnaryUnary"]
+
+
 def test_after_uninstrument_nothing_is_left() -> None:
     """Clients made from now on are the libraries' own."""
     meshlib.uninstrument()
@@ -114,5 +154,7 @@ def test_after_uninstrument_nothing_is_left() -> None:
         (urllib3.PoolManager, "_new_pool"),
         (aiohttp.ClientSession, "_request"),
         (httpx.AsyncClient, "_init_transport"),
+        *((grpc, name) for name in ("insecure_channel", "secure_channel", "server")),
+        *((grpc.aio, name) for name in ("insecure_channel", "secure_channel", "server")),
     ]:
         assert not hasattr(getattr(owner, name), "__wrapped__")

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from outbound.grpc_peers import GrpcPeer
 from peers import Answer, Peer, Received, unused_port
 
 pytestmark = pytest.mark.processes
@@ -65,6 +66,40 @@ print(httpx2.get(URL).text)
 print(requests.get(URL).text)
 print(urllib3.request("GET", URL).data.decode())
 print(asyncio.run(by_aiohttp()))
+"""
+GRPC = """
+import asyncio, grpc, grpc.aio, os, sys
+from concurrent.futures import ThreadPoolExecutor
+
+METHOD = "/test.Echo/UnaryUnary"
+PORT = sys.argv[1]
+
+def tell(request, context):
+    return dict(context.invocation_metadata()).get("x-request-id", "").encode()
+
+handlers = {"UnaryUnary": grpc.unary_unary_rpc_method_handler(tell)}
+server = grpc.server(ThreadPoolExecutor(2))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+
+async def by_asyncio():
+    async with grpc.aio.insecure_channel("reviews:9080") as channel:
+        return await channel.unary_unary(METHOD)(b"aio", timeout=30)
+
+with grpc.insecure_channel("reviews:9080") as channel:
+    print(channel.unary_unary(METHOD)(b"sync", timeout=30).decode())
+print(asyncio.run(by_asyncio()).decode())
+with grpc.insecure_channel(f"dns:///127.0.0.1:{PORT}") as channel:
+    print(channel.unary_unary(METHOD)(b"outside", timeout=30).decode())
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:  # the server above, behind interceptors
+    print(len(channel.unary_unary(METHOD)(b"", timeout=30)))
+with grpc.insecure_channel("reviews:9080", options=[("meshlib.mesh", 0)]) as channel:
+    try:
+        channel.unary_unary(METHOD)(b"bare", timeout=30)
+    except grpc.RpcError as error:
+        print(error.code().name)
+server.stop(0).wait(10)
 """
 PROCESSES = """
 import os, subprocess, sys, httpx
@@ -154,6 +189,24 @@ def test_a_plain_script_calls_on_the_mesh(script: str, calls: int, tmp_path: Pat
     assert (result.returncode, result.stdout, result.stderr) == (0, "by the mesh\n" * calls, "")
 
 
+@pytest.mark.parametrize("excluded", ["", "grpc"])
+def test_grpc_is_on_the_mesh_unless_it_is_excluded(excluded: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Channels, sync and of asyncio, to a name that only the mesh knows and to an address that it does not; a server,
+    which gives calls a request id; and a channel that opts out by itself."""
+    (tmp_path / "script.py").write_text(GRPC)
+    with GrpcPeer() as peer:
+        (tmp_path / "mesh" / "world.yaml").write_text(WORLD.format(port=peer.port))
+        result = subprocess.run(
+            [*RUN, "--exclude", excluded, "--", sys.executable, "script.py", str(peer.port)],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+    if excluded:
+        assert result.returncode == 1 and "reviews" in result.stderr
+    else:
+        told = ["peer:sync", "peer:aio", "peer:outside", "36", "UNAVAILABLE"]
+        assert (result.returncode, result.stdout.split()) == (0, told), result.stderr
+
+
 def test_an_own_sitecustomize_still_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The one that stands on PYTHONPATH behind ours; and a module is run by -m."""
     own = tmp_path / "own"
@@ -171,6 +224,11 @@ def test_an_own_sitecustomize_still_runs(tmp_path: Path, environment: dict[str, 
     ("arguments", "control_plane", "told"),
     [
         (["true"], "", "no control plane: set MESHLIB_CONTROL_PLANE"),
+        (
+            ["--exclude", "flask", "--", "true"],
+            "cp.example:15010",
+            "'flask' can't be excluded; there are aiohttp,",
+        ),
         (["no-such-command-of-ours"], "cp.example:15010", "no-such-command-of-ours: there is no such command"),
     ],
 )

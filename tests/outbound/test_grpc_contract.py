@@ -13,6 +13,7 @@ import pytest
 from grpc_peers import FACES, Face, GrpcPeer, face
 
 import meshlib
+from certificates import TestCA
 from meshlib.mesh import Mesh
 from meshlib.model import (
     Cluster,
@@ -319,6 +320,26 @@ def test_large_messages_and_compression(name: str, open_face: Open, here: Mesh, 
     assert len(open_face(name).unary(large, compression=grpc.Compression.Gzip)) == len(large) + 5
     limited = open_face(name, options=(("grpc.max_receive_message_length", 1000),))
     assert raised(limited.unary, b"\x01" * 1001).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@every_channel
+def test_ones_own_tls_is_for_where_the_destination_says_nothing(name: str, here: Mesh) -> None:
+    """The certificate must bear the name that the target has, whatever address is called; an option of one's own may
+    name another."""
+    ca = TestCA()
+    shown = ca.credentials("ratings", dns=("ratings",))
+    with GrpcPeer(credentials=grpc.ssl_server_credentials([(shown.private_key, shown.certificate_chain)])) as peer:
+        publish(here, snapshot({each: [route(forward("c"))] for each in (TARGET, "other:9080")}, {"c": [peer.address]}))
+        credentials = grpc.ssl_channel_credentials(ca.root)
+        override = (("grpc.ssl_target_name_override", "ratings"),)
+        other = "other:9080"
+        for target, options, is_verified in ((TARGET, (), True), (other, (), False), (other, override, True)):
+            call = face(name, here, target, peer, options=options, credentials=credentials)
+            if is_verified:
+                assert call.every(b"a") == [b"peer:a", b"0", b"peer:a", b"a"]
+            else:
+                assert raised(call.unary, b"a").code() is grpc.StatusCode.UNAVAILABLE
+            call.close()
 
 
 @every_channel

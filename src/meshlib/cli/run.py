@@ -13,6 +13,7 @@ import typer
 import meshlib
 from meshlib.cli.admin_client import CommandFailed
 from meshlib.errors import SettingsError
+from meshlib.instrumentation import EXCLUDE, excluded_by
 
 AUTOSTART = Path(meshlib.__file__).parent / "instrumentation" / "autostart"
 
@@ -30,6 +31,9 @@ def run(
     service: Annotated[
         str, typer.Option(envvar="MESHLIB_SERVICE", help="The service that this process is of, if it serves one.")
     ] = "",
+    exclude: Annotated[
+        str, typer.Option(envvar=EXCLUDE, metavar="PACKAGES", help="Left alone, as grpc,requests.")
+    ] = "",
 ) -> None:
     """Run a Python application on the mesh, unchanged: meshctl run -- gunicorn app:app
 
@@ -37,12 +41,13 @@ def run(
     """
     from meshlib.mesh import Settings
 
-    given = {"MESHLIB_CONTROL_PLANE": control_plane, "MESHLIB_SERVICE": service}
+    given = {"MESHLIB_CONTROL_PLANE": control_plane, "MESHLIB_SERVICE": service, EXCLUDE: exclude}
     environment = {**os.environ, **{name: value for name, value in given.items() if value}}
     if not control_plane:
         raise CommandFailed("no control plane: set MESHLIB_CONTROL_PLANE or --control-plane to host:port or a folder")
     try:
         Settings.from_environment(environment)
+        excluded_by(exclude.split(","))
     except SettingsError as error:
         raise CommandFailed(str(error)) from None
     words = [sys.executable, *command] if command[0] == "-m" else command

@@ -6,24 +6,16 @@ chose itself stays what it is, and so do the clients of meshlib's own parts.
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 from typing import Any
 
-from meshlib.instrumentation.patches import Patches
-
-
-def _is_ours(depth: int) -> bool:
-    """Whether the function so many calls above our caller is a part of meshlib: what the mesh itself needs to work
-    must not wait for the mesh."""
-    name = str(sys._getframe(depth + 1).f_globals.get("__name__", ""))
-    return name == "meshlib" or name.startswith("meshlib.")
+from meshlib.instrumentation.patches import Patches, is_ours
 
 
 def _httpx(library: ModuleType, patches: Patches) -> None:
     def chosen(make: str, original: Any, client: Any, *args: Any, transport: Any = None, **options: Any) -> Any:
         # Above: patched, the client's __init__, who makes the client.
-        if transport is not None or args or _is_ours(4):
+        if transport is not None or args or is_ours(4):
             return original(client, *args, transport=transport, **options)
         tls = {name: options[name] for name in ("verify", "cert", "trust_env") if name in options}
         http2 = bool(options.get("http2"))

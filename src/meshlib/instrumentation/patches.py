@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -10,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshlib.mesh import Mesh
+
+
+def is_ours(depth: int) -> bool:
+    """Whether the function so many calls above our caller is a part of meshlib: what the mesh itself needs to work
+    must not wait for the mesh."""
+    name = str(sys._getframe(depth + 1).f_globals.get("__name__", ""))
+    return name == "meshlib" or name.startswith("meshlib.")
 
 
 class Patches:

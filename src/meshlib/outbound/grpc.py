@@ -291,9 +291,10 @@ class MeshChannel(Arities, grpc.Channel):
         authority: str,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.home, self.authority = home, authority
-        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls)
+        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls, credentials)
         self._mirrors = ThreadMirrors()
         self._watchers: list[Callable[[grpc.ChannelConnectivity], None]] = []
         self._connectivity = grpc.ChannelConnectivity.IDLE

@@ -102,9 +102,10 @@ class MeshAioChannel(Arities, aio.Channel):
         authority: str,
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.home, self.authority = home, authority
-        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls)
+        self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls, credentials)
         self.mirrors = AsyncMirrors()
         self._closing: set[asyncio.Task[Any]] = set()
 

@@ -39,6 +39,7 @@ _FIRST_BACKOFF, _LONGEST_BACKOFF = 100, 5_000
 """Milliseconds between gRPC's attempts to connect. It begins with 1 s and ends with 120: too long for an endpoint that
 is one of several, and that no call waits for."""
 _CALLABLES = 256
+_VERIFIED = "grpc.ssl_target_name_override"
 
 _orphans: list[SubChannel] = []
 
@@ -82,9 +83,11 @@ class SubChannel:
 class SubChannels:
     """The sub-channels of one channel of the user's. Thread-safe; its lock is held for bookkeeping alone."""
 
-    def __init__(self, make: Open, options: Options, contexts: TlsContexts) -> None:
-        """options: the user's."""
-        self._make, self._options, self._contexts = make, options, contexts
+    def __init__(
+        self, make: Open, options: Options, contexts: TlsContexts, own: grpc.ChannelCredentials | None = None
+    ) -> None:
+        """options: the user's. own: the user's, too, for clusters that say nothing about TLS."""
+        self._make, self._options, self._contexts, self._own = make, options, contexts, own
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._open: dict[tuple[str, str, str], SubChannel] = {}
@@ -101,6 +104,8 @@ class SubChannels:
         cluster = step.cluster.cluster
         key = (cluster.name, step.endpoint.authority, step.authority or authority)
         how = secured(self._contexts, cluster, step.endpoint, authority)
+        if how is None and self._own is not None:
+            how = Secured(self._own, _host_of(authority), self._own)
         now = time.monotonic()
         drained: list[Any] = []
         with self._lock:
@@ -152,20 +157,25 @@ class SubChannels:
             shown = shown.rpartition(":")[0] or shown
         options: list[tuple[str, Any]] = [
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_retries", 0),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.service_config_disable_resolution", 1),
-            ("grpc.default_authority", shown),
-            ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),
-            ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF),
-            ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
             ("grpc.client_idle_timeout_ms", max(1000, int(idle * 1000))),
         ]
-        verified = () if how is None else (("grpc.ssl_target_name_override", how.target_name),)
-        # Of two values gRPC takes the first: the name that is verified is ours, everything else is the user's to say.
-        channel = self._make(
-            _target(key[1]), (*verified, *self._options, *options), None if how is None else how.credentials
-        )
+        if cluster.type is not ClusterType.ORIGINAL_DST:  # which is called as without a mesh
+            options += [
+                ("grpc.enable_retries", 0),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.service_config_disable_resolution", 1),
+                ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),
+                ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF),
+                ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
+            ]
+        is_own = how is not None and how.credentials is self._own
+        if not (is_own and any(name == _VERIFIED for name, _ in self._options)):  # the user's name stands for both
+            options.append(("grpc.default_authority", shown))
+        verified: Options = () if how is None else ((_VERIFIED, how.target_name),)
+        # Of two values gRPC takes the first: the name that is verified is ours, unless the credentials are the user's;
+        # everything else is the user's to say.
+        told = (*self._options, *verified, *options) if is_own else (*verified, *self._options, *options)
+        channel = self._make(_target(key[1]), told, None if how is None else how.credentials)
         return SubChannel(key, channel, cluster, None if how is None else how.version, now)
 
     def _sweep(self, live: Live, now: float) -> list[Any]:
@@ -254,11 +264,16 @@ def _of_the_mesh(credentials: Credentials) -> grpc.ChannelCredentials:
 def _name_of(tls: UpstreamTls, authority: str) -> str:
     """The name that the certificate must bear. gRPC looks at DNS names and addresses only, and at one."""
     if not tls.subject_alt_names:
-        return tls.sni or authority.rpartition(":")[0] or authority
+        return tls.sni or _host_of(authority)
     for name in tls.subject_alt_names:
         if "://" not in name:
             return name
     raise ssl.SSLError(f"subjectAltNames {', '.join(tls.subject_alt_names)}: gRPC can't verify a URI in a certificate")
+
+
+def _host_of(authority: str) -> str:
+    host, _, port = authority.rpartition(":")
+    return host.strip("[]") if host and port.isdigit() else authority
 
 
 @lru_cache(maxsize=1024)
