@@ -22,6 +22,8 @@ logger = logging.getLogger("meshlib.kube")
 LEASES = Resource("Lease", "leases", "coordination.k8s.io")
 DURATION, RENEW_WITHIN, RETRY = 15.0, 10.0, 2.0
 """Seconds, as client-go's components have them."""
+RELEASE_WITHIN = 5.0
+"""Seconds for which a replica that ends tries to give the lease back; Kubernetes' grace is 30."""
 
 
 class Election:
@@ -75,7 +77,7 @@ class Election:
             if self.is_leader:
                 self._set(False)
                 with contextlib.suppress(KubernetesError, TimeoutError):
-                    async with asyncio.timeout(self._retry):
+                    async with asyncio.timeout(RELEASE_WITHIN):
                         await self._release()
 
     async def _try(self) -> bool:
