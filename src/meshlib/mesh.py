@@ -367,8 +367,14 @@ class Mesh:
             from meshlib.telemetry.pipeline import Telemetry
 
             to_control_plane = setup.target and setup.target == settings.control_plane
-            connect = self._access(setup.target).channel if to_control_plane else None
-            self.telemetry = Telemetry(setup, self.node, self._read_live, connect)
+            access = self._access(setup.target) if to_control_plane else None
+            self.telemetry = Telemetry(
+                setup,
+                self.node,
+                self._read_live,
+                access.channel if access is not None else None,
+                (lambda: access.metadata(often=True)) if access is not None else tuple,
+            )
             self._observer = self.telemetry.observer
         _instances.add(self)
 

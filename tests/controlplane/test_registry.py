@@ -179,3 +179,13 @@ def test_each_process_that_comes_costs_the_same(monkeypatch: pytest.MonkeyPatch)
     for port in range(1, 101):
         registry.attach(port, node(replace(REVIEWS, port=port)))
     assert (len(told), len(registry.workloads), sorted_) == (100, 100, 1)
+
+
+def test_an_address_is_not_taken_by_another_account() -> None:
+    """Whoever says that bank's address is theirs takes no call of bank's away; once bank has gone, it may be true."""
+    registry = Registry()
+    registry.attach("bank", node(replace(REVIEWS, service_account="bank")))
+    registry.attach("thief", node(replace(RATINGS, port=REVIEWS.port, service_account="thief")))
+    assert [each.service_account for each in registry.workloads] == ["bank"]
+    registry.detach("bank")
+    assert [each.service_account for each in registry.workloads] == ["thief"]

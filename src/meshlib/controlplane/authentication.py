@@ -120,6 +120,9 @@ class Authenticator:
         """
         host = address.rpartition(":")[0]
         self._refuse_guessers(host)
+        if not token:  # nobody guesses by it, and a process that has nothing to show yet should not be shut out
+            logger.info("a caller from %s is refused: no token", address)
+            raise NotAuthenticated("no token")
         try:
             return await self._authenticate(token, may_join)
         except (NotAuthenticated, Refused, JoseError, ValueError, httpx.HTTPError, OSError) as error:
@@ -136,8 +139,6 @@ class Authenticator:
             self._failures.clear()
 
     async def _authenticate(self, token: str, may_join: bool) -> Caller:
-        if not token:
-            raise NotAuthenticated("no token")
         if len(token) > MAX_TOKEN:
             raise NotAuthenticated(f"the token is larger than {MAX_TOKEN} bytes")
         if token.startswith(PREFIX):

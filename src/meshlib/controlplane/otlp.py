@@ -1,14 +1,18 @@
 """What do processes push? OTLP metrics and traces, over gRPC and HTTP, read into the telemetry store.
 
+With TLS, or access control, a process tells only of itself: whoever pushes proves an identity, and what is told of
+another namespace's workloads, or by another principal, is refused whole.
+
 Only what the picture needs is read: Istio's request metrics and gauges; every other metric is accepted and let go, so
 that whoever points an exporter here gets no error. Cumulative sums are no deltas and are told so (partial success).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import grpc
@@ -26,7 +30,12 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_D
 from starlette.requests import Request
 from starlette.responses import Response
 
+from meshlib.controlplane.authentication import Authenticator, NotAuthenticated, bearer
+from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.telemetry_store import BOUNDS, Cell, Labels, Span, TelemetryStore
+from meshlib.model import SpiffeId
+
+logger = logging.getLogger("meshlib.controlplane.otlp")
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes, unpacked."""
@@ -40,15 +49,39 @@ _HISTOGRAMS = {
 }
 
 
+class NotOwn(Exception):
+    """What was pushed is about somebody else. The message says what."""
+
+
+Read = Callable[[bytes, SpiffeId | None], bytes]
+Accounts = Callable[[str, str], Collection[str]]
+"""(namespace, workload) -> the service accounts of the connected processes that bear this name."""
+
+
 class Receiver:
     """Reads what is pushed into `store`. clock: seconds since 1970."""
 
     def __init__(self, store: TelemetryStore, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = store, clock
+        self._authenticator: Authenticator | None = None
+        self._is_required_by_grpc = self._is_required_by_http = False
+        self._accounts: Accounts = lambda namespace, workload: ()
 
-    def metrics(self, body: bytes) -> bytes:
-        """Raises ValueError for what is no ExportMetricsServiceRequest."""
+    def authenticate_by(self, authenticator: Authenticator, accounts: Accounts, *, grpc: bool, http: bool) -> None:
+        """grpc, http: whether whoever pushes by it has to prove an identity; who shows a token is held to it anyway."""
+        self._authenticator, self._accounts = authenticator, accounts
+        self._is_required_by_grpc, self._is_required_by_http = grpc, http
+
+    def metrics(self, body: bytes, by: SpiffeId | None = None) -> bytes:
+        """by: who has pushed it; None where nobody was asked. Raises ValueError for what is no
+        ExportMetricsServiceRequest, NotOwn."""
         request = _parsed(ExportMetricsServiceRequest, body)
+        if by is not None:
+            for resource in request.resource_metrics:
+                self._check(by, resource.resource)
+                for scope in resource.scope_metrics:
+                    for metric in scope.metrics:
+                        self._check_points(by, metric)
         now = self._clock()
         counted: dict[Labels, Cell] = {}
         at: float | None = None
@@ -79,37 +112,116 @@ class Receiver:
             answer.partial_success.error_message = "istio_* metrics must be deltas (aggregation temporality DELTA)"
         return answer.SerializeToString()
 
-    def traces(self, body: bytes) -> bytes:
-        """Raises ValueError for what is no ExportTraceServiceRequest."""
+    def traces(self, body: bytes, by: SpiffeId | None = None) -> bytes:
+        """by: who has pushed it; None where nobody was asked. Raises ValueError for what is no
+        ExportTraceServiceRequest, NotOwn."""
         request = _parsed(ExportTraceServiceRequest, body)
+        if by is not None:
+            for resource in request.resource_spans:
+                self._check(by, resource.resource)
         for resource in request.resource_spans:
             told = _texts(resource.resource.attributes)
+            if by is not None:  # who says nothing is where its identity is
+                told["service.namespace"] = by.namespace
             service = told.get("service.name", "unknown_service")
             for scope in resource.scope_spans:
                 self._store.add_spans(_span(each, service, told) for each in scope.spans)
         return ExportTraceServiceResponse().SerializeToString()
 
+    # Whose it is
+
+    def _check(self, by: SpiffeId, resource: Any) -> None:
+        told = _texts(resource.attributes)
+        _check_is(by, "service.namespace", told.get("service.namespace", by.namespace), by.namespace)
+        instance = told.get("service.instance.id", "").split("~")
+        if len(instance) == 4:  # a node's id
+            _check_is(by, "service.instance.id", instance[2].rpartition(".")[2], by.namespace)
+        if workload := told.get("istio.workload", ""):
+            accounts = self._accounts(by.namespace, workload)
+            if accounts and by.service_account not in accounts:
+                raise NotOwn(f"{by} tells of workload {workload}, which runs as {', '.join(sorted(accounts))}")
+
+    def _check_points(self, by: SpiffeId, metric: Any) -> None:
+        if metric.name != "istio_requests_total" and metric.name not in _HISTOGRAMS:
+            return
+        data: Any = getattr(metric, metric.WhichOneof("data") or "gauge")
+        for point in data.data_points:
+            told = {each.key: _text(each.value) for each in point.attributes}
+            end = told.get("reporter", "source")
+            _check_is(by, "reporter", end, "source", "destination")
+            _check_is(by, f"{end}_workload_namespace", told.get(f"{end}_workload_namespace", ""), by.namespace)
+            _check_is(by, f"{end}_principal", told.get(f"{end}_principal", "unknown"), by.uri, "unknown", "")
+
     # gRPC
 
     def add_to(self, server: grpc.aio.Server) -> None:
         async def metrics(body: bytes, context: Any) -> bytes:
-            return await _answered(self.metrics, body, context)
+            return await self._answer(self.metrics, body, context)
 
         async def traces(body: bytes, context: Any) -> bytes:
-            return await _answered(self.traces, body, context)
+            return await self._answer(self.traces, body, context)
 
         for service, method in (("metrics.v1.MetricsService", metrics), ("trace.v1.TraceService", traces)):
             handlers: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(method)}
             name = f"opentelemetry.proto.collector.{service}"
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
+    async def _answer(self, read: Read, body: bytes, context: Any) -> bytes:
+        by = None
+        has_token = any(key == "authorization" for key, _ in context.invocation_metadata() or ())
+        if self._authenticator is not None and (has_token or self._is_required_by_grpc):
+            by = (await caller_of(context, self._authenticator)).identity
+            if by is None:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "telemetry is pushed by workloads")
+        try:
+            return read(body, by)
+        except NotOwn as error:
+            logger.warning("telemetry from %s is refused: %s", context.peer(), error)
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise AssertionError("abort raises")
+
     # HTTP
 
     async def post_metrics(self, request: Request) -> Response:
-        return await _posted(self.metrics, request)
+        return await self._posted(self.metrics, request)
 
     async def post_traces(self, request: Request) -> Response:
-        return await _posted(self.traces, request)
+        return await self._posted(self.traces, request)
+
+    async def _posted(self, read: Read, request: Request) -> Response:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != PROTOBUF:
+            # JSON is what a web page could send without a preflight; nobody's exporter needs it here.
+            return Response(f"content-type must be {PROTOBUF}\n", 415)
+        try:
+            by = await self._pusher(request)
+            body = _unpacked(await _body(request), request.headers.get("content-encoding", "identity"))
+            return Response(read(body, by), media_type=PROTOBUF)
+        except NotAuthenticated:
+            return Response("who pushes could not be verified\n", 401, {"www-authenticate": "Bearer"})
+        except NotOwn as error:
+            logger.warning("telemetry is refused: %s", error)
+            return Response(f"{error}\n", 403)
+        except ValueError as error:
+            return Response(f"{error}\n", 400)
+
+    async def _pusher(self, request: Request) -> SpiffeId | None:
+        """Raises NotAuthenticated."""
+        if self._authenticator is None or not self._is_required_by_http:
+            return None
+        client = request.client
+        address = f"{client.host}:{client.port}" if client is not None else ""
+        caller = await self._authenticator.authenticate(bearer(request.headers.get("authorization", "")), address)
+        if caller.identity is None:
+            raise NotAuthenticated("telemetry is pushed by workloads")
+        return caller.identity
+
+
+def _check_is(by: SpiffeId, field: str, found: str, *wanted: str) -> None:
+    if found not in wanted:
+        raise NotOwn(f"{by} tells of {field} {found[:100]!r}, and may of {wanted[0]!r}")
 
 
 def _parsed(kind: Any, body: bytes) -> Any:
@@ -169,26 +281,6 @@ def _span(message: Any, service: str, resource: dict[str, str]) -> Span:
         message.status.code == 2,
         tuple(sorted(attributes.items())),
     )
-
-
-async def _answered(read: Callable[[bytes], bytes], body: bytes, context: Any) -> bytes:
-    try:
-        return read(body)
-    except ValueError as error:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        raise AssertionError("abort raises") from None
-
-
-async def _posted(read: Callable[[bytes], bytes], request: Request) -> Response:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != PROTOBUF:
-        # JSON is what a web page could send without a preflight; nobody's exporter needs it here.
-        return Response(f"content-type must be {PROTOBUF}\n", 415)
-    try:
-        body = _unpacked(await _body(request), request.headers.get("content-encoding", "identity"))
-        return Response(read(body), media_type=PROTOBUF)
-    except ValueError as error:
-        return Response(f"{error}\n", 400)
 
 
 async def _body(request: Request) -> bytes:

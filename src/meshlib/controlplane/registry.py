@@ -3,7 +3,8 @@
 - A process is an endpoint from the moment it says that its port accepts, until its last stream ends.
 - What runs where is kept in the state folder. After a restart of the control plane the workloads it knew count on for
   `grace` seconds, so that nobody vanishes while all of them reconnect.
-- One address has one workload: a process that was started anew takes the place of the one that was there.
+- One address has one workload: a process that was started anew takes the place of the one that was there, but not
+  one of another service account while that is still connected.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Registry:
     def workloads(self) -> tuple[Workload, ...]:
         """In a fixed order."""
         if self._workloads is None:
-            last = {address: next(reversed(found.values())) for address, found in self._running.items()}
+            last = {address: _holder(found) for address, found in self._running.items()}
             self._workloads = in_order({**self._remembered, **last}.values())
         return self._workloads
 
@@ -60,6 +61,11 @@ class Registry:
     def nodes(self) -> tuple[Node, ...]:
         """Of the open streams; a process that has two streams is there twice."""
         return tuple(self._nodes.values())
+
+    def accounts(self, namespace: str, workload: str) -> frozenset[str]:
+        """The service accounts of the open streams' processes that bear this workload's name."""
+        said = (node.workload for node in self._nodes.values())
+        return frozenset(each.service_account for each in said if (each.namespace, each.name) == (namespace, workload))
 
     def attach(self, stream: Hashable, node: Node) -> None:
         """A stream was opened by this node, or the node has said something new about itself."""
@@ -143,7 +149,7 @@ class Registry:
 
     def _at(self, address: tuple[str, int]) -> Workload | None:
         running = self._running.get(address)
-        return next(reversed(running.values())) if running else self._remembered.get(address)
+        return _holder(running) if running else self._remembered.get(address)
 
     def _has_changed(self) -> None:
         self._workloads = None
@@ -152,6 +158,14 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"<Registry {len(self.workloads)} workloads, {len(self._nodes)} streams>"
+
+
+def _holder(running: dict[Hashable, Workload]) -> Workload:
+    """Who has an address that several streams name: the one that came last, of those with the first one's identity.
+    Nobody takes another's address by saying that it is theirs."""
+    first = next(iter(running.values()))
+    own = (first.namespace, first.service_account)
+    return next(each for each in reversed(running.values()) if (each.namespace, each.service_account) == own)
 
 
 def _is_endpoint(node: Node) -> bool:

@@ -35,6 +35,7 @@ from meshlib.controlplane.ca import CertificateAuthority, PluggedAuthority
 from meshlib.controlplane.ca_api import AuthorityRoutes
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
+from meshlib.controlplane.claims import Claims
 from meshlib.controlplane.history import History
 from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
@@ -126,6 +127,7 @@ class ControlPlane:
         self._kube: KubeClient | None = None
         self._kubernetes: KubernetesSource | None = None
         self._following: asyncio.Task[None] | None = None
+        self._claims = Claims()
         self._administrators: Administrators | None = None
         self._audit: AuditLog | None = None
         self._http: httpx.AsyncClient | None = None
@@ -302,6 +304,8 @@ class ControlPlane:
     async def _update(self, store: ObjectStore) -> None:
         began = time.monotonic()
         objects, workloads = store.objects(), self._registry.workloads
+        if self.settings.is_secure:  # else nobody has proven whose service account it has
+            workloads = await asyncio.to_thread(self._claims.admitted, objects, workloads)
         await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
         self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
         self._badges = await asyncio.to_thread(badges_of, objects)
@@ -373,6 +377,9 @@ class ControlPlane:
         )
         self._certificates = CertificateService(authority, authenticator)
         self._ads.authenticate_by(authenticator, is_required=settings.is_secure)
+        self._picture.receiver.authenticate_by(
+            authenticator, self._registry.accounts, grpc=settings.is_secure, http=access is not None
+        )
 
     async def _serve_xds(self) -> None:
         server = self._server = grpc.aio.server(
@@ -425,7 +432,7 @@ class ControlPlane:
     def problems(self) -> Sequence[api.Problem]:
         """Of the translations: references that lead nowhere, conflicts. They are in force, as far as they can be."""
         troubles = self._kubernetes.troubles() if self._kubernetes is not None else ()
-        return [problem_of(problem) for problem in (*self._cache.problems(), *troubles)]
+        return [problem_of(problem) for problem in (*self._cache.problems(), *troubles, *self._claims.refused)]
 
     def __repr__(self) -> str:
         return f"<ControlPlane xDS {self.xds_address} {self._cache!r} {self._registry!r}>"

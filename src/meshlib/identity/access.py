@@ -63,14 +63,18 @@ class Access:
             self.target, grpc.ssl_channel_credentials(root_certificates=self._roots()), options=options
         )
 
-    def metadata(self, *, may_join: bool = False) -> tuple[tuple[str, str], ...]:
+    def metadata(self, *, may_join: bool = False, often: bool = False) -> tuple[tuple[str, str], ...]:
         """The `authorization` of one call, () when there is nothing to show. A platform's token comes first, since it
-        is renewed by others; a certificate is shown where there is none, and a join token where there is neither."""
+        is renewed by others; a certificate is shown where there is none, and a join token where there is neither.
+
+        often: the call is one of many, and should not have the platform asked each time: the certificate comes first.
+        """
         token = self._token()
         credentials, now = self._credentials(), time.time()
-        if token and not token.startswith(JOIN_PREFIX):
+        has_certificate = credentials is not None and not credentials.has_expired(now)
+        if token and not (often and has_certificate) and not token.startswith(JOIN_PREFIX):
             return (("authorization", f"Bearer {token}"),)
-        if credentials is not None and not credentials.has_expired(now):
+        if credentials is not None and has_certificate:
             return (("authorization", f"Bearer {prove(credentials, now)}"),)
         return (("authorization", f"Bearer {token}"),) if token and may_join else ()
 

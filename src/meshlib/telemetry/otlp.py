@@ -40,9 +40,16 @@ Connect = Callable[[Sequence[tuple[str, Any]]], Any]
 
 
 class GrpcSender:
-    """OTLP/gRPC, gzipped. target: host:port. connect: how that is reached; default its TLS is the system's, or none."""
+    """OTLP/gRPC, gzipped. target: host:port. connect: how that is reached; default its TLS is the system's, or none.
+    prove: the metadata by which each call says who makes it."""
 
-    def __init__(self, target: str, secure: bool = False, connect: Connect | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        secure: bool = False,
+        connect: Connect | None = None,
+        prove: Callable[[], tuple[tuple[str, str], ...]] = tuple,
+    ) -> None:
         import grpc
 
         def of_the_system(options: Sequence[tuple[str, Any]]) -> Any:
@@ -50,7 +57,7 @@ class GrpcSender:
                 return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
             return grpc.insecure_channel(target, options)
 
-        self._connect = connect or of_the_system
+        self._connect, self._prove = connect or of_the_system, prove
         self._channel: Any = None
         self._gzip = grpc.Compression.Gzip
 
@@ -66,7 +73,8 @@ class GrpcSender:
             options = (("grpc.max_reconnect_backoff_ms", 5000), ("grpc.use_local_subchannel_pool", 1))
             self._channel = self._connect(options)
         try:
-            self._channel.unary_unary(method)(body, timeout=timeout, compression=self._gzip)
+            call = self._channel.unary_unary(method)
+            call(body, timeout=timeout, compression=self._gzip, metadata=self._prove())
         except BaseException:
             self.close()  # a channel keeps the roots that it was made with, and these may have been replaced
             raise

@@ -38,12 +38,19 @@ class Telemetry:
     """This process's measurements. recorder: others report through it, too (`recorder.count`).
 
     read_live: what calls read now, for the state of clusters. connect: how the control plane is reached, where that is
-    who is pushed to.
+    who is pushed to; prove: by which metadata each push says who makes it.
     """
 
-    def __init__(self, setup: Setup, node: Node, read_live: Callable[[], Live], connect: Connect | None = None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        node: Node,
+        read_live: Callable[[], Live],
+        connect: Connect | None = None,
+        prove: Callable[[], tuple[tuple[str, str], ...]] = tuple,
+    ) -> None:
         self.setup = setup
-        self._connect = connect
+        self._connect, self._prove = connect, prove
         self.recorder = Recorder(time.time)
         self._node, self._read_live = node, read_live
         self._port: Port | None = None
@@ -165,7 +172,7 @@ class Telemetry:
         if "://" in self.setup.target:
             sender = HttpSender(self.setup.target, dict(self.setup.headers))
         else:
-            sender = GrpcSender(self.setup.target, self.setup.secure, self._connect)
+            sender = GrpcSender(self.setup.target, self.setup.secure, self._connect, self._prove)
         resource = resource_of(self._node)
         return _Pushing(sender, Deltas(resource, self._began), self.recorder, self._tracer, resource)
 
