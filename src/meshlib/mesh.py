@@ -32,6 +32,7 @@ from meshlib.model import (
     Locality,
     Node,
     NodeKind,
+    QuotaService,
     Request,
     Snapshot,
     UpstreamTls,
@@ -559,11 +560,11 @@ class Mesh:
         """Who is asked about limits that others count."""
         return self._quotas
 
-    def _quota_channel(self, target: str) -> grpc.Channel:
+    def _quota_channel(self, service: QuotaService) -> grpc.Channel:
         from meshlib.outbound.function import authority
         from meshlib.outbound.grpc import MeshChannel
 
-        return MeshChannel(_Unasked(self), authority(target), (), None)
+        return MeshChannel(_Unasked(self, service.route_configuration), authority(service.address), (), None)
 
     def _who_observes(self) -> Observer | None:
         return self._observer
@@ -1108,11 +1109,11 @@ class Mesh:
 class _Unasked:
     """A Mesh to those who ask about quotas: their own calls ask nobody, or the question would never end."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
+    def __init__(self, mesh: Mesh, route_configuration: str) -> None:
+        self._mesh, self._routes = mesh, route_configuration
 
     def call_context(self, deadline: float | None = None, may_resend: bool = False) -> CallContext:
-        return self._mesh.call_context(deadline, may_resend)._replace(quotas=None)
+        return self._mesh.call_context(deadline, may_resend)._replace(quotas=None, route_configuration=self._routes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mesh, name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio import targets
-from meshlib.istio.clusters import limits_of
+from meshlib.istio.limits import limits_of, quotas_of
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.model import (
     ALWAYS,
@@ -33,6 +33,7 @@ from meshlib.model import (
     PathTemplate,
     PortIs,
     PrincipalIs,
+    Quota,
     RateLimit,
     ServerNameIs,
     StringMatch,
@@ -51,15 +52,20 @@ def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, 
     return Inbound(INBOUND, tls=tls, port_tls=ports, access=access)
 
 
-def _rate_limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> Iterable[RateLimit]:
+def _limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> tuple[list[RateLimit], list[Quota]]:
     """Of the root namespace and the workload's own, by name; all that select it hold."""
     labels = dict(node.workload.labels)
+    limits: list[RateLimit] = []
+    quotas: list[Quota] = []
     for each in sorted(objects, key=lambda each: (each.namespace, each.name)):
         spec = each.spec
         if not isinstance(spec, r.RateLimitPolicy):
             continue
         if each.namespace in (settings.root_namespace, node.workload.namespace) and _labels_fit(spec.selector, labels):
-            yield from limits_of(spec.limits, f"{each.namespace}/{each.name}", each.origin)
+            name = f"{each.namespace}/{each.name}"
+            limits += limits_of(spec.limits, name, each.origin)
+            quotas += quotas_of(spec.quotas, name if not spec.limits else f"{name} quota", each.origin)
+    return limits, quotas
 
 
 def access_of(
@@ -94,13 +100,15 @@ def access_of(
                 reason = f"no extension provider {spec.provider.name!r}: what the rules select is denied"
                 report(ConfigurationError(each.source, each.title, "spec.provider.name", reason))
     used = sorted({rule.provider for rule in rules if rule.provider in authorizers})
+    limits, quotas = _limits(objects, settings, node)
     return Access(
         tuple(rules),
         tuple(providers),
         tuple(authorizers[name] for name in used),
         settings.trusted_proxies if node.kind is NodeKind.ROUTER else 0,
         settings.normalization,
-        tuple(_rate_limits(objects, settings, node)),
+        tuple(limits),
+        tuple(quotas),
     )
 
 

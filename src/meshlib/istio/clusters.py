@@ -15,6 +15,7 @@ import msgspec
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.limits import limits_of, quotas_of
 from meshlib.istio.localities import Nearness, nearness, seen_from
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.istio.parse import statuses
@@ -28,13 +29,11 @@ from meshlib.model import (
     HashTable,
     HealthCheck,
     HedgePolicy,
-    LimitKey,
     LoadAssignment,
     LoadBalancing,
     Locality,
     OutlierDetection,
     RateBudget,
-    RateLimit,
     RetryBudget,
     ServiceName,
     SlowStart,
@@ -42,7 +41,6 @@ from meshlib.model import (
     UpstreamTls,
     ZoneAware,
 )
-from meshlib.model.rate_limit import KeyKind
 
 _LOAD_BALANCING = {
     "ROUND_ROBIN": LoadBalancing.ROUND_ROBIN,
@@ -323,6 +321,7 @@ def _made(service: Service, port: Port, subset: str, rules: Rules, members: tupl
         frozenset(backend.shadow),
         policy.origin,
         limits_of(backend.rate_limits, f"{name} limit", policy.origin, shadow="rate-limit" in backend.shadow),
+        quotas_of(backend.quotas, f"{name} quota", policy.origin, shadow="rate-limit" in backend.shadow),
     )
     assignment = LoadAssignment(name, endpoints) if kind is ClusterType.EDS else None
     return Made(cluster, assignment, near, members)
@@ -524,38 +523,6 @@ def _breaker(given: r.Breaker | None) -> BreakerRules | None:
         _seconds(given.open_for, default.open_for),
         _or(given.probes, default.probes),
     )
-
-
-def limits_of(given: Iterable[r.Limit], prefix: str, origin: str, *, shadow: bool = False) -> tuple[RateLimit, ...]:
-    return tuple(
-        RateLimit(
-            each.name or f"{prefix} {index}",
-            each.burst or each.requests,
-            each.requests,
-            each.per.seconds,
-            tuple(_limit_key(key) for key in each.keys),
-            tuple(method.upper() for method in each.methods),
-            each.path_prefix,
-            each.answers,
-            each.shadow or shadow,
-            origin,
-        )
-        for index, each in enumerate(given)
-    )
-
-
-def _limit_key(given: str) -> LimitKey:
-    kind, _, name = given.partition(":")
-    return LimitKey(_KEY_KINDS[kind], name.lower())
-
-
-_KEY_KINDS: Mapping[str, KeyKind] = {
-    "header": "header",
-    "principal": "principal",
-    "address": "address",
-    "method": "method",
-    "path": "path",
-}
 
 
 def _health_check(given: r.HealthCheck) -> HealthCheck:

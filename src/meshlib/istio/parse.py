@@ -21,6 +21,7 @@ import yaml
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
+from meshlib.istio.limit_checks import check_limits, check_quotas, check_rate_limit
 from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.istio.security_checks import check_security
 from meshlib.model import SHADOWABLE
@@ -31,7 +32,6 @@ MAX_TEXT = 16 * 1024 * 1024
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
-LIMIT_KEYS = ("header", "principal", "address", "method", "path")
 _SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
 _HEADER = re.compile(r":?[!#$%&'*+.^_`|~0-9a-zA-Z-]+\Z")
 _NOT_IN_A_HEAD = re.compile(r"[^\t\x20-\x7e]")
@@ -354,7 +354,7 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
     elif kind == "BackendTrafficPolicy":
         _check_backend_policy(spec)
     elif kind == "RateLimit":
-        _check_rate_limit(spec)
+        check_rate_limit(spec)
     elif key == r.MESH_CONFIG_KEY:
         mesh_config(spec)
     elif kind in ("Pod", "Endpoints", "EndpointSlice"):
@@ -960,7 +960,8 @@ def _check_backend_policy(spec: r.BackendTrafficPolicy) -> None:
         _check_breaker(spec.breaker)
     if spec.retry_budget is not None:
         _at_least(spec.retry_budget.ttl, 1, "retryBudget.ttl")
-    _check_limits(spec.rate_limits, "rateLimits")
+    check_limits(spec.rate_limits, "rateLimits")
+    check_quotas(spec.quotas, "quotas")
     if spec.hedge is not None:
         _at_least(spec.hedge.delay, 0.001, "hedge.delay")
         if spec.subset == "" and "*" in spec.host:
@@ -975,29 +976,6 @@ def _check_backend_policy(spec: r.BackendTrafficPolicy) -> None:
                 at = f"outlierDetection.{msgspec_name(given[0])}"
                 raise Refused(at, f"has no meaning without {msgspec_name(kind + '_enforcing')}")
         _at_least(detection.max_ejection_time, 0.001, "outlierDetection.maxEjectionTime")
-
-
-def _check_rate_limit(spec: r.RateLimitPolicy) -> None:
-    if not spec.limits:
-        raise Refused("limits", "is empty")
-    _check_limits(spec.limits, "limits", inbound=True)
-
-
-def _check_limits(limits: list[r.Limit], at: str, *, inbound: bool = False) -> None:
-    for index, limit in enumerate(limits):
-        place = f"{at}[{index}]"
-        _at_least(limit.per, 0.001, f"{place}.per")
-        for number, key in enumerate(limit.keys):
-            kind, mark, name = key.partition(":")
-            if kind not in LIMIT_KEYS or (mark != "") != (kind == "header") or (kind == "header" and not name):
-                wanted = ", ".join("header:NAME" if each == "header" else each for each in LIMIT_KEYS)
-                raise Refused(f"{place}.keys[{number}]", f"must be one of {wanted}: {key!r}")
-            if not inbound and kind in ("principal", "address"):
-                raise Refused(f"{place}.keys[{number}]", f"{kind!r} is of those who call, which is this process alone")
-        if limit.path_prefix and not limit.path_prefix.startswith("/"):
-            raise Refused(f"{place}.pathPrefix", f"must begin with /: {limit.path_prefix!r}")
-        if limit.answers and not inbound:
-            raise Refused(f"{place}.answers", "is for calls that come in (RateLimit)")
 
 
 def _check_breaker(given: r.Breaker) -> None:

@@ -887,9 +887,38 @@ class Limit(_Istio, frozen=True):
     shadow: bool = False
 
 
+class DescriptorEntry(_Istio, frozen=True):
+    """One of `from`, as in Limit.keys, and `value`."""
+
+    key: str
+    from_: str = msgspec.field(name="from", default="")
+    value: str = ""
+
+
+class QuotaRule(_Istio, frozen=True):
+    """One of `redis`, a URL, with requests, per and keys; and `service`, host:port, with domain and descriptors."""
+
+    name: str = ""
+    redis: str = ""
+    service: str = ""
+    requests: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    per: Duration | None = None
+    keys: list[str] = []
+    domain: str = ""
+    descriptors: list[list[DescriptorEntry]] = []
+    hits: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    timeout: Duration | None = None
+    failure_mode_deny: bool = False
+    methods: list[str] = []
+    path_prefix: str = ""
+    answers: bool = False
+    shadow: bool = False
+
+
 class RateLimitPolicy(_Istio, frozen=True):
-    limits: list[Limit]
+    limits: list[Limit] = []
     selector: WorkloadSelector | None = None
+    quotas: list[QuotaRule] = []
 
 
 class BackendTrafficPolicy(_Istio, frozen=True):
@@ -903,6 +932,7 @@ class BackendTrafficPolicy(_Istio, frozen=True):
     outlier_detection: StatisticalDetection | None = None
     resend_unsafe: bool | None = None
     rate_limits: list[Limit] = []
+    quotas: list[QuotaRule] = []
     shadow: list[str] = []
 
 

@@ -30,6 +30,7 @@ from meshlib.model import (
     LoadAssignment,
     Node,
     NodeKind,
+    Quota,
     Route,
     RouteConfiguration,
     RouteMatch,
@@ -179,6 +180,9 @@ class _View:
         if self._node.kind is NodeKind.ROUTER:
             listeners, configurations = self._gateway()
             access = access_of(self._world.objects, self._settings, self._node, self._problems.append)
+            access = replace(
+                access, quotas=tuple(self._asked_by_gateway(each, configurations) for each in access.quotas)
+            )
             listeners = [replace(each, access=access) for each in listeners]
         else:
             inbound = (inbound_of(self._world.objects, self._settings, self._node, self._problems.append),)
@@ -381,6 +385,18 @@ class _View:
                     self._add_clusters(service)
         make = self._maker(self._problems.append)
         return gateway_rules.listeners(chosen, attached, make, self._problems.append)
+
+    def _asked_by_gateway(self, quota: Quota, configurations: list[RouteConfiguration]) -> Quota:
+        """With a way to who counts: a gateway has routes for what comes in, and none for calls of its own."""
+        host, _, port = quota.service.address.rpartition(":")
+        service = self._directory.find(host, self._namespace) if quota.service.kind == "envoy" else None
+        if service is None or not any(str(each.number) == port for each in service.ports):
+            return quota
+        self._add_clusters(service)
+        way = self._default(service, service.aliases(self._namespace), int(port))
+        if all(each.name != way.name for each in configurations):
+            configurations.append(way)
+        return replace(quota, service=replace(quota.service, route_configuration=way.name))
 
 
 def _authority(host: str, port: int) -> str:

@@ -80,6 +80,7 @@ class QuotaService:
 
     kind: `redis`, by the library `limits`, or `envoy`, a service that speaks envoy.service.ratelimit.v3. address: a URL
     (`redis://host:6379/0`), or host:port of the gRPC server, a name of the mesh or of DNS. domain: for the latter.
+    route_configuration: that leads to it, where a gateway asks, which knows no other names; "" is by the address alone.
     timeout: of one question, seconds. denies_on_failure: without an answer a call is turned away with
     `status_on_failure`; otherwise it goes on.
     """
@@ -90,6 +91,7 @@ class QuotaService:
     timeout: float = 0.1
     denies_on_failure: bool = False
     status_on_failure: int = 500
+    route_configuration: str = ""
 
     def __str__(self) -> str:
         """Without a password."""

@@ -302,5 +302,8 @@ class Listener:
     @property
     def route_configurations(self) -> tuple[str, ...]:
         """Every route configuration that this listener needs, without repetition."""
-        chains = dict.fromkeys(chain.route_configuration for chain in self.filter_chains)
-        return tuple(chains) or (self.route_configuration,)
+        found = dict.fromkeys(chain.route_configuration for chain in self.filter_chains)
+        for quota in self.access.quotas if self.access is not None else ():
+            if quota.service.route_configuration:
+                found[quota.service.route_configuration] = None
+        return tuple(found) or (self.route_configuration,)

@@ -27,15 +27,17 @@ class Counter(Protocol):
     def ask(self, question: Question) -> Answer: ...
     async def ask_async(self, question: Question) -> Answer: ...
     def close(self) -> None: ...
+    async def aclose(self) -> None:
+        """Give up what belongs to this event loop."""
 
 
 class QuotaEdge:
     """All services that are asked by one process (policy.quota.Quotas). Thread-safe.
 
-    channel: makes the gRPC channel to a rate limit service, by `host:port`.
+    channel: makes the gRPC channel to a rate limit service.
     """
 
-    def __init__(self, channel: Callable[[str], grpc.Channel]) -> None:
+    def __init__(self, channel: Callable[[QuotaService], grpc.Channel]) -> None:
         self._channel = channel
         self._lock = threading.Lock()
         self._counters: dict[QuotaService, Counter] = {}
@@ -77,7 +79,7 @@ class QuotaEdge:
             return RedisCounter(service)
         from meshlib.quota.envoy import RateLimitService
 
-        return RateLimitService(service, self._channel(service.address))
+        return RateLimitService(service, self._channel(service))
 
     def _unanswered(self, service: QuotaService, error: Exception) -> None:
         if service not in self._failing:  # once, not with every call
@@ -96,9 +98,16 @@ class QuotaEdge:
         for each in counters:
             each.close()
 
+    async def aclose(self) -> None:
+        """Give up what belongs to this event loop, before it ends. Others are not touched; all can be asked on."""
+        for each in list(self._counters.values()):
+            await each.aclose()
+
     def __repr__(self) -> str:
         return f"<QuotaEdge {', '.join(map(str, self._counters)) or 'nobody asked yet'}>"
 
 
 def _told(error: Exception) -> str:
+    if callable(code := getattr(error, "code", None)):  # grpc.RpcError
+        return f"{code().name} {getattr(error, 'details', str)()}"
     return f"{type(error).__name__} {error}".strip().partition("\n")[0]

@@ -29,7 +29,12 @@ class RateLimitService:
         self._method: Any = channel.unary_unary(m.SHOULD_RATE_LIMIT, m.serialize, m.RateLimitResponse.FromString)
 
     def ask(self, question: Question) -> Answer:
-        return _answer(self._method(self._request(question), timeout=self._service.timeout))
+        # A call that blocks would wait longer, should the name have to be asked for first.
+        call = self._method.future(self._request(question), timeout=self._service.timeout)
+        try:
+            return _answer(call.result(self._service.timeout))
+        finally:
+            call.cancel()  # means nothing once it is over
 
     async def ask_async(self, question: Question) -> Answer:
         loop = asyncio.get_running_loop()
@@ -44,10 +49,11 @@ class RateLimitService:
         call = self._method.future(self._request(question), timeout=self._service.timeout)
         try:
             call.add_done_callback(ended)
-            await over
+            async with asyncio.timeout(self._service.timeout):
+                await over
+            return _answer(call.result())
         finally:
-            call.cancel()  # means nothing once it is over
-        return _answer(call.result())
+            call.cancel()
 
     def _request(self, question: Question) -> Any:
         request = m.RateLimitRequest(domain=self._service.domain, hits_addend=question.quota.hits)
@@ -59,6 +65,9 @@ class RateLimitService:
 
     def close(self) -> None:
         self._channel.close()
+
+    async def aclose(self) -> None:
+        """Nothing does."""
 
     def __repr__(self) -> str:
         return f"<RateLimitService {self._service}>"

@@ -95,6 +95,12 @@ class RedisCounter:
         """The threads' connections; those of a loop end with it."""
         self._storage.storage.close()
 
+    async def aclose(self) -> None:
+        with self._lock:
+            limiter = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if limiter is not None:
+            await limiter.storage.bridge.storage.aclose()
+
     def __repr__(self) -> str:
         return f"<RedisCounter {self._service}>"
 

@@ -206,6 +206,7 @@ _CHECKS: Mapping[type, Mapping[str, Check]] = {
         "timeout": _SOME_SECONDS,
         "denies_on_failure": flag,
         "status_on_failure": whole(200, 599),
+        "route_configuration": text,
     },
     LimitAnswer: {"status": whole(200, 599), "grpc_status": whole(0, 16), "headers": listed(_pair)},
     LimitKey: {
