@@ -469,20 +469,14 @@ class Mesh:
             self._identity.on_rotation(tell)
 
     def _make_credentials_source(self, present: Credentials | None) -> CredentialsSource:
-        kind, _, where = self.settings.identity.partition(":")
-        if kind == "files":
-            from meshlib.identity.files import FilesSource
+        from meshlib.identity.choice import credentials_source
 
-            return FilesSource(Path(where))
-        from meshlib.identity.ca_client import CaSource
-
-        return CaSource(self._access(where or self.settings.control_plane))
+        return credentials_source(self.settings.identity, self._access, self.settings.control_plane)
 
     def _access(self, target: str) -> Access:
-        from meshlib.identity.access import Access
+        from meshlib.identity.choice import access_to
 
-        roots, token = (Path(each) if each else None for each in (self.settings.ca_roots, self.settings.token_file))
-        return Access(target, roots, token, lambda: self.credentials)
+        return access_to(target, self.settings.ca_roots, self.settings.token_file, lambda: self.credentials)
 
     def _connect_feed(self, access: Access) -> Callable[[Any], tuple[Any, Any]]:
         def connect(options: Any) -> tuple[Any, Any]:

@@ -59,6 +59,8 @@ COMMANDS = {
     "meshctl audit": "help",
     "meshctl validate": "run",
     "meshctl analyze": "run here",
+    "meshctl bootstrap": "help",
+    "export GRPC_XDS_BOOTSTRAP": "words",
     "export MESHLIB_": "settings",
     "pip install": "extras",
     "git clone": "words",

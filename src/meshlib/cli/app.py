@@ -13,6 +13,7 @@ from meshlib.cli import (
     apply,
     audit,
     authority,
+    bootstrap,
     config,
     control_plane,
     demo,
@@ -73,6 +74,7 @@ app.command()(gateway.gateway)
 # What follows the command's name is its own, options too.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
 app.command()(asking(token.token))
+app.command()(bootstrap.bootstrap)
 app.command()(access.access)
 app.command("identity")(asking(whoami.identity))
 app.command("ca")(asking(authority.ca))

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -24,15 +25,17 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane import inspection
 from meshlib.controlplane.authentication import Authenticator
 from meshlib.controlplane.ca_service import caller_of
-from meshlib.controlplane.cache import Cache, View
+from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.registry import Registry
+from meshlib.controlplane.sight import Seen
 from meshlib.controlplane.subscriptions import ABSENT, Answer, DeltaStream, Request, SotwStream
 from meshlib.errors import InvalidResource
-from meshlib.model import Node, SpiffeId
+from meshlib.model import INBOUND_PREFIX, SERVER_PREFIX, Node, SpiffeId
 from meshlib.version import __version__
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_node
-from meshlib.xds.resource_types import SHORT_NAMES
+from meshlib.xds.reader import Dialect, Reader, reader_of
+from meshlib.xds.resource_types import LISTENER, PUSH_ORDER, SHORT_NAMES
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -49,10 +52,30 @@ change, so a client that asks for millions would hold up all others. Our own cli
 class Connection:
     """One open stream of a client that has said who it is."""
 
-    def __init__(self, node: Node, state: DeltaStream | SotwStream, peer: str) -> None:
-        self.node, self.state, self.peer = node, state, peer
+    def __init__(
+        self, node: Node, state: DeltaStream | SotwStream, peer: str, identity: SpiffeId | None = None
+    ) -> None:
+        self.node, self.state, self.peer, self.identity = node, state, peer, identity
         self.opened = time.time()
-        self.view: View | None = None
+        self.seen: Seen | None = None
+        self.registered: Node | None = None
+        """As the registry knows it."""
+
+    @property
+    def reader(self) -> Reader:
+        return reader_of(self.node, is_known=self.identity is not None)
+
+    @property
+    def serving(self) -> Node:
+        """The node as others may know it. A client that is not ours can't say when its port accepts calls: it does from
+        when it has accepted the listener for it."""
+        if not self.node.ready or self.reader.dialect not in (Dialect.GRPC, Dialect.ENVOY):
+            return self.node
+        listeners = self.state.subscriptions.get(LISTENER)
+        is_server = listeners is not None and (listeners.is_wildcard or any(map(is_inbound, listeners.names)))
+        if is_server and listeners is not None and listeners.accepted:
+            return self.node
+        return replace(self.node, ready=False)
 
     def received(self, request: Request) -> None:
         if request.error is not None:
@@ -94,14 +117,14 @@ class Connection:
 
     def inspected(self) -> inspection.Client | None:
         """As `meshctl config` looks into it; None before it was sent anything."""
-        if self.view is None:
+        if self.seen is None:
             return None
-        view, catches_all = self.view, self.state.has_catch_all
+        view, catches_all = self.seen, self.state.has_catch_all
         found = [
             (type_url, view.find(type_url, name, has_catch_all=catches_all))
             for type_url, subscription in self.state.subscriptions.items()
             for name, version in subscription.sent.items()
-            if version != ABSENT
+            if version != ABSENT and type_url in PUSH_ORDER  # and no secrets
         ]
         shown, workload = self.client(), self.node.workload
         sent = tuple((type_url, each.data) for type_url, each in found if each is not None)
@@ -110,8 +133,8 @@ class Connection:
         )
 
 
-def _everything(view: View) -> tuple[tuple[str, bytes], ...]:
-    return tuple((type_url, each.data) for type_url, found in view.resources.items() for each in found.values())
+def _everything(view: Seen) -> tuple[tuple[str, bytes], ...]:
+    return tuple((type_url, each.data) for type_url in PUSH_ORDER for each in view.resources[type_url].values())
 
 
 class AggregatedDiscoveryService:
@@ -220,13 +243,14 @@ class AggregatedDiscoveryService:
                         if said is None:
                             raise BadRequest("the first request must say who asks: node is missing")
                         state = make_state(has_catch_all=said.user_agent.startswith("meshlib"))
-                        connection = self._connections[number] = Connection(said, state, context.peer())
-                        self._registry.attach(number, said)
+                        connection = self._connections[number] = Connection(said, state, context.peer(), identity)
                         logger.debug("%s connected from %s", said.id, connection.peer)
-                    elif said is not None and said != connection.node:
+                    elif said is not None:
                         connection.node = said
-                        self._registry.attach(number, said)
                     connection.received(read(message))
+                    if (serving := connection.serving) != connection.registered:
+                        connection.registered = serving
+                        self._registry.attach(number, serving)
                     if connection.state.size > MAX_NAMES:
                         logger.warning("%s is sent away: it asks for too many names", connection.node.id)
                         await context.abort(
@@ -235,10 +259,10 @@ class AggregatedDiscoveryService:
                 if is_over or receiving.done():
                     return
                 if connection is not None:
-                    view = await self._cache.view(connection.node)
-                    if was_asked or view is not connection.view:  # else the change was for others
-                        connection.view = view
-                        for answer in connection.state.due(view):
+                    seen = await self._cache.seen(connection.node, connection.reader)
+                    if was_asked or seen is not connection.seen:  # else the change was for others
+                        connection.seen = seen
+                        for answer in connection.state.due(seen):
                             await context.write(write(answer))
                 await news.wait()
                 news.clear()
@@ -302,6 +326,11 @@ def not_allowed(node: Node, identity: SpiffeId) -> str:
     if said != (identity.trust_domain, identity.namespace, identity.service_account) or named != identity.namespace:
         return f"node {node.id} of {workload.namespace}/{workload.service_account} is not the caller's to be"
     return ""
+
+
+def is_inbound(name: str) -> bool:
+    """Whether a listener's name is that of a gRPC server's."""
+    return name.startswith((INBOUND_PREFIX, SERVER_PREFIX))
 
 
 def _printable(text: str) -> str:

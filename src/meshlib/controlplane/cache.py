@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
+from meshlib.controlplane.resource import Resource, combined_version, digest, resource_of
+from meshlib.controlplane.sight import Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import Object
@@ -17,6 +17,7 @@ from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,
     INBOUND_PREFIX,
+    SERVER_PREFIX,
     Cluster,
     Inbound,
     Listener,
@@ -29,8 +30,8 @@ from meshlib.model import (
     Workload,
 )
 from meshlib.model.domains import DomainTable
-from meshlib.xds import messages as m
 from meshlib.xds.encode import encode_resource
+from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 Value = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
@@ -41,33 +42,8 @@ VIEWS_LIMIT, KEYS_LIMIT = 100, 10_000
 nobody says so; beyond this the oldest views are forgotten, and made anew for who is still there."""
 
 
-@dataclass(frozen=True)
-class Resource:
-    """A resource as it goes over the wire, the same object for all who get it.
-
-    version: of the content, so it is the same after a restart, and from another control plane.
-    """
-
-    type_url: str
-    name: str
-    version: str
-    data: bytes
-
-    # Serialised messages that are joined are the serialised merged message (protobuf, "last one wins" and repeated
-    # fields are concatenated). So a response is a head and its resources' own bytes, made once for all streams.
-
-    @cached_property
-    def in_sotw_response(self) -> bytes:
-        return m.serialize(m.DiscoveryResponse(resources=[self._any]))
-
-    @cached_property
-    def in_delta_response(self) -> bytes:
-        resource = m.Resource(name=self.name, version=self.version, resource=self._any)
-        return m.serialize(m.DeltaDiscoveryResponse(resources=[resource]))
-
-    @property
-    def _any(self) -> Any:
-        return m.Any_(type_url=self.type_url, value=self.data)
+SIGHTS_LIMIT = 1000
+"""Forms of one view that are remembered: an Envoy beside a service has one for itself."""
 
 
 class View:
@@ -82,12 +58,11 @@ class View:
             ROUTE: {each.name: encode(ROUTE, each.name, each) for each in snapshot.route_configurations},
         }
         self.versions = {
-            type_url: _hash("".join(f"{each.name} {each.version}\n" for each in resources.values()).encode())
-            for type_url, resources in self.resources.items()
+            type_url: combined_version(resources.values()) for type_url, resources in self.resources.items()
         }
         if snapshot.inbound:  # not by its own name: it bears each client's
             inbound = "".join(_resource(LISTENER, each.name, each).version for each in snapshot.inbound)
-            self.versions[LISTENER] = _hash(f"{self.versions[LISTENER]} {inbound}".encode())
+            self.versions[LISTENER] = digest(f"{self.versions[LISTENER]} {inbound}".encode())
         self._wild: dict[str, DomainTable[Listener]] = {}
         wild: dict[str, list[tuple[str, Listener]]] = {}
         for listener in snapshot.listeners:
@@ -97,6 +72,22 @@ class View:
         self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
         self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
         self._renamed: dict[tuple[str, bool], Resource | None] = {}
+        self._sights: dict[Standpoint, Sight] = {}
+
+    def known_sight(self, standpoint: Standpoint) -> Seen | None:
+        """What clients at this standpoint see; None where it has to be made first."""
+        if standpoint.reader.dialect in (Dialect.MESHLIB, Dialect.OTHER):
+            return self
+        return self._sights.get(standpoint)
+
+    def sight(self, standpoint: Standpoint) -> Seen:
+        """The same, made where it is not there. From any thread; takes as long as a translation."""
+        found = self.known_sight(standpoint)
+        if found is None:
+            if len(self._sights) >= SIGHTS_LIMIT:
+                self._sights = {}
+            found = self._sights[standpoint] = Sight(self, standpoint)
+        return found
 
     @cached_property
     def routed(self) -> frozenset[str]:
@@ -125,8 +116,8 @@ class View:
             host, _, port = name.rpartition(":")
             listener: Listener | Inbound | None
             listener = self._wild[port].find(host) if port in self._wild else None
-            if name.startswith(INBOUND_PREFIX):
-                # In our own form: whoever does not read it must not be told that there is a listener like any other.
+            if name.startswith((INBOUND_PREFIX, SERVER_PREFIX)):
+                # In our own form; gRPC's servers see another (sight.py), and who is neither has none.
                 listener = next(iter(self.snapshot.inbound), None) if has_catch_all else None
             elif listener is None and has_catch_all:
                 listener = self._catch_all
@@ -162,20 +153,6 @@ class Encoder:
         kept = {id(each) for view in views for found in view.resources.values() for each in found.values()}
         self._known = {value: resource for value, resource in self._known.items() if id(resource) in kept}
         self._same.clear()
-
-
-def _resource(type_url: str, name: str, value: Value) -> Resource:
-    data = encode_resource(type_url, value)
-    return Resource(type_url, name, _hash(data), data)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def empty_assignment(cluster: str) -> Resource:
-    """For a cluster that is not there: without an answer an Envoy would wait for it for ever."""
-    return _resource(ENDPOINT, cluster, LoadAssignment(cluster))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +203,12 @@ class Cache:
                 making = self._making[key] = asyncio.create_task(self._add(key, node), name="a view for a new client")
             await asyncio.wait((making,))  # it goes on if this client gives up
             making.result()
+
+    async def seen(self, node: Node, reader: Reader) -> Seen:
+        """The same in the form that the client understands."""
+        view, standpoint = await self.view(node), Standpoint.of(node, reader)
+        found = view.known_sight(standpoint)
+        return found if found is not None else await asyncio.to_thread(view.sight, standpoint)
 
     async def _add(self, key: Hashable, node: Node) -> None:
         """Make a view that update() did not know to be needed. If there is news meanwhile, it is made again."""
@@ -291,6 +274,10 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache {len(self._views)} views of {len(self._inputs.objects)} objects>"
+
+
+def _resource(type_url: str, name: str, value: Value) -> Resource:
+    return resource_of(type_url, name, encode_resource(type_url, value))
 
 
 def _labels_of(node: Node) -> NodeLabels:

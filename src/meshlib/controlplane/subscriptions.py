@@ -43,7 +43,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from meshlib.controlplane.cache import Resource, View, empty_assignment
+from meshlib.controlplane.resource import Resource, empty_assignment
+from meshlib.controlplane.sight import Seen
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
 
 WHOLE_SET = frozenset({LISTENER, CLUSTER})
@@ -96,7 +97,7 @@ class Subscription:
         self.in_flight = False
         self.error = ""
 
-    def wanted(self, view: View, has_catch_all: bool) -> dict[str, Resource | None]:
+    def wanted(self, view: Seen, has_catch_all: bool) -> dict[str, Resource | None]:
         """Every name that this subscription covers now; None for those that do not exist."""
         found: dict[str, Resource | None] = {}
         if self.is_wildcard:
@@ -138,7 +139,7 @@ class Stream:
             for each in self.subscriptions.values()
         )
 
-    def due(self, view: View) -> list[Answer]:
+    def due(self, view: Seen) -> list[Answer]:
         """What can be sent now, in this order. Each Answer counts as sent."""
         answers: list[Answer] = []
         clusters = self.subscriptions.get(CLUSTER)
@@ -162,18 +163,18 @@ class Stream:
         known = [type_url for type_url in PUSH_ORDER if type_url in self.subscriptions]
         return [*(type_url for type_url in self.subscriptions if type_url not in PUSH_ORDER), *known]
 
-    def _answers(self, subscription: Subscription, view: View, *, may_remove: bool) -> list[Answer]:
+    def _answers(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> list[Answer]:
         """None or one."""
         if subscription.type_url == ENDPOINT:
             subscription.owed |= self._warming & subscription.names
         answer = self._answer(subscription, view, may_remove=may_remove)
         return [] if answer is None else [answer]
 
-    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+    def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
         raise NotImplementedError
 
     def _send(
-        self, subscription: Subscription, view: View, resources: Iterable[Resource], removed: Iterable[str] = ()
+        self, subscription: Subscription, view: Seen, resources: Iterable[Resource], removed: Iterable[str] = ()
     ) -> Answer:
         self._count += 1
         resources, removed = tuple(resources), tuple(removed)
@@ -235,7 +236,7 @@ class DeltaStream(Stream):
                     subscription.owed.discard(name)
         self._acknowledge(subscription, request)
 
-    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+    def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
         wanted = subscription.wanted(view, self.has_catch_all)
         sent, owed = subscription.sent, subscription.owed
         changed, removed = [], []
@@ -287,7 +288,7 @@ class SotwStream(Stream):
             subscription.sent.pop(name, None)
             subscription.kept.pop(name, None)
 
-    def _answer(self, subscription: Subscription, view: View, *, may_remove: bool) -> Answer | None:
+    def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
         wanted = {
             name: resource
             for name, resource in subscription.wanted(view, self.has_catch_all).items()
@@ -320,7 +321,7 @@ class SotwStream(Stream):
         subscription.owes_answer = False
         return self._send(subscription, view, changed) if changed else None
 
-    def _lingering(self, subscription: Subscription, view: View, wanted: Mapping[str, Resource]) -> set[str]:
+    def _lingering(self, subscription: Subscription, view: Seen, wanted: Mapping[str, Resource]) -> set[str]:
         """What rule 13 leaves to a client that names its clusters."""
         clusters = self.subscriptions.get(CLUSTER)
         if subscription.type_url not in (CLUSTER, ENDPOINT) or clusters is None or clusters.is_wildcard:

@@ -3,6 +3,7 @@ ext_authz filters name them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -10,8 +11,11 @@ from typing import Literal
 from meshlib.model.rate_limit import Quota, RateLimit
 from meshlib.model.route import HeaderMatch, StringMatch
 
+_WILD = {"{*}": "[^/]+", "{**}": ".*"}
 INBOUND_PREFIX = "xds.istio.io/grpc/lds/inbound/"
 """Before `address:port`: the name by which a server asks for its listener (Istio's form, for gRPC's servers too)."""
+SERVER_PREFIX = "grpc/server?xds.resource.listening_address="
+"""The same in the form that gRPC's own examples use (gRFC A36)."""
 
 
 class TlsMode(StrEnum):
@@ -62,9 +66,22 @@ class PathIs:
 
 @dataclass(frozen=True, slots=True)
 class PathTemplate:
-    """Istio's and Envoy's: `{*}` is one segment, `{**}` any number of them."""
+    """Istio's and Envoy's: `{*}` is one segment that is not empty, `{**}` any number of them (uri_template_matcher)."""
 
     template: str
+
+    @property
+    def regex(self) -> str:
+        """The same as a regular expression of the whole path. Raises ValueError for what is no template."""
+        pieces: list[str] = []
+        for piece in re.split(r"(\{\*\*?\})", self.template):
+            if piece in _WILD:
+                pieces.append(_WILD[piece])
+            elif "{" in piece or "}" in piece or "*" in piece:
+                raise ValueError(f"no path template: {self.template!r}")
+            else:
+                pieces.append(re.escape(piece))
+        return "".join(pieces)
 
 
 @dataclass(frozen=True, slots=True)

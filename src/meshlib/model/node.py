@@ -46,6 +46,10 @@ class Node:
     """An xDS client. `id` is Istio's form, `sidecar~<ip>~<instance>.<namespace>~<namespace>.svc.cluster.local`, and
     names one process. `user_agent`: `meshlib/0.1.0`, `gRPC C-core/...`, `envoy/1.40.0`; decides the forms it is sent.
     ready: the workload's port accepts connections, so it may be registered as an endpoint.
+    certificates: where the process itself has its certificate of the mesh, if it has one: the provider of gRPC's
+      bootstrap (`default`), or the folder of an Envoy (tls.crt, tls.key, ca.crt). inbound: of an Envoy beside a
+      service, (port that it takes calls on, `host:port` of the service) pairs. outbound: `host:port` where that Envoy
+      takes calls that go out.
     """
 
     id: str
@@ -55,3 +59,6 @@ class Node:
     trust_domain: str = "cluster.local"
     cluster_id: str = "Kubernetes"
     ready: bool = False
+    certificates: str = ""
+    inbound: tuple[tuple[int, str], ...] = ()
+    outbound: str = ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
+from meshlib.model import PathTemplate
+
 _UNRESERVED = re.compile(r"%(2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aAeE])")
 _CLEAN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_.~!$&'()*+,=:@-]*)+/?|/")
 
@@ -67,16 +69,5 @@ def without_dots(path: str) -> str:
 
 
 def compile_template(template: str) -> re.Pattern[str]:
-    """`/a/{*}/b/{**}`: `{*}` is one segment that is not empty, `{**}` any number of them (Envoy's
-    uri_template_matcher). Raises ValueError for another form."""
-    pieces: list[str] = []
-    for piece in re.split(r"(\{\*\*?\})", template):
-        if piece == "{*}":
-            pieces.append(r"[^/]+")
-        elif piece == "{**}":
-            pieces.append(r".*")
-        elif "{" in piece or "}" in piece or "*" in piece:
-            raise ValueError(f"no path template: {template!r}")
-        else:
-            pieces.append(re.escape(piece))
-    return re.compile("".join(pieces), re.DOTALL)
+    """A PathTemplate's. Raises ValueError for another form."""
+    return re.compile(PathTemplate(template).regex, re.DOTALL)

@@ -114,6 +114,9 @@ def decode_node(message: Any) -> Node:
         port_names=tuple(sorted((str(k), _port(v)) for k, v in ports.items())) if isinstance(ports, dict) else (),
         locality=read.locality(message.locality),
     )
+    inbound = metadata.get("MESHLIB_INBOUND")
+    # Istio's agent names its provider so, and says that it is one (grpc_bootstrap.go).
+    provider = "default" if metadata.get("GENERATOR") == "grpc" else ""
     agent = message.user_agent_name
     version = message.user_agent_version
     return Node(
@@ -124,6 +127,9 @@ def decode_node(message: Any) -> Node:
         trust_domain=read.text(metadata, "MESHLIB_TRUST_DOMAIN") or "cluster.local",
         cluster_id=read.text(metadata, "CLUSTER_ID") or "Kubernetes",
         ready=metadata.get("MESHLIB_READY") is True,
+        certificates=read.text(metadata, "MESHLIB_CERTIFICATES") or provider,
+        inbound=tuple(sorted((_port(k), str(v)) for k, v in inbound.items())) if isinstance(inbound, dict) else (),
+        outbound=read.text(metadata, "MESHLIB_OUTBOUND"),
     )
 
 

@@ -8,10 +8,9 @@ from typing import Any
 from meshlib.model import ListenerTls, UpstreamTls
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
+from meshlib.xds.encode_tls import CERTIFICATE_SECRET, ROOTS_SECRET
 from meshlib.xds.fields import Wrong
 
-CERTIFICATE_SECRET, ROOTS_SECRET = "default", "ROOTCA"
-"""Istio's names of the mesh's own certificate and of whom it trusts."""
 _RAW_BUFFER = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
 _TLS_PARAMETERS, _KEY_LOG = 1, 15
 
@@ -29,7 +28,8 @@ def downstream_tls(context: Any, field: str) -> ListenerTls:
     if not certificate_file:
         raise Wrong(f"{field}.tls_certificates", "is missing")
     ca_file = _trusted_ca(common, field)
-    if common.validation_context.match_typed_subject_alt_names:
+    validation = common.validation_context
+    if validation.match_typed_subject_alt_names or validation.match_subject_alt_names:
         raise Wrong(f"{field}.validation_context.match_typed_subject_alt_names", "is not checked here")
     if context.require_client_certificate.value and not ca_file:
         raise Wrong(f"{field}.validation_context.trusted_ca", "is missing: client certificates are required")
@@ -75,6 +75,8 @@ def _mesh_tls(context: Any, field: str) -> UpstreamTls:
 
 
 def _names(validation: Any, field: str) -> tuple[str, ...]:
+    if validation.match_subject_alt_names:
+        raise Wrong(f"{field}.match_subject_alt_names", "is gRPC's form: use match_typed_subject_alt_names")
     names: list[str] = []
     for index, each in enumerate(validation.match_typed_subject_alt_names):
         if each.matcher.WhichOneof("match_pattern") != "exact" or not each.matcher.exact:

@@ -7,12 +7,11 @@ another form of the same meaning, and comes back in that form. Everything else c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshlib.model import (
     NO_ACCESS_RULES,
-    Access,
     Cluster,
     DirectResponse,
     Fault,
@@ -23,7 +22,6 @@ from meshlib.model import (
     HeaderOperations,
     Inbound,
     Listener,
-    ListenerTls,
     LoadAssignment,
     Node,
     Redirect,
@@ -33,19 +31,22 @@ from meshlib.model import (
     RouteConfiguration,
     RouteMatch,
     Snapshot,
-    StringMatch,
     VirtualHost,
     WeightedCluster,
 )
 from meshlib.xds import access, notes
 from meshlib.xds import messages as m
-from meshlib.xds.encode_clusters import TLS_SOCKET, encode_assignment, encode_cluster
+from meshlib.xds.encode_clusters import encode_assignment, encode_cluster
+from meshlib.xds.encode_inbound import MANAGER_FILTER, ROUTER_FILTER, set_normalization
+from meshlib.xds.encode_matches import regex_of, set_header, set_string
+from meshlib.xds.encode_tls import set_files_server
+from meshlib.xds.http_filters import Upstreams, http_filters
 from meshlib.xds.notes import OWN
 from meshlib.xds.pieces import ads, set_locality, set_seconds, set_share
+from meshlib.xds.reader import OURSELVES, Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
-FAULT_FILTER, ROUTER_FILTER = "envoy.filters.http.fault", "envoy.filters.http.router"
-MANAGER_FILTER = "envoy.filters.network.http_connection_manager"
+FAULT_FILTER = "envoy.filters.http.fault"
 WHOLE_PATH = "^/.*$"
 """The regular expression that stands for Rewrite.path, for which Envoy has no field."""
 DEFAULT_PORT = "default_port"
@@ -58,16 +59,24 @@ ACCESS, INBOUND = "access", "inbound"
 _OVERWRITE, _APPEND = 2, 0
 
 
-def encode_resource(type_url: str, value: Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment) -> bytes:
-    """A resource's bytes, not wrapped in an Any. Raises TypeError where type and value do not go together."""
+def encode_resource(
+    type_url: str,
+    value: Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment,
+    reader: Reader = OURSELVES,
+    upstreams: Upstreams | None = None,
+) -> bytes:
+    """A resource's bytes, not wrapped in an Any. Raises TypeError where type and value do not go together.
+
+    upstreams: for an Envoy's listeners, the clusters that their filters call.
+    """
     if type_url == LISTENER and isinstance(value, Listener):
-        return m.serialize(_listener(value))
+        return m.serialize(_listener(value, reader, upstreams))
     if type_url == LISTENER and isinstance(value, Inbound):
         return m.serialize(_inbound(value))
     if type_url == ROUTE and isinstance(value, RouteConfiguration):
         return m.serialize(_route_configuration(value))
     if type_url == CLUSTER and isinstance(value, Cluster):
-        return m.serialize(encode_cluster(value))
+        return m.serialize(encode_cluster(value, reader))
     if type_url == ENDPOINT and isinstance(value, LoadAssignment):
         return m.serialize(encode_assignment(value.cluster, value.endpoints, value))
     raise TypeError(f"{type(value).__name__} is not a {type_url}")
@@ -87,12 +96,20 @@ def encode_node(node: Node) -> Any:
     """The node as Istio writes it, with what meshlib adds under its own names."""
     workload = node.workload
     name, _, version = node.user_agent.partition("/")
-    message = m.Node(
-        id=node.id, user_agent_name=name, cluster=f"{workload.service or workload.name}.{workload.namespace}"
-    )
+    message = m.Node(id=node.id, user_agent_name=name, cluster=node_cluster(node))
     if version:
         message.user_agent_version = version
     set_locality(message.locality, workload.locality)
+    message.metadata.update(node_metadata(node))
+    return message
+
+
+def node_cluster(node: Node) -> str:
+    return f"{node.workload.service or node.workload.name}.{node.workload.namespace}"
+
+
+def node_metadata(node: Node) -> dict[str, Any]:
+    workload = node.workload
     metadata: dict[str, Any] = {
         "NAMESPACE": workload.namespace,
         "SERVICE_ACCOUNT": workload.service_account,
@@ -105,39 +122,26 @@ def encode_node(node: Node) -> Any:
         "MESHLIB_READY": node.ready,
         "MESHLIB_TRUST_DOMAIN": node.trust_domain,
     }
+    if node.certificates:
+        metadata["MESHLIB_CERTIFICATES"] = node.certificates
+    if node.inbound:
+        metadata["MESHLIB_INBOUND"] = {str(port): address for port, address in node.inbound}
+    if node.outbound:
+        metadata["MESHLIB_OUTBOUND"] = node.outbound
     if workload.address:
         metadata["INSTANCE_IPS"] = workload.address
-    message.metadata.update(metadata)
-    return message
-
-
-# Pieces
-
-
-def _set_string(message: Any, match: StringMatch) -> None:
-    if match.kind == "regex":
-        message.safe_regex.regex = _regex(match)
-    elif match.kind not in ("exact", "prefix", "suffix", "contains"):
-        raise TypeError(f"a string can't be matched by {match.kind}")
-    elif not match.value and match.kind != "exact":
-        message.safe_regex.regex = ".*"  # Envoy wants at least one character in all but exact
-    else:
-        setattr(message, match.kind, match.value)
-        message.ignore_case = match.ignore_case
-
-
-def _regex(match: StringMatch) -> str:
-    """Envoy's ignore_case and case_sensitive don't concern regular expressions; RE2 has a flag for it."""
-    return f"(?i){match.value}" if match.ignore_case else match.value
+    return metadata
 
 
 # Listeners
 
 
-def _listener(listener: Listener) -> Any:
+def _listener(listener: Listener, reader: Reader, upstreams: Upstreams | None) -> Any:
     message = m.Listener(name=listener.name)
     if not listener.is_bound:
-        message.api_listener.api_listener.CopyFrom(m.pack(_manager(listener.route_configuration, listener.name)))
+        message.api_listener.api_listener.CopyFrom(
+            m.pack(outbound_manager(listener.route_configuration, listener.name))
+        )
         return message
     message.address.socket_address.address = listener.address
     message.address.socket_address.port_value = listener.port
@@ -145,59 +149,49 @@ def _listener(listener: Listener) -> Any:
         inspector = message.listener_filters.add(name="envoy.filters.listener.tls_inspector")
         inspector.typed_config.CopyFrom(m.pack(m.TlsInspector()))
     for chain in listener.filter_chains:
-        _add_chain(message, chain, listener.name, listener.access or NO_ACCESS_RULES)
+        _add_chain(message, chain, listener, reader, upstreams)
     if listener.access is not None:
         message.metadata.filter_metadata[OWN].update({ACCESS: access.write(listener.access)})
     return message
 
 
 def _inbound(inbound: Inbound) -> Any:
-    """For our own clients only: without a filter chain, no other server can take it for one that lets everybody in."""
+    """For our own clients only (for others, encode_inbound.py): without a filter chain, no other server can take it for
+    one that lets everybody in."""
     message = m.Listener(name=inbound.name)
     message.metadata.filter_metadata[OWN].update({INBOUND: access.write(inbound)})
     return message
 
 
-def _add_chain(listener: Any, chain: FilterChain, name: str, rules: Access) -> None:
-    message = listener.filter_chains.add(name=chain.route_configuration)
+def _add_chain(
+    message: Any, chain: FilterChain, listener: Listener, reader: Reader, upstreams: Upstreams | None
+) -> None:
+    added = message.filter_chains.add(name=chain.route_configuration)
     if chain.server_names:
-        message.filter_chain_match.server_names.extend(chain.server_names)
-    manager = _manager(chain.route_configuration, name)
+        added.filter_chain_match.server_names.extend(chain.server_names)
+    filters: list[tuple[str, Any]] = []
+    access = listener.access or NO_ACCESS_RULES
+    if reader.dialect is Dialect.ENVOY and upstreams is not None:
+        filters = http_filters(access, reader, upstreams)
+    manager = outbound_manager(chain.route_configuration, listener.name, filters)
     # As at the edge: the client's address is the peer's, not what a header says.
     manager.use_remote_address.value = True
-    manager.xff_num_trusted_hops = rules.trusted_hops
-    how = rules.normalization
-    manager.normalize_path.value = how != "NONE"
-    manager.merge_slashes = how in ("MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES")
-    if how == "DECODE_AND_MERGE_SLASHES":
-        manager.path_with_escaped_slashes_action = manager.UNESCAPE_AND_FORWARD
+    set_normalization(manager, access)
     manager.upgrade_configs.add(upgrade_type="websocket")
-    message.filters.add(name=MANAGER_FILTER).typed_config.CopyFrom(m.pack(manager))
+    added.filters.add(name=MANAGER_FILTER).typed_config.CopyFrom(m.pack(manager))
     if chain.tls is not None:
-        message.transport_socket.name = TLS_SOCKET
-        message.transport_socket.typed_config.CopyFrom(m.pack(_downstream_tls(chain.tls)))
+        set_files_server(added.transport_socket, chain.tls)
 
 
-def _manager(route_configuration: str, name: str) -> Any:
+def outbound_manager(route_configuration: str, name: str, filters: Iterable[tuple[str, Any]] = ()) -> Any:
     manager = m.HttpConnectionManager(stat_prefix=name)
     manager.rds.route_config_name = route_configuration
     ads(manager.rds.config_source)
+    for filter_name, config in filters:
+        manager.http_filters.add(name=filter_name).typed_config.CopyFrom(m.pack(config))
     manager.http_filters.add(name=FAULT_FILTER).typed_config.CopyFrom(m.pack(m.HTTPFault()))
     manager.http_filters.add(name=ROUTER_FILTER).typed_config.CopyFrom(m.pack(m.Router()))
     return manager
-
-
-def _downstream_tls(tls: ListenerTls) -> Any:
-    message = m.DownstreamTlsContext()
-    common = message.common_tls_context
-    certificate = common.tls_certificates.add()
-    certificate.certificate_chain.filename = tls.certificate_file
-    certificate.private_key.filename = tls.private_key_file
-    common.alpn_protocols.extend(tls.alpn)
-    if tls.ca_file:
-        common.validation_context.trusted_ca.filename = tls.ca_file
-    message.require_client_certificate.value = tls.mutual
-    return message
 
 
 # Routes
@@ -260,31 +254,22 @@ def _set_match(message: Any, match: RouteMatch) -> None:
         else:
             message.prefix = "/"
     elif path.kind == "regex":
-        message.safe_regex.regex = _regex(path)
+        message.safe_regex.regex = regex_of(path)
     else:
         raise TypeError(f"a path can't be matched by {path.kind}")
     if path is not None and path.ignore_case and path.kind != "regex":
         message.case_sensitive.value = False
     for name, string in ((":method", match.method), (":scheme", match.scheme), (":authority", match.authority)):
         if string is not None:
-            _set_header(message.headers.add(), HeaderMatch(name, string))
+            set_header(message.headers.add(), HeaderMatch(name, string))
     for header in match.headers:
-        _set_header(message.headers.add(), header)
+        set_header(message.headers.add(), header)
     for query in match.query:
         added = message.query_parameters.add(name=query.name)
         if query.match.kind == "present":
             added.present_match = True
         else:
-            _set_string(added.string_match, query.match)
-
-
-def _set_header(added: Any, header: HeaderMatch) -> None:
-    added.name, added.invert_match = header.name, header.invert
-    if header.match.kind == "present":
-        added.present_match = True
-    else:
-        _set_string(added.string_match, header.match)
-        added.treat_missing_header_as_empty = header.invert
+            set_string(added.string_match, query.match)
 
 
 def _set_forward(message: Any, action: Forward) -> dict[str, Any]:
@@ -350,7 +335,7 @@ def _set_retry(message: Any, retry: RetryPolicy) -> dict[str, Any]:
         message.retry_priority.name = "envoy.retry_priorities.previous_priorities"
         message.retry_priority.typed_config.CopyFrom(m.pack(m.PreviousPrioritiesConfig(update_frequency=2)))
     for header in retry.retriable_headers:
-        _set_header(message.retriable_headers.add(), header)
+        set_header(message.retriable_headers.add(), header)
     if retry.reset_headers:
         reset = message.rate_limited_retry_back_off
         for each in retry.reset_headers:

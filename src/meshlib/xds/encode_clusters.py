@@ -25,25 +25,19 @@ from meshlib.model import (
     RetryBudget,
     SlowStart,
     TcpKeepalive,
-    UpstreamTls,
-    mesh_alpn,
 )
 from meshlib.xds import messages as m
 from meshlib.xds import notes
-from meshlib.xds.decode_tls import CERTIFICATE_SECRET, ROOTS_SECRET
+from meshlib.xds.encode_tls import set_upstream
 from meshlib.xds.fields import LONGEST
 from meshlib.xds.notes import OWN
 from meshlib.xds.pieces import ads, set_locality, set_seconds
+from meshlib.xds.reader import OURSELVES, Reader
 
 UNLIMITED = 0xFFFFFFFF
 """How Istio writes "no limit" for Envoy, whose own defaults are 1024 and 3."""
 ISTIO, ENVOY_LB, SOCKET_MATCH = "istio", "envoy.lb", "envoy.transport_socket_match"
-TLS_SOCKET = "envoy.transport_sockets.tls"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Envoy is told to look for the system's roots, since it can't find them itself (system_root_certs is gRPC's,
-gRFC A82): the place in Debian's, Alpine's and Envoy's own image. Where the file is missing Envoy refuses the cluster;
-were none named, it would refuse every cluster that checks a name, and check no certificate for the others."""
 CIRCUIT_LIMITS = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
 OUTLIER_COUNTS = (
     # Ours, Envoy's, and Envoy's default, which is left out
@@ -68,7 +62,7 @@ _HEALTH = {Health.HEALTHY: 1, Health.UNHEALTHY: 2, Health.DRAINING: 3}
 _HASH_TABLE = HashTable()
 
 
-def encode_cluster(cluster: Cluster) -> Any:
+def encode_cluster(cluster: Cluster, reader: Reader = OURSELVES) -> Any:
     message = m.Cluster(name=cluster.name, type=TYPES[cluster.type])
     noted = _balance(message, cluster)
     set_seconds(message.connect_timeout, cluster.connect_timeout)
@@ -88,9 +82,9 @@ def encode_cluster(cluster: Cluster) -> Any:
         # As Istio has it: what no match takes goes out as it is.
         match = message.transport_socket_matches.add(name="tlsMode-istio")
         match.match.fields["tlsMode"].string_value = "istio"
-        _set_tls(match.transport_socket, cluster)
+        set_upstream(match.transport_socket, cluster.tls, cluster.http2, reader)
     elif cluster.tls is not None:
-        _set_tls(message.transport_socket, cluster)
+        set_upstream(message.transport_socket, cluster.tls, cluster.http2, reader)
     options = _http_options(cluster)
     if options is not None:
         message.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(m.pack(options))
@@ -422,52 +416,6 @@ def _set_health_check(message: Any, check: HealthCheck, cluster: Cluster) -> Non
         http.codec_client_type = 1 if cluster.http2 else 0
         for first, last in check.expected_statuses:
             http.expected_statuses.add(start=first, end=last + 1)
-
-
-# TLS
-
-
-def _set_tls(socket: Any, cluster: Cluster) -> None:
-    assert cluster.tls is not None
-    message = _mesh_tls(cluster.tls, cluster.http2) if cluster.tls.is_mesh else _upstream_tls(cluster.tls)
-    socket.name = TLS_SOCKET
-    socket.typed_config.CopyFrom(m.pack(message))
-
-
-def _mesh_tls(tls: UpstreamTls, http2: bool) -> Any:
-    """By the names that Istio's agents give these secrets; an Envoy of ours has them in its bootstrap."""
-    message = m.UpstreamTlsContext(sni=tls.sni)
-    common = message.common_tls_context
-    common.tls_certificate_sds_secret_configs.add(name=CERTIFICATE_SECRET)
-    combined = common.combined_validation_context
-    combined.validation_context_sds_secret_config.name = ROOTS_SECRET
-    combined.default_validation_context.SetInParent()
-    for name in tls.subject_alt_names:
-        kind = 3 if "://" in name else 2
-        combined.default_validation_context.match_typed_subject_alt_names.add(san_type=kind).matcher.exact = name
-    common.alpn_protocols.extend(mesh_alpn(http2))
-    return message
-
-
-def _upstream_tls(tls: UpstreamTls) -> Any:
-    message = m.UpstreamTlsContext(sni=tls.sni)
-    common = message.common_tls_context
-    if tls.certificate_file:
-        certificate = common.tls_certificates.add()
-        certificate.certificate_chain.filename = tls.certificate_file
-        certificate.private_key.filename = tls.private_key_file
-    if not tls.insecure_skip_verify:
-        validation = common.validation_context
-        if tls.ca_file:
-            validation.trusted_ca.filename = tls.ca_file
-        else:
-            validation.trusted_ca.filename = SYSTEM_ROOTS
-            validation.system_root_certs.SetInParent()
-        names = tls.subject_alt_names or ((tls.sni,) if tls.sni else ())
-        for name in names:
-            kind = 3 if "://" in name else 2
-            validation.match_typed_subject_alt_names.add(san_type=kind).matcher.exact = name
-    return message
 
 
 # Endpoints

@@ -22,6 +22,10 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
 ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
+SDS_SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+SDS_STREAM = f"/{SDS_SERVICE}/StreamSecrets"
+SDS_DELTA = f"/{SDS_SERVICE}/DeltaSecrets"
+
 CA_SERVICE = "istio.v1.auth.IstioCertificateService"
 CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -64,6 +68,13 @@ HttpConnectionManager = message_class(
 Router = message_class("envoy.extensions.filters.http.router.v3.Router")
 TlsInspector = message_class("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
 HTTPFault = message_class("envoy.extensions.filters.http.fault.v3.HTTPFault")
+Rbac = message_class("envoy.config.rbac.v3.RBAC")
+Permission = message_class("envoy.config.rbac.v3.Permission")
+Principal = message_class("envoy.config.rbac.v3.Principal")
+RbacFilter = message_class("envoy.extensions.filters.http.rbac.v3.RBAC")
+JwtAuthentication = message_class("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication")
+ExtAuthz = message_class("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz")
+Secret = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
 UpstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")
 DownstreamTlsContext = message_class("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext")
 HttpProtocolOptions = message_class("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")

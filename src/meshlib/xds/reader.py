@@ -1,0 +1,48 @@
+"""Who reads a resource, and what does it understand? The dialects of xDS: ours, gRPC's, Envoy's, and anybody's.
+
+One and the same meaning has another form for each. A reader is never sent what it would refuse, and never less
+security than was meant: what it can't do is left out where that closes, and stands for "no" where it restricts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshlib.model import Node
+
+
+class Dialect(StrEnum):
+    """By the user agent, as each client writes its own."""
+
+    MESHLIB = "meshlib"
+    GRPC = "grpc"
+    ENVOY = "envoy"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """has_certificates: whether it has a certificate of the mesh and the roots, or is given them: gRPC by the provider
+    `default` of its bootstrap, Envoy by SDS."""
+
+    dialect: Dialect = Dialect.MESHLIB
+    has_certificates: bool = False
+
+
+OURSELVES = Reader()
+
+
+def dialect_of(user_agent: str) -> Dialect:
+    """`gRPC C-core/1.85.1`, `gRPC Go/1.85.0`, `gRPC Java/1.60`; `envoy/1.40.0`; `meshlib/0.1.0`."""
+    agent = user_agent.lower()
+    for dialect in (Dialect.MESHLIB, Dialect.GRPC, Dialect.ENVOY):
+        if agent.startswith(dialect):
+            return dialect
+    return Dialect.OTHER
+
+
+def reader_of(node: Node, *, is_known: bool = False) -> Reader:
+    """is_known: the control plane knows for certain who the node is, so it may give it a certificate."""
+    dialect = dialect_of(node.user_agent)
+    return Reader(dialect, bool(node.certificates) or (is_known and dialect is Dialect.ENVOY))

@@ -1,0 +1,146 @@
+"""What does a rule become for a server that can't judge all of it? Pure: rules in, filters out, weighed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshlib.model import (
+    ALWAYS,
+    NEVER,
+    Access,
+    AccessRule,
+    Action,
+    AddressIs,
+    And,
+    ClaimIs,
+    Cluster,
+    ClusterType,
+    Condition,
+    Endpoint,
+    HeaderMatch,
+    LoadAssignment,
+    Not,
+    Or,
+    PathTemplate,
+    PortIs,
+    PrincipalIs,
+    ServerNameIs,
+    Snapshot,
+    StringMatch,
+    UpstreamTls,
+)
+from meshlib.xds.forms import understood
+from meshlib.xds.http_filters import http_filters
+from meshlib.xds.rbac import ALLOW, DENY, approximate, rbac
+from meshlib.xds.reader import Dialect, Reader, dialect_of
+
+GRPC, ENVOY = Reader(Dialect.GRPC, True), Reader(Dialect.ENVOY, True)
+CLAIM = ClaimIs(("iss",), StringMatch("exact", "me"))
+PORT = PortIs(80)
+
+
+class NoUpstreams:
+    def cluster(self, host: str, port: int, *, tls: bool = False, http2: bool = False) -> str:
+        return f"{host}:{port}"
+
+
+@pytest.mark.parametrize(
+    ("condition", "wide", "narrow"),
+    [
+        (CLAIM, ALWAYS, NEVER),
+        (Not(CLAIM), Not(NEVER), Not(ALWAYS)),
+        (And((PORT, CLAIM)), And((PORT, ALWAYS)), And((PORT, NEVER))),
+        (Or((Not(Or((CLAIM,))), PORT)), Or((Not(Or((NEVER,))), PORT)), Or((Not(Or((ALWAYS,))), PORT))),
+        (ServerNameIs(StringMatch("exact", "a")), ALWAYS, NEVER),
+        (HeaderMatch("grpc-timeout", StringMatch("present")), ALWAYS, NEVER),
+        (HeaderMatch("x-user", StringMatch("present")),) * 3,
+        (AddressIs("remote", "10.0.0.0/8"), ALWAYS, NEVER),
+        (AddressIs("peer", "10.0.0.0/8"),) * 3,
+    ],
+)
+def test_what_grpc_can_not_judge_holds_where_it_denies_and_never_where_it_allows(
+    condition: Condition, wide: Condition, narrow: Condition
+) -> None:
+    """Under a `not` it is the other way round."""
+    assert approximate(condition, GRPC, widen=True) == wide
+    assert approximate(condition, GRPC, widen=False) == narrow
+    assert approximate(condition, ENVOY, widen=False) == condition
+
+
+def test_a_policy_has_the_form_that_istios_pilot_gives_it() -> None:
+    """Permissions of what is asked, principals of who asks; nothing is empty, or Envoy refuses it."""
+    rule = AccessRule(
+        "ns[default]-policy[a]-rule[0]",
+        Action.ALLOW,
+        And((Or((And((PORT, PathTemplate("/a/{*}/{**}"))),)),)),
+        And((Or((And((PrincipalIs(StringMatch("exact", "spiffe://td/ns/a/sa/b")), Not(PrincipalIs()))), CLAIM)),)),
+    )
+    message = rbac([rule], ALLOW, ENVOY)
+    (policy,) = message.policies.values()
+    assert list(message.policies) == [rule.name]
+    permission = policy.permissions[0].and_rules.rules
+    assert [permission[0].destination_port, permission[1].url_path.path.safe_regex.regex] == [80, "/a/[^/]+/.*"]
+    who, claim = policy.principals[0].or_ids.ids
+    assert who.and_ids.ids[0].authenticated.principal_name.exact == "spiffe://td/ns/a/sa/b"
+    assert who.and_ids.ids[1].not_id.authenticated.principal_name.prefix == "spiffe://"
+    assert [each.key for each in claim.or_ids.ids[0].metadata.path] == ["payload", "iss"]
+    assert claim.or_ids.ids[1].metadata.value.list_match.one_of.string_match.exact == "me"
+    (nobody,) = rbac([AccessRule("n", Action.DENY, NEVER)], DENY, GRPC).policies.values()
+    assert (nobody.permissions[0].not_rule.any, nobody.principals[0].any) == (True, True)
+
+
+def test_each_reader_gets_the_filters_that_it_has() -> None:
+    """In Istio's order; gRPC none but RBAC, with names that differ, and no rule that is lost."""
+    rules = tuple(
+        AccessRule(f"{action}-{dry}", action, dry_run=dry, provider="opa" if action is Action.CUSTOM else "")
+        for action in Action
+        for dry in (False, True)
+    )
+    access = Access(rules)
+    names = [name.removeprefix("envoy.filters.http.") for name, _ in http_filters(access, ENVOY, NoUpstreams())]
+    assert names == ["rbac.custom-0", "rbac.audit", "rbac.deny", "rbac.allow"]
+    found: dict[str, Any] = dict(http_filters(access, GRPC, NoUpstreams()))
+    assert list(found) == ["envoy.filters.http.rbac.deny", "envoy.filters.http.rbac.allow"]
+    assert set(found["envoy.filters.http.rbac.deny"].rules.policies) == {"CUSTOM-False", "DENY-False"}
+    assert not any(each.HasField("shadow_rules") for each in found.values())
+
+
+def test_a_cluster_is_secured_for_grpc_or_has_no_endpoints() -> None:
+    """Auto-mTLS calls the endpoints that serve it, by priorities without a gap; what gRPC can't do, nobody serves."""
+    mesh = UpstreamTls("ISTIO_MUTUAL", subject_alt_names=("spiffe://td/a",))
+    endpoints = (
+        Endpoint("10.0.0.1", 1),
+        Endpoint("10.0.0.2", 1, priority=1, is_meshed=True),
+        Endpoint("10.0.0.3", 1, priority=3, is_meshed=True),
+    )
+    snapshot = Snapshot(
+        clusters=(
+            Cluster("auto", tls=UpstreamTls("ISTIO_MUTUAL", auto=True)),
+            Cluster("dns", ClusterType.STRICT_DNS, endpoints=(Endpoint("a.example", 80),)),
+            Cluster("files", tls=UpstreamTls("SIMPLE", ca_file="/ca")),
+            Cluster("mesh", tls=mesh),
+            Cluster("static", ClusterType.STATIC, endpoints=endpoints),
+        ),
+        assignments=tuple(LoadAssignment(name, endpoints) for name in ("auto", "files", "mesh")),
+    )
+    clusters, assignments = understood(snapshot, GRPC)
+    found = {each.name: each for each in clusters}
+    served = {each.cluster: [(e.address[-1], e.priority) for e in each.endpoints] for each in assignments}
+    assert served == {
+        "auto": [("2", 0), ("3", 1)],
+        "files": [],
+        "mesh": [("1", 0), ("2", 1), ("3", 3)],
+        "static": [],
+    }
+    assert found["dns"].type is ClusterType.LOGICAL_DNS
+    bare, nobody = understood(snapshot, Reader(Dialect.GRPC))
+    assert {each.cluster: len(each.endpoints) for each in nobody} == {"auto": 3, "files": 0, "mesh": 0, "static": 0}
+    assert all(each.tls is None for each in bare)
+
+
+def test_user_agents_are_told_apart() -> None:
+    """As the clients write themselves."""
+    said = ("gRPC C-core linux Python/C-core 58.0.0", "gRPC Go/1.85.0", "envoy/1.40.0", "meshlib/0.1.0", "other")
+    assert [*map(dialect_of, said)] == [Dialect.GRPC, Dialect.GRPC, Dialect.ENVOY, Dialect.MESHLIB, Dialect.OTHER]
