@@ -45,6 +45,9 @@ def control_plane(
         typer.Option("--kubernetes", help="Follow the cluster of the kubeconfig, or the one this pod runs in."),
     ] = False,
     context: Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = "",
+    write_status: Annotated[
+        bool, typer.Option("--write-status", help="Write what is wrong with the cluster's objects to their status.")
+    ] = False,
     access: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Who may do what through the admin API. Needed off loopback."),
@@ -114,7 +117,8 @@ def control_plane(
     )
     if kubernetes or context:
         cluster = cluster_of(context)
-        settings = replace(settings, cluster=cluster, kubernetes=settings.kubernetes or _reviewer(cluster))
+        reviewer = settings.kubernetes or _reviewer(cluster, token_audience)
+        settings = replace(settings, cluster=cluster, writes_status=write_status, kubernetes=reviewer)
     try:
         plane = ControlPlane(settings)
     except ValueError as error:
@@ -174,13 +178,13 @@ def review(url: str, audience: str) -> TokenReview:
     )
 
 
-def _reviewer(cluster: KubeSettings) -> TokenReview | None:
+def _reviewer(cluster: KubeSettings, audience: str) -> TokenReview | None:
     """Kubernetes' word on its pods' tokens, where we are a pod ourselves, with a token to ask it by."""
     from meshlib.controlplane.authentication import TokenReview
 
     if cluster.token_file is None or cluster.ca is None:
         return None
-    return TokenReview(cluster.server, cluster.token_file, cluster.ca.file)
+    return TokenReview(cluster.server, cluster.token_file, cluster.ca.file, audience=audience)
 
 
 async def _serve(plane: ControlPlane) -> None:

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import errno
 import logging
+import secrets
+import socket
 import ssl
 import threading
 import time
@@ -44,6 +46,7 @@ from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
+from meshlib.controlplane.statuses import StatusWriter
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.identity.access import is_loopback
@@ -77,7 +80,8 @@ class ControlPlaneSettings:
     access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
       loopback only. Off loopback the admin API is served by TLS, with the same names.
     audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
-    cluster: the Kubernetes cluster whose objects are in force too; None is none.
+    cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
+      with its objects is written to their status.
     """
 
     folders: tuple[Path, ...] = ()
@@ -92,6 +96,7 @@ class ControlPlaneSettings:
     issuers: tuple[Issuer, ...] = ()
     kubernetes: TokenReview | None = None
     cluster: KubeSettings | None = None
+    writes_status: bool = False
     access: Path | None = None
     audit: Path | None = None
 
@@ -127,6 +132,8 @@ class ControlPlane:
         self._kube: KubeClient | None = None
         self._kubernetes: KubernetesSource | None = None
         self._following: asyncio.Task[None] | None = None
+        self._statuses: StatusWriter | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._claims = Claims()
         self._administrators: Administrators | None = None
         self._audit: AuditLog | None = None
@@ -167,6 +174,8 @@ class ControlPlane:
             await has_read.wait()
         if self.settings.cluster is not None:
             await self._follow(self.settings.cluster, store)
+            if self.settings.writes_status:
+                self._write_status(self.settings.cluster, store)
         # Before anybody is served: a client must not be told that nothing exists.
         await self._update(store)
         self._is_ready = True
@@ -185,10 +194,11 @@ class ControlPlane:
         """Stop serving; clients go on with what they have. Idempotent; nothing is left running."""
         self._registry.freeze()
         self._stop_watching.set()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait((self._following,))
-            self._following = None
+        for task in (self._writing, self._following):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
+        self._writing = self._following = None
         if self._kube is not None:
             await self._kube.close()
             self._kube = None
@@ -271,6 +281,8 @@ class ControlPlane:
             told.clear()
             told.update(found)
             has_read.set()
+            if self._statuses is not None:
+                self._statuses.wake()
 
         self._kube = KubeClient(cluster)
         self._kubernetes = KubernetesSource(self._kube, take)
@@ -281,6 +293,19 @@ class ControlPlane:
         if self._following.done():
             self._following.result()
         self._following.add_done_callback(_log_end)
+
+    def _write_status(self, cluster: KubeSettings, store: ObjectStore) -> None:
+        assert self._kube is not None and self._kubernetes is not None
+        identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        self._statuses = StatusWriter(
+            self._kube,
+            self._kubernetes,
+            lambda: (store.objects(), store.problems()),
+            namespace=cluster.namespace,
+            identity=identity,
+        )
+        self._writing = asyncio.create_task(self._statuses.run(), name="status writer")
+        self._writing.add_done_callback(_log_end)
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """From any thread."""
@@ -441,7 +466,7 @@ class ControlPlane:
 def _log_end(task: asyncio.Task[None]) -> None:
     """A defect of ours: what is known stays in force, and somebody should hear of it."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("Kubernetes is no longer followed", exc_info=error)
+        logger.error("%s has ended", task.get_name(), exc_info=error)
 
 
 def _endpoints(objects: Sequence[Object], workloads: Sequence[Workload]) -> tuple[api.ServiceEndpoints, ...]:

@@ -1,0 +1,145 @@
+"""What is wrong with an object, told where its author looks? Istio's validation messages, in each object's status.
+
+As istiod writes them with its analysis on: `status.validationMessages` with code, level and a link. Of several replicas
+the one that holds the Lease writes; an object that is well and has no messages is not touched. What others wrote to the
+status stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from meshlib.controlplane.kubernetes import CUSTOM, KubernetesSource
+from meshlib.errors import ConfigurationError
+from meshlib.istio.analyze import Message, analyze
+from meshlib.istio.resources import Object as IstioObject
+from meshlib.kube.client import KubeClient, Object, Resource
+from meshlib.kube.errors import Conflict, KubernetesError, NotFound
+from meshlib.kube.lease import Election
+
+logger = logging.getLogger("meshlib.controlplane")
+
+LEASE = "meshlib-status"
+QUIET = 1.0
+"""Seconds in which further changes may come along: a status may be a moment late."""
+AGAIN = 30.0
+"""Seconds after which what could not be written is tried again."""
+Look = Callable[[], tuple[Sequence[IstioObject], Sequence[ConfigurationError]]]
+
+
+class StatusWriter:
+    """Belongs to the client's event loop. look: what is in force, and what is wrong with some of it.
+
+    namespace: of the Lease. identity: unique for each replica.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        source: KubernetesSource,
+        look: Look,
+        *,
+        namespace: str,
+        identity: str,
+        quiet: float = QUIET,
+    ) -> None:
+        self._client, self._source, self._look, self._quiet = client, source, look, quiet
+        self._news = asyncio.Event()
+        self._told: set[str] = set()
+        self.election = Election(client, namespace, LEASE, identity, on_change=lambda _: self.wake())
+
+    def wake(self) -> None:
+        """Something has changed. On the event loop."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled; the Lease is given back then."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.election.run(), name="status lease")
+            group.create_task(self._write_all(), name="statuses")
+
+    async def _write_all(self) -> None:
+        is_behind = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), AGAIN if is_behind else None)
+            self._news.clear()
+            await asyncio.sleep(self._quiet)
+            if not self.election.is_leader:
+                is_behind = False
+                continue
+            try:
+                objects, problems = self._look()
+                messages = await asyncio.to_thread(analyze, objects, problems, is_whole=True)
+                is_behind = not await self._write(messages)
+            except Exception:
+                logger.exception("statuses can't be written")
+                is_behind = True
+
+    async def _write(self, messages: Iterable[Message]) -> bool:
+        """Whether all is written."""
+        by_origin: dict[str, list[Message]] = {}
+        for each in messages:
+            by_origin.setdefault(each.origin, []).append(each)
+        is_done = True
+        for resource, given in self._objects():
+            metadata = given["metadata"]
+            title = f"{given['kind']} {metadata.get('namespace', '')}/{metadata['name']}"
+            body = _change(given, by_origin.get(title, ()))
+            if body is None:
+                continue
+            if not self.election.is_leader:
+                return True
+            is_done &= await self._send(resource, given, body)
+        return is_done
+
+    def _objects(self) -> Iterator[tuple[Resource, Object]]:
+        """A copy: the reflectors go on meanwhile."""
+        for each in CUSTOM:
+            for given in tuple(self._source.reflectors[each.resource.title].objects.values()):
+                yield each.resource, given
+
+    async def _send(self, resource: Resource, given: Object, body: Object) -> bool:
+        version = str(given["apiVersion"]).rpartition("/")[2]
+        metadata = given["metadata"]
+        path = resource.path(version, str(metadata.get("namespace", "")), str(metadata["name"]), "status")
+        try:
+            await self._client.merge(path, body)
+        except (NotFound, Conflict):
+            return True  # it is gone, or has changed: the watch tells, and then it is looked at again
+        except KubernetesError as error:
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                logger.warning("%s", error)
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        return f"<StatusWriter {self.election!r}>"
+
+
+def _change(given: Object, messages: Sequence[Message]) -> Object | None:
+    """The merge patch that makes the status say this; None where it does already."""
+    status: Mapping[str, Any] = given.get("status") or {}
+    wanted = [dict(each) for each in _once(each.in_status for each in messages)]
+    known = status.get("validationMessages") or []
+    metadata = given["metadata"]
+    generation = str(metadata.get("generation", ""))
+    if wanted == known and (not wanted or str(status.get("observedGeneration", "")) == generation):
+        return None
+    # With its version: what is said is about this form of the object, and of no later one.
+    about = {"resourceVersion": metadata["resourceVersion"]}
+    return {"metadata": about, "status": {"observedGeneration": generation, "validationMessages": wanted or None}}
+
+
+def _once(messages: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    """They bear no place, so that two of one kind are the same."""
+    found: list[dict[str, object]] = []
+    for each in messages:
+        if each not in found:
+            found.append(each)
+    return found

@@ -1,0 +1,151 @@
+"""Authors see in their object's status what is wrong with it, and nobody else's words are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from kube.api_server import ApiServer, crd
+from meshlib.controlplane.kubernetes import KubernetesSource
+from meshlib.controlplane.sources import ObjectStore
+from meshlib.controlplane.statuses import StatusWriter
+from meshlib.istio.folder import Contents
+from meshlib.kube.client import KubeClient
+from meshlib.kube.settings import KubeSettings
+
+PATIENCE = 30.0
+GONE = [
+    {
+        "type": {"code": "IST0101"},
+        "level": "ERROR",
+        "documentationUrl": "https://istio.io/latest/docs/reference/config/analysis/ist0101/",
+    }
+]
+
+
+def virtual_service(name: str, host: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": name},
+        "spec": {"hosts": [name], "http": [{"route": [{"destination": {"host": host}}]}]},
+    }
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ApiServer]:
+    async with ApiServer() as server:
+        server.put(crd("VirtualService", "virtualservices", "networking.istio.io", "v1"))
+        server.put(
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}}
+        )
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def replica(api: ApiServer, identity: str = "one") -> AsyncIterator[StatusWriter]:
+    async with KubeClient(KubeSettings(api.url)) as client:
+        store = ObjectStore()
+        writer: StatusWriter | None = None
+
+        def take(contents: Contents) -> None:
+            store.set_kubernetes(contents)
+            if writer is not None:
+                writer.wake()
+
+        source = KubernetesSource(client, take, first_pause=0.01, absent=PATIENCE)
+        writer = StatusWriter(
+            client,
+            source,
+            lambda: (store.objects(), store.problems()),
+            namespace="mesh",
+            identity=identity,
+            quiet=0.01,
+        )
+        tasks = [asyncio.create_task(each.run()) for each in (source, writer)]
+        try:
+            yield writer
+        finally:
+            for task in reversed(tasks):
+                task.cancel()
+                await asyncio.wait((task,))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not is_so():  # noqa: ASYNC110 -- the server's contents tell nobody when they change
+            await asyncio.sleep(0.02)
+
+
+def status(api: ApiServer, name: str) -> dict[str, Any]:
+    found = api.find("virtualservices", name)
+    assert found is not None
+    return dict(found.get("status") or {})
+
+
+def writes(api: ApiServer) -> list[str]:
+    return [path for method, path in api.requests if method == "PATCH"]
+
+
+async def test_a_message_comes_and_goes_with_its_reason(api: ApiServer) -> None:
+    """As istiod writes it. An object that is well is not touched, and what others wrote stays."""
+    api.put(virtual_service("a", "a"))
+    broken = virtual_service("b", "gone")
+    api.put({**broken, "status": {"conditions": [{"type": "Other", "status": "True"}]}})
+    async with replica(api):
+        await until(lambda: status(api, "b").get("validationMessages") == GONE)
+        assert status(api, "b")["observedGeneration"] == "1"
+        assert status(api, "b")["conditions"] == [{"type": "Other", "status": "True"}]
+        assert status(api, "a") == {}
+        async with asyncio.timeout(PATIENCE):
+            await api.watched("virtualservices")
+        mended = api.find("virtualservices", "b")
+        assert mended is not None
+        api.put({**mended, "spec": virtual_service("b", "a")["spec"]})
+        await until(lambda: "validationMessages" not in status(api, "b"))
+        assert status(api, "b")["conditions"] == [{"type": "Other", "status": "True"}]
+        assert len(writes(api)) == 2  # its own writes come back by the watch, and wake nobody
+
+
+async def test_an_object_that_is_refused_says_so(api: ApiServer) -> None:
+    """kubectl took it; its last good form is in force, or none."""
+    api.put({**virtual_service("b", "a"), "spec": {"hosts": ["b"], "htp": []}})
+    async with replica(api):
+        await until(lambda: bool(status(api, "b").get("validationMessages")))
+        assert [each["type"]["code"] for each in status(api, "b")["validationMessages"]] == ["IST0106"]
+
+
+async def test_one_replica_writes_and_another_takes_over(api: ApiServer) -> None:
+    """Two that write at once would undo each other's words."""
+    async with replica(api, "one") as one:
+        await until(lambda: one.election.is_leader)
+        async with replica(api, "two") as two:
+            api.put(virtual_service("b", "gone"))
+            await until(lambda: status(api, "b").get("validationMessages") == GONE)
+            assert not two.election.is_leader
+            assert len(writes(api)) == 1
+    async with replica(api, "two") as two:
+        await until(lambda: two.election.is_leader)
+        api.put(virtual_service("c", "gone"))
+        await until(lambda: status(api, "c").get("validationMessages") == GONE)
+
+
+async def test_what_may_not_be_written_is_logged_once(api: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The mesh works without it."""
+    api.put(virtual_service("b", "gone"))
+    async with replica(api) as writer:
+        await until(lambda: status(api, "b").get("validationMessages") == GONE)
+        api.forbidden.add("virtualservices")
+        found = api.find("virtualservices", "b")
+        assert found is not None
+        api.put({**found, "status": {}})
+        for _ in range(2):
+            before = len(writes(api))
+            writer.wake()
+            await until(lambda before=before: len(writes(api)) > before)
+        told = [each for each in caplog.records if each.name == "meshlib.controlplane" and "403" in each.getMessage()]
+        assert len(told) == 1
