@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from meshlib.policy.explain import Explanation
     from meshlib.policy.guard import Guard
     from meshlib.state.breaker import Breaker
+    from meshlib.state.shared_breaker import SharedBreakers
     from meshlib.telemetry.pipeline import Telemetry
 
 _log = logging.getLogger("meshlib")
@@ -117,6 +119,8 @@ class Settings:
     prometheus: `host:port` to be scraped on, shared by all workers of a server; "" is none.
     strict_istio_labels: write `unknown` where Istio's proxies know less than this library.
     access_log: `text` or `json`: Istio's access log, to the logger `meshlib.access`; "" is none.
+    breaker_storage: `redis://host:port/0`, where the processes of this workload tell each other which circuits are
+      open; "" is each for itself.
     trace_sampling: percent of the traces that begin here; a trace that comes in is heeded.
     """
 
@@ -145,6 +149,7 @@ class Settings:
     strict_istio_labels: bool = False
     trace_sampling: float = 1.0
     access_log: str = ""
+    breaker_storage: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -307,6 +312,14 @@ def _log_format(text: str) -> str:
     return text
 
 
+def _breaker_storage(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("breakers are shared through redis://host:port/0, rediss:// or unix://")
+    if find_spec("redis") is None:
+        raise ValueError("breakers that are shared need the extra redis")
+    return text
+
+
 def _percent(text: str) -> float:
     percent = float(text)
     if not 0 <= percent <= 100:
@@ -335,6 +348,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "strict_istio_labels": _yes,
     "trace_sampling": _percent,
     "access_log": _log_format,
+    "breaker_storage": _breaker_storage,
 }
 
 
@@ -358,6 +372,11 @@ class Mesh:
                 _identity(settings.identity)
             except ValueError as error:
                 raise SettingsError(f"identity {settings.identity!r}: {error}") from None
+        if settings.breaker_storage:
+            try:
+                _breaker_storage(settings.breaker_storage)
+            except ValueError as error:
+                raise SettingsError(f"breaker_storage {settings.breaker_storage!r}: {error}") from None
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -389,6 +408,7 @@ class Mesh:
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._health: HealthChecker | None = None
+        self._shared_breakers: SharedBreakers | None = None
         self._is_started = False
         self._has_waited = False
         self._quotas = QuotaEdge(self._quota_channel)
@@ -512,6 +532,7 @@ class Mesh:
             _log.exception("configuration %s can't be used; %s stays in force", snapshot, self._live)
             return
         self._check_health()
+        self._share_breakers()
         with self._changed:
             self._unanswered.clear()
             self._changed.notify_all()
@@ -531,6 +552,24 @@ class Mesh:
 
             self._health = HealthChecker(self._read_live, time.monotonic, self.tls)
         self._health.update(self._live)
+
+    def _share_breakers(self) -> None:
+        """Tell the workers beside this one which circuits are open, where the settings say how."""
+        if not self.settings.breaker_storage:
+            return
+        if self._shared_breakers is None:
+            if self._closing.is_set() or not self._breakers():
+                return
+            from meshlib.state.shared_breaker import SharedBreakers
+
+            workload = self.node.workload
+            scope = f"{workload.namespace}/{workload.name}"
+            self._shared_breakers = SharedBreakers(self.settings.breaker_storage, scope, self._breakers)
+        self._shared_breakers.update()
+
+    def _breakers(self) -> dict[str, Breaker]:
+        clusters = self._live.clusters
+        return {name: each.breaker for name, each in clusters.items() if each.breaker is not None}
 
     # Calls out
 
@@ -1037,6 +1076,8 @@ class Mesh:
         self.node = self.settings.node(self.node.kind)
         if self._health is not None:
             _orphans.append(self._health)  # its loop is the parent's: neither used nor closed here
+        if self._shared_breakers is not None:
+            _orphans.append(self._shared_breakers)  # nor its connection to Redis
         if self._identity is not None:
             self._identity = self._identity.restarted()
         if self.telemetry is not None:
@@ -1077,6 +1118,8 @@ class Mesh:
                 running.join(5.0)
         if self._health is not None:
             self._health.stop()
+        if self._shared_breakers is not None:
+            self._shared_breakers.stop()
         if self.telemetry is not None:
             self.telemetry.stop()
         self._quotas.close()

@@ -122,6 +122,8 @@ class Breaker(pybreaker.CircuitBreaker):
         """Calls that were not let through; in shadow mode, that would not have been."""
         self.is_adopted = False
         """Whether the present state was taken over from another process."""
+        self.changed: Callable[[], object] = _nothing
+        """Called after each change of state; must not block (state/shared_breaker)."""
         self.rules = rules
         self._window = Window(rules.window)
         self.update(rules, is_shadow)
@@ -226,6 +228,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _publish(self) -> None:
         """Bring pybreaker's storage to where we are, which tells its listeners. Never with our lock held."""
+        self.changed()
         with self._lock:
             phase = self._phase
             if super().current_state == phase:
@@ -347,7 +350,8 @@ class Breaker(pybreaker.CircuitBreaker):
         return guarded(call_args[0]) if call_args else guarded
 
     def __repr__(self) -> str:
-        shadow = ", shadow" if self.is_shadow else ""
+        shadow = ", as another process says" if self.is_adopted else ""
+        shadow += ", shadow" if self.is_shadow else ""
         return (
             f"<Breaker {self.name} {self._phase}, {self._in_a_row} failures in a row, {self.refused} refused{shadow}>"
         )
