@@ -13,8 +13,7 @@ import typer
 from meshlib.cli.admin_client import AdminClient, CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
-from meshlib.controlplane.audit import Entry
-from meshlib.controlplane.audit_api import Entries
+from meshlib.controlplane.audit import Entries, Entry
 from meshlib.istio.parse import parse_duration
 
 

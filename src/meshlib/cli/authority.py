@@ -12,7 +12,7 @@ import typer
 from meshlib.cli.admin_client import AdminClient, CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
-from meshlib.controlplane.ca_api import Authority
+from meshlib.controlplane.admin_api import Authority
 
 LOOK_AGAIN = 0.5
 

@@ -195,7 +195,13 @@ async def _serve(plane: ControlPlane) -> None:
     except (OSError, StateError) as error:
         await plane.stop()
         raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
-    running.announce(running.Running(plane.local_admin_url, plane.xds_address, os.getpid(), plane.roots))
+
+    def announce() -> None:
+        running.announce(running.Running(plane.local_admin_url, plane.xds_address, os.getpid(), plane.roots))
+
+    announce()
+    if plane.authority is not None:
+        plane.authority.on_change(announce)
     try:
         typer.echo(f"serving xDS on {plane.xds_address}, the admin API on {plane.admin_url}")
         await until_signal()

@@ -15,9 +15,9 @@ import msgspec
 from meshlib.cli.bookinfo import Part
 from meshlib.cli.supervisor import Program
 from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.admin_api import Token, Tokens
 from meshlib.controlplane.private_files import private_folder, write_private
 from meshlib.controlplane.sources import StateError
-from meshlib.controlplane.token_api import Token, Tokens
 
 TTL = "3600"
 """Seconds for which a token can be used."""

@@ -12,7 +12,7 @@ import typer
 from meshlib.cli.admin_client import AdminClient, CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age, table
-from meshlib.controlplane.token_api import Token, Tokens
+from meshlib.controlplane.admin_api import Token, Tokens
 from meshlib.istio.parse import parse_duration
 
 

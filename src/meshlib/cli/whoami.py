@@ -17,10 +17,9 @@ import typer
 from meshlib.cli.admin_client import AdminClient, CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age
+from meshlib.controlplane.admin_api import Authority, WhoAmI
 
 if TYPE_CHECKING:
-    from meshlib.controlplane.ca_api import Authority
-    from meshlib.controlplane.gate import WhoAmI
     from meshlib.identity.credentials import Credentials
 
 
@@ -41,9 +40,6 @@ def identity(
     if workload:
         _show_workload(output)
         return
-    from meshlib.controlplane.ca_api import Authority
-    from meshlib.controlplane.gate import WhoAmI
-
     with AdminClient(control_plane) as client:
         me = client.get("/v1/whoami", {}, WhoAmI)
         trusted = client.get("/v1/ca", {}, Authority) if me.roles else None

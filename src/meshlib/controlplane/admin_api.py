@@ -134,6 +134,73 @@ class Endpoints(msgspec.Struct, frozen=True):
     services: tuple[ServiceEndpoints, ...] = ()
 
 
+class Root(msgspec.Struct, frozen=True):
+    """fingerprint: SHA-256, hexadecimal. state: `signing`; `next`, trusted and not used yet; `old`, trusted still.
+    begins, ends: seconds since 1970. pem: the certificate."""
+
+    fingerprint: str
+    subject: str
+    state: str
+    begins: float
+    ends: float
+    pem: str
+
+
+class Authority(msgspec.Struct, frozen=True):
+    """stage: `idle`; `begun`: a new root is trusted; `switched`: it signs, and the old one is trusted still.
+
+    is_plugged: the CA is somebody else's, who rotates it. late: who listens for roots and does not trust all of today's
+    yet. old_until: when the last certificate of the old root may end, seconds since 1970; 0 where there is none."""
+
+    trust_domain: str
+    stage: str
+    is_plugged: bool
+    roots: tuple[Root, ...]
+    late: tuple[str, ...] = ()
+    old_until: float = 0.0
+
+
+class Token(msgspec.Struct, frozen=True):
+    """state: unused, used, expired. text: only in the answer that made it; nobody is told it again."""
+
+    id: str
+    identity: str
+    created: float
+    expires: float
+    state: str
+    text: str = ""
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    tokens: tuple[Token, ...] = ()
+
+
+class Held(msgspec.Struct, frozen=True):
+    role: str
+    namespaces: tuple[str, ...]
+
+
+class Ability(msgspec.Struct, frozen=True):
+    """namespaces: where it may be done; `*` is everywhere. reason: why not elsewhere, for people."""
+
+    namespaces: tuple[str, ...]
+    reason: str = ""
+
+
+class WhoAmI(msgspec.Struct, frozen=True):
+    """access: `open`, nobody is asked; `controlled`. until: when what was shown ends, seconds since 1970; 0 is never.
+    may: by what is to be done: view, steer (objects that steer traffic), apply (every object), tokens, audit, rotate.
+    csrf: what the page's changes have to repeat."""
+
+    name: str
+    method: str
+    access: str
+    until: float
+    roles: tuple[Held, ...]
+    may: dict[str, Ability]
+    csrf: str = ""
+
+
 class Version(msgspec.Struct, frozen=True):
     version: str
 

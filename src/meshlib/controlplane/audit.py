@@ -68,6 +68,12 @@ class Entry(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+class Entries(msgspec.Struct, frozen=True):
+    """The oldest first."""
+
+    entries: tuple[Entry, ...] = ()
+
+
 class AuditLog:
     """Thread-safe. file: None keeps the last entries in memory only. clock: seconds since 1970.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,14 +9,8 @@ from starlette.routing import Route
 
 from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import query_of
-from meshlib.controlplane.audit import MOST, AuditLog, Entry
+from meshlib.controlplane.audit import MOST, AuditLog, Entries
 from meshlib.controlplane.gate import JSON, admission_of
-
-
-class Entries(msgspec.Struct, frozen=True):
-    """The oldest first."""
-
-    entries: tuple[Entry, ...] = ()
 
 
 class AuditRoutes:

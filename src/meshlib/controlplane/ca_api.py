@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
 from cryptography import x509
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,35 +11,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meshlib.controlplane.admin import check_yaml, query_of
+from meshlib.controlplane.admin_api import Authority, Root
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.ca import CertificateAuthority, RotationRefused, fingerprint
 from meshlib.controlplane.gate import JSON, admission_of
-
-
-class Root(msgspec.Struct, frozen=True):
-    """fingerprint: SHA-256, hexadecimal. state: `signing`; `next`, trusted and not used yet; `old`, trusted still.
-    begins, ends: seconds since 1970. pem: the certificate."""
-
-    fingerprint: str
-    subject: str
-    state: str
-    begins: float
-    ends: float
-    pem: str
-
-
-class Authority(msgspec.Struct, frozen=True):
-    """stage: `idle`; `begun`: a new root is trusted; `switched`: it signs, and the old one is trusted still.
-
-    is_plugged: the CA is somebody else's, who rotates it. late: who listens for roots and does not trust all of today's
-    yet. old_until: when the last certificate of the old root may end, seconds since 1970; 0 where there is none."""
-
-    trust_domain: str
-    stage: str
-    is_plugged: bool
-    roots: tuple[Root, ...]
-    late: tuple[str, ...] = ()
-    old_until: float = 0.0
 
 
 class AuthorityRoutes:

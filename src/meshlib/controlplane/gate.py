@@ -254,32 +254,6 @@ def _unknown(reason: str) -> HTTPException:
 # What a page asks: who am I, what may I; let me in, let me out
 
 
-class Held(msgspec.Struct, frozen=True):
-    role: str
-    namespaces: tuple[str, ...]
-
-
-class Ability(msgspec.Struct, frozen=True):
-    """namespaces: where it may be done; `*` is everywhere. reason: why not elsewhere, for people."""
-
-    namespaces: tuple[str, ...]
-    reason: str = ""
-
-
-class WhoAmI(msgspec.Struct, frozen=True):
-    """access: `open`, nobody is asked; `controlled`. until: when what was shown ends, seconds since 1970; 0 is never.
-    may: by what is to be done: view, steer (objects that steer traffic), apply (every object), tokens, audit, rotate.
-    csrf: what the page's changes have to repeat."""
-
-    name: str
-    method: str
-    access: str
-    until: float
-    roles: tuple[Held, ...]
-    may: dict[str, Ability]
-    csrf: str = ""
-
-
 _ABILITIES = {
     "view": Role.VIEWER,
     "steer": Role.OPERATOR,
@@ -290,7 +264,7 @@ _ABILITIES = {
 }
 
 
-def whoami(admission: Admission, is_open: bool) -> WhoAmI:
+def whoami(admission: Admission, is_open: bool) -> api.WhoAmI:
     powers = admission.powers
     may = {}
     for name, role in _ABILITIES.items():
@@ -299,13 +273,13 @@ def whoami(admission: Admission, is_open: bool) -> WhoAmI:
             where = ()
         held = f"; {admission.who.name} has it in {', '.join(where)}" if where else f"; {admission.who.name} has not"
         reason = "" if EVERYWHERE in where else f"needs the role {role}{held}"
-        may[name] = Ability(where, reason)
-    return WhoAmI(
+        may[name] = api.Ability(where, reason)
+    return api.WhoAmI(
         admission.who.name,
         admission.who.method,
         "open" if is_open else "controlled",
         admission.session.ends if admission.session is not None else admission.who.until,
-        tuple(Held(str(role), tuple(sorted(namespaces))) for role, namespaces in powers.grants),
+        tuple(api.Held(str(role), tuple(sorted(namespaces))) for role, namespaces in powers.grants),
         may,
         admission.session.csrf if admission.session is not None else "",
     )

@@ -13,26 +13,12 @@ from starlette.routing import Route
 
 from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import check_yaml
+from meshlib.controlplane.admin_api import Token, Tokens
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.join_tokens import JoinToken, JoinTokens
 from meshlib.model import SpiffeId
-
-
-class Token(msgspec.Struct, frozen=True):
-    """state: unused, used, expired. text: only in the answer that made it; nobody is told it again."""
-
-    id: str
-    identity: str
-    created: float
-    expires: float
-    state: str
-    text: str = ""
-
-
-class Tokens(msgspec.Struct, frozen=True):
-    tokens: tuple[Token, ...] = ()
 
 
 class TokenRoutes:
