@@ -202,6 +202,7 @@ class Settings:
             user_agent=f"meshlib/{__version__}",
             trust_domain=self.trust_domain,
             cluster_id=self.cluster_id,
+            metrics_port=_host_and_port(self.prometheus)[1] if self.prometheus else 0,
         )
 
 

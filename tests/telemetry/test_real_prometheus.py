@@ -63,6 +63,13 @@ def prometheus(folder: Path, *ports: int) -> Iterator[Prometheus]:
         "- job_name: mesh\n  honor_labels: true\n  metrics_path: /stats/prometheus\n"
         f"  static_configs: [{{targets: [{targets}]}}]\n"
     )
+    with prometheus_of(folder) as asked:
+        yield asked
+
+
+@contextmanager
+def prometheus_of(folder: Path) -> Iterator[Prometheus]:
+    """With the folder's `prometheus.yml`."""
     port = unused_port()
     process = subprocess.Popen(
         [

@@ -88,6 +88,7 @@ class Client(msgspec.Struct, frozen=True):
 
     versions: of what was accepted last; equal versions are equal content, on whatever control plane.
     errors: the reasons of the refusals that stand. ready: it is registered as an endpoint.
+    metrics: where Prometheus may scrape it (`10.0.0.1:15090`); "" is nowhere.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Client(msgspec.Struct, frozen=True):
     types: dict[str, str] = {}
     versions: dict[str, str] = {}
     errors: tuple[str, ...] = ()
+    metrics: str = ""
 
 
 class Clients(msgspec.Struct, frozen=True):

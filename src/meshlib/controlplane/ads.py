@@ -26,6 +26,7 @@ from meshlib.controlplane import inspection
 from meshlib.controlplane.authentication import Authenticator
 from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.cache import Cache
+from meshlib.controlplane.own_metrics import OwnMetrics, scraped_at
 from meshlib.controlplane.registry import Registry
 from meshlib.controlplane.sight import Seen
 from meshlib.controlplane.subscriptions import ABSENT, Answer, DeltaStream, Request, SotwStream
@@ -58,6 +59,8 @@ class Connection:
         self.node, self.state, self.peer, self.identity = node, state, peer, identity
         self.opened = time.time()
         self.seen: Seen | None = None
+        self.behind_since: float | None = None
+        """Monotonic seconds: when the change began that the client has not accepted yet."""
         self.registered: Node | None = None
         """As the registry knows it."""
 
@@ -103,6 +106,7 @@ class Connection:
                 SHORT_NAMES.get(type_url, type_url.rpartition(".")[2]): subscription.status
                 for type_url, subscription in self.state.subscriptions.items()
             },
+            metrics=scraped_at(workload.address, node.metrics_port, self.peer),
             versions={
                 SHORT_NAMES.get(type_url, type_url.rpartition(".")[2]): subscription.accepted
                 for type_url, subscription in self.state.subscriptions.items()
@@ -140,8 +144,8 @@ def _everything(view: Seen) -> tuple[tuple[str, bytes], ...]:
 class AggregatedDiscoveryService:
     """Serves views from `cache`, and tells `registry` who is connected. Belongs to one event loop."""
 
-    def __init__(self, cache: Cache, registry: Registry) -> None:
-        self._cache, self._registry = cache, registry
+    def __init__(self, cache: Cache, registry: Registry, metrics: OwnMetrics | None = None) -> None:
+        self._cache, self._registry, self._metrics = cache, registry, metrics
         self._numbers = itertools.count(1)
         self._connections: dict[int, Connection] = {}
         self._tasks: dict[asyncio.Event, asyncio.Task[Any] | None] = {}
@@ -247,7 +251,10 @@ class AggregatedDiscoveryService:
                         logger.debug("%s connected from %s", said.id, connection.peer)
                     elif said is not None:
                         connection.node = said
-                    connection.received(read(message))
+                    request = read(message)
+                    if request.error is not None and self._metrics is not None:
+                        self._metrics.rejected(_short(request.type_url))
+                    connection.received(request)
                     if (serving := connection.serving) != connection.registered:
                         connection.registered = serving
                         self._registry.attach(number, serving)
@@ -261,9 +268,17 @@ class AggregatedDiscoveryService:
                 if connection is not None:
                     seen = await self._cache.seen(connection.node, connection.reader)
                     if was_asked or seen is not connection.seen:  # else the change was for others
+                        if connection.seen is not None and connection.seen is not seen:
+                            connection.behind_since = connection.behind_since or self._cache.changed_at
                         connection.seen = seen
                         for answer in connection.state.due(seen):
                             await context.write(write(answer))
+                            if self._metrics is not None:
+                                self._metrics.pushed(_short(answer.type_url))
+                        if connection.behind_since is not None and connection.state.is_answered:
+                            if self._metrics is not None:
+                                self._metrics.converged(connection.behind_since)
+                            connection.behind_since = None
                 await news.wait()
                 news.clear()
         except BadRequest as error:
@@ -295,6 +310,11 @@ class AggregatedDiscoveryService:
 
 class BadRequest(Exception):
     """What a client sent can't be understood. The message is for its author."""
+
+
+def _short(type_url: str) -> str:
+    """`CDS`; one name for all types that there is no name for, whatever a client asks for."""
+    return SHORT_NAMES.get(type_url, "other")
 
 
 def _parse(message_class: Any, data: bytes) -> Any:

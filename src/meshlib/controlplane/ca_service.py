@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from meshlib.controlplane.authentication import Authenticator, Caller, NotAuthenticated, TooManyFailures, bearer
 from meshlib.controlplane.ca import BadRequest, CertificateAuthority
 from meshlib.controlplane.join_tokens import Refused
+from meshlib.controlplane.own_metrics import OwnMetrics
 from meshlib.xds import messages as m
 
 logger = logging.getLogger("meshlib.controlplane.ca")
@@ -37,8 +38,10 @@ async def caller_of(context: Any, authenticator: Authenticator, *, may_join: boo
 class CertificateService:
     """Belongs to one event loop."""
 
-    def __init__(self, authority: CertificateAuthority, authenticator: Authenticator) -> None:
-        self._authority, self._authenticator = authority, authenticator
+    def __init__(
+        self, authority: CertificateAuthority, authenticator: Authenticator, metrics: OwnMetrics | None = None
+    ) -> None:
+        self._authority, self._authenticator, self._metrics = authority, authenticator, metrics
         self._watchers: dict[asyncio.Event, tuple[str, str]] = {}
         """Who listens, by what wakes it, and which bundle it has."""
         self._is_closing = False
@@ -67,6 +70,8 @@ class CertificateService:
             news.set()
 
     async def _create(self, data: bytes, context: Any) -> bytes:
+        if self._metrics is not None:
+            self._metrics.certificate_asked()
         caller = await caller_of(context, self._authenticator, may_join=True)
         if caller.identity is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "certificates are for workloads")
@@ -86,6 +91,8 @@ class CertificateService:
         except Refused as error:
             logger.warning("a caller from %s is refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who calls could not be verified")
+        if self._metrics is not None:
+            self._metrics.certificate_given()
         logger.info("certificate for %s, by %s, from %s", caller.identity, caller.method, context.peer())
         answer = m.CertificateResponse(cert_chain=[each.decode() for each in signed])
         return m.serialize(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -185,6 +186,8 @@ class Cache:
         self._encoding = threading.Lock()
         self._listeners: set[Callable[[], None]] = set()
         self._update = asyncio.Lock()
+        self.changed_at = 0.0
+        """Monotonic seconds: when the change began that the views have now."""
 
     def on_change(self, tell: Callable[[], None]) -> Callable[[], None]:
         """`tell` is called, on the loop, after views may have changed. Returns what ends that."""
@@ -234,9 +237,10 @@ class Cache:
     ) -> None:
         """The objects or the workloads have changed. nodes: whose views are needed; all others are forgotten."""
         async with self._update:
+            began = time.monotonic()
             inputs = Inputs(objects, workloads)
             views, keys = await asyncio.to_thread(self._make_all, inputs, dict(self._views), tuple(nodes))
-            self._inputs, self._views, self._keys = inputs, views, keys
+            self._inputs, self._views, self._keys, self.changed_at = inputs, views, keys, began
             self._added.clear()
         for tell in tuple(self._listeners):
             tell()

@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import httpx
+from cryptography import x509
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
@@ -43,6 +45,7 @@ from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
 from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.own_identity import OwnIdentity
+from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
@@ -118,7 +121,8 @@ class ControlPlane:
         self._store: ObjectStore | None = None
         self._cache = Cache()
         self._registry = Registry(settings.state / "workloads.json" if settings.state is not None else None)
-        self._ads = AggregatedDiscoveryService(self._cache, self._registry)
+        self._metrics = OwnMetrics(self._state)
+        self._ads = AggregatedDiscoveryService(self._cache, self._registry, self._metrics)
         self._admin: AdminServer | None = None
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Event()
@@ -370,7 +374,7 @@ class ControlPlane:
         may_make = settings.is_admin_local or settings.access is not None
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
-        routes += Inspection(self._ads.inspected).routes()
+        routes += Inspection(self._ads.inspected).routes() + self._metrics.routes()
         return routes + AuditRoutes(audit).routes()
 
     def _open_authority(self) -> None:
@@ -400,7 +404,7 @@ class ControlPlane:
             http=self._http,
             replays=authenticator.replays,
         )
-        self._certificates = CertificateService(authority, authenticator)
+        self._certificates = CertificateService(authority, authenticator, self._metrics)
         self._ads.authenticate_by(authenticator, is_required=settings.is_secure)
         self._picture.receiver.authenticate_by(
             authenticator, self._registry.accounts, grpc=settings.is_secure, http=access is not None
@@ -438,6 +442,18 @@ class ControlPlane:
         await server.start()
 
     # What the admin API asks
+
+    def _state(self) -> State:
+        store, authority = self._store, self.authority
+        problems = (*(store.problems() if store is not None else ()), *self._cache.problems())
+        roots = x509.load_pem_x509_certificates(authority.bundle) if authority is not None else ()
+        return State(
+            self.clients(),
+            len(self._endpoints),
+            Counter(each.kind for each in self.objects()),
+            Counter(problem_of(each).level for each in problems),
+            min((each.not_valid_after_utc.timestamp() for each in roots), default=0.0),
+        )
 
     def is_ready(self) -> bool:
         return self._is_ready

@@ -132,6 +132,11 @@ class Stream:
         raise NotImplementedError
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the client has answered all that it was sent."""
+        return not any(each.in_flight for each in self.subscriptions.values())
+
+    @property
     def size(self) -> int:
         """How much is kept of what the client has said, in names. What a wildcard has brought is not the client's."""
         return sum(

@@ -50,6 +50,7 @@ class Node:
       bootstrap (`default`), or the folder of an Envoy (tls.crt, tls.key, ca.crt). inbound: of an Envoy beside a
       service, (port that it takes calls on, `host:port` of the service) pairs. outbound: `host:port` where that Envoy
       takes calls that go out.
+    metrics_port: where Prometheus may scrape it; 0 is nowhere.
     """
 
     id: str
@@ -62,3 +63,4 @@ class Node:
     certificates: str = ""
     inbound: tuple[tuple[int, str], ...] = ()
     outbound: str = ""
+    metrics_port: int = 0

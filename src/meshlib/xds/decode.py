@@ -130,6 +130,7 @@ def decode_node(message: Any) -> Node:
         certificates=read.text(metadata, "MESHLIB_CERTIFICATES") or provider,
         inbound=tuple(sorted((_port(k), str(v)) for k, v in inbound.items())) if isinstance(inbound, dict) else (),
         outbound=read.text(metadata, "MESHLIB_OUTBOUND"),
+        metrics_port=_port(metadata.get("MESHLIB_METRICS_PORT")),
     )
 
 

@@ -130,6 +130,8 @@ def node_metadata(node: Node) -> dict[str, Any]:
         metadata["MESHLIB_OUTBOUND"] = node.outbound
     if workload.address:
         metadata["INSTANCE_IPS"] = workload.address
+    if node.metrics_port:
+        metadata["MESHLIB_METRICS_PORT"] = node.metrics_port
     return metadata
 
 
