@@ -105,8 +105,9 @@ class Settings:
     cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
     resolve_timeout: seconds that a call waits for the first answer about a host, and a request that comes in for the
       first rules.
-    failure_policy: `deny` or `allow`: what becomes of requests that come in while the control plane was never reached,
-      so that nobody knows who may call. Without a control plane nothing is enforced.
+    failure_policy: `deny` (503) or `allow`: what becomes of requests that come in while the control plane, or folder,
+      was never heard and nothing is kept of it, so that nobody knows who may call. Rules that came and can't be used
+      let nobody in either way. Without a control plane, and by name servers alone, nothing is enforced.
     identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
       service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so it has no certificate.
     ca_roots: PEM file of those who vouch for the control plane and CA; with it they are called by TLS. A join token
@@ -142,7 +143,7 @@ class Settings:
     ca_roots: str = ""
     token_file: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
-    failure_policy: str = "allow"
+    failure_policy: str = "deny"
     telemetry: str = ""
     telemetry_interval: float = 10.0
     prometheus: str = ""
@@ -1011,9 +1012,30 @@ class Mesh:
                         break
         return self._live.guard
 
+    async def await_inbound_async(self) -> Guard:
+        """`await_inbound`, without blocking the loop."""
+        if not self._inbound_unanswered:
+            entry = (asyncio.get_running_loop(), asyncio.Event())
+            with self._changed:
+                self._waiting.add(entry)
+            try:
+                async with asyncio.timeout(self.settings.resolve_timeout):
+                    while not self._live.guard.is_configured and not self._closing.is_set():
+                        await entry[1].wait()
+                        entry[1].clear()
+            except TimeoutError:
+                self._inbound_unanswered = True
+            finally:
+                with self._changed:
+                    self._waiting.discard(entry)
+        return self._live.guard
+
     def admits_unconfigured(self) -> bool:
-        """Whether requests come in while no rules are known."""
-        return not self.settings.control_plane or self.settings.failure_policy == "allow"
+        """Whether requests come in while no rules are known. A gateway's doors open with the first configuration; where
+        that has no rules, it is another control plane's."""
+        control_plane = self.settings.control_plane
+        has_rules = bool(control_plane) and not control_plane.startswith(DNS) and self.node.kind is not NodeKind.ROUTER
+        return not has_rules or self.settings.failure_policy == "allow"
 
     def serve(self) -> None:
         """Join the mesh as an endpoint of `settings.service`, as soon as `settings.address` accepts connections.

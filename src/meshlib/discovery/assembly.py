@@ -10,7 +10,8 @@ clusters (mirrors too), an EDS cluster to its load assignment. From the bottom u
 So a new route waits for its clusters and their endpoints while the old one serves (make before break), a route that
 waits holds back nobody but the listeners that name it, and nothing waits for ever: the session's does-not-exist timer
 settles what no one answers. A route may lead to a missing cluster (calls get 503 NC, as with Envoy); a listener whose
-routes are missing gets none (404 NR), and a cluster without an assignment has no endpoints (503 UH).
+routes are missing gets none (404 NR), and a cluster without an assignment has no endpoints (503 UH). Rules for calls
+that come in which can't be used, with none from before in their place, let nobody in.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from meshlib.model import (
+    NEVER,
+    Access,
+    AccessRule,
+    Action,
     Cluster,
     ClusterType,
     Inbound,
@@ -100,7 +105,7 @@ class Assembly:
         needed = self._follow()  # again: what only the old values led to is no longer needed
         self._removals = {key: until for key, until in self._removals.items() if key[1] in needed[key[0]]}
         self.parts = self._reachable()
-        return self._snapshot(wanted, version)
+        return self._snapshot(wanted, version, inbound)
 
     def _follow(self) -> dict[str, list[str]]:
         """Subscribe, and return by type, what the newest values lead to, and the effective ones as long as they are."""
@@ -148,7 +153,7 @@ class Assembly:
             parts[child] = {name: effective[name] for name in sorted(names) if name in effective}
         return parts
 
-    def _snapshot(self, wanted: Iterable[str], version: str) -> Snapshot:
+    def _snapshot(self, wanted: Iterable[str], version: str, inbound: str) -> Snapshot:
         listeners, routes, clusters, assignments = (self.parts[t] for t in (LISTENER, ROUTE, CLUSTER, ENDPOINT))
         return Snapshot(
             version=version,
@@ -164,8 +169,19 @@ class Assembly:
             ),
             complete=self._wildcard and self._session.is_answered(LISTENER),
             absent=tuple(name for name in sorted(wanted) if self._is_absent(name)),
-            inbound=tuple(e.value for _, e in sorted(listeners.items()) if isinstance(e.value, Inbound)),
+            inbound=(
+                *(e.value for _, e in sorted(listeners.items()) if isinstance(e.value, Inbound)),
+                *self._closed(inbound),
+            ),
         )
+
+    def _closed(self, name: str) -> Iterable[Inbound]:
+        """In the place of rules that were sent, can't be used, and follow on none: whoever wrote them meant to keep
+        somebody out, and nobody can say whom."""
+        entry = self._session.entry(LISTENER, name)
+        if entry is not None and entry.state is State.NACKED and entry.value is None:
+            rule = AccessRule("unreadable", Action.ALLOW, NEVER, origin=f"rules that can't be used: {entry.error}")
+            yield Inbound(name, access=Access((rule,)))
 
     def _is_absent(self, name: str) -> bool:
         entry = self._session.entry(LISTENER, name)

@@ -42,6 +42,9 @@ class Rules(Protocol):
     def await_inbound(self) -> Guard:
         """The same, waiting (bounded) for the first word of the control plane."""
 
+    async def await_inbound_async(self) -> Guard:
+        """`await_inbound`, without blocking the loop."""
+
     def admits_unconfigured(self) -> bool:
         """Whether a call comes in while no rules are known."""
 
@@ -157,6 +160,8 @@ class Reception:
     async def _do_async(self, step: Question | _AwaitRules) -> Any:
         if isinstance(step, AskQuota):
             return await self._rules.quotas.ask_async(step)
+        if isinstance(step, _AwaitRules):
+            return await self._rules.await_inbound_async()
         if isinstance(step, FetchKeys):
             try:
                 return self._edge.ready(step)
