@@ -19,27 +19,37 @@ class Sync(GunicornSync):  # type: ignore[misc]
     """One connection at a time, as gunicorn's: a client that only opens one holds it up for the handshake's limit."""
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        try:
-            client = registered().accept(client)
-        except OSError:
-            return  # said and closed
-        super().handle(listener, client, addr)
+        if (taken := take(client)) is not None:
+            super().handle(listener, taken, addr)
 
 
 class Threads(GunicornThreads):  # type: ignore[misc]
     """gthread; the handshake is made on a thread of the pool."""
 
     def enqueue_req(self, conn: Any) -> None:
-        if not conn.initialized and "init" not in vars(conn):
-            begin = conn.init
-
-            def init() -> None:
-                if not conn.initialized:
-                    try:
-                        conn.sock = registered().accept(conn.sock)
-                    except OSError as error:  # said and closed; gthread keeps silent about this one alone
-                        raise ConnectionResetError(errno.ECONNRESET, "the connection was not taken") from error
-                begin()
-
-            conn.init = init
+        secure(conn)
         super().enqueue_req(conn)
+
+
+def take(client: Any) -> Any:
+    """The socket to serve from; None for a connection that is not taken, which is said and closed then."""
+    try:
+        return registered().accept(client)
+    except OSError:
+        return None
+
+
+def secure(conn: Any) -> None:
+    """Have a connection of gthread's taken when it is first served."""
+    if conn.initialized or "init" in vars(conn):
+        return
+    begin = conn.init
+
+    def init() -> None:
+        if not conn.initialized:
+            if (taken := take(conn.sock)) is None:  # gthread keeps silent about this error alone
+                raise ConnectionResetError(errno.ECONNRESET, "the connection was not taken")
+            conn.sock = taken
+        begin()
+
+    conn.init = init

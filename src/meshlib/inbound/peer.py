@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from meshlib.identity.tls import Context, peer_identity
@@ -16,6 +17,32 @@ from meshlib.model import Peer
 
 PEER, PRINCIPAL, CLAIMS = "meshlib.peer", "meshlib.principal", "meshlib.claims"
 """Keys that the application finds in its scope or environ: the Peer, and who the verified token names."""
+
+present: ContextVar[Peer | None] = ContextVar("meshlib.peer", default=None)
+"""Who is at the other end of the connection that a server's task is for; read by WithPeer alone."""
+
+
+class WithPeer:
+    """An ASGI application behind a server that has no place for what it knows of a connection: who is there, from the
+    task that serves the connection. What the application calls within the process does not pass here."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(told(scope), receive, send)
+
+    def __repr__(self) -> str:
+        return f"<WithPeer {self.app!r}>"
+
+
+def told(scope: Any) -> Any:
+    """`scope` with the peer of its connection, and the scheme that the caller wrote: the mesh's TLS is below."""
+    peer = present.get()
+    if peer is None or scope["type"] not in ("http", "websocket"):
+        return scope
+    scheme = "http" if scope["type"] == "http" else "ws"
+    return {**scope, "scheme": scheme, "state": {**(scope.get("state") or {}), PEER: peer}}
 
 
 def of_scope(scope: Mapping[str, Any]) -> Peer:

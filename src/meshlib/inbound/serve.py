@@ -1,5 +1,6 @@
 """How does this process take a connection: TLS, plaintext, or not at all? By the first byte and PeerAuthentication's
-mode of the port, asked anew for each connection; for uvicorn, and for servers that hand out accepted sockets.
+mode of the port, asked anew for each connection: for servers that hand out accepted sockets, and, as a protocol that
+stands before theirs (Door), for those on asyncio.
 
 - Nothing is read from a connection before that: the first byte is only looked at.
 - A peer is verified within the handshake, so a server never sees a byte of one that is refused.
@@ -9,6 +10,8 @@ mode of the port, asked anew for each connection; for uvicorn, and for servers t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import selectors
 import socket
@@ -18,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshlib.identity.tls import TlsContexts, peer_identity
-from meshlib.inbound.peer import PEER
+from meshlib.inbound.peer import PEER, present
 from meshlib.model import Peer, TlsMode
 
 _log = logging.getLogger("meshlib.inbound")
@@ -98,14 +101,65 @@ class Listening:
             secured.close()
             raise
 
-    def uvicorn(self, **options: Any) -> asyncio.Protocol:
-        """A protocol for uvicorn: `uvicorn.run(app, http=mesh.listening.uvicorn)`."""
+    def uvicorn(self, inner: Callable[..., Any] | None = None, **options: Any) -> asyncio.Protocol:
+        """A protocol for uvicorn: `uvicorn.run(app, http=mesh.listening.uvicorn)`. inner: the one behind it."""
         from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-        return _Door(self, AutoHTTPProtocol, options)
+        serve = inner or AutoHTTPProtocol
+
+        def made(peer: Peer | None) -> Any:
+            if peer is None:
+                return serve(**options)
+            return serve(**{**options, "app_state": {**options["app_state"], PEER: peer}})
+
+        return Door(self, made, options["server_state"].connections, _as_http)
+
+    async def take(self, writer: asyncio.StreamWriter) -> Peer:
+        """Who is at the other end of a stream that was just accepted, of which nothing has been read; secured where it
+        has to be, within `handshake` seconds. Raises OSError for one that is not taken, after it has logged it."""
+        transport = writer.transport
+        address, local = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+        if not isinstance(local, tuple):
+            return Peer()  # a Unix socket
+        peer = Peer(None, False, address[0] if address else "", local[1], "", local[0])
+        mode = self.mode(peer.local_port)
+        if mode is TlsMode.DISABLE:
+            return peer
+        transport.pause_reading()  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(self.handshake):
+                if not self.is_tls(await _first_byte(writer.get_extra_info("socket")), mode):
+                    transport.resume_reading()  # type: ignore[attr-defined]
+                    return peer
+                await writer.start_tls(self.tls.server(http2=True), ssl_handshake_timeout=self.handshake)
+            return peer._replace(identity=peer_identity(writer.get_extra_info("ssl_object")), is_tls=True)
+        except OSError as error:
+            transport.abort()
+            log_refusal(peer.address, peer.local_port, error)
+            raise
 
     def __repr__(self) -> str:
         return f"<Listening {self.tls!r}>"
+
+
+async def _first_byte(connection: Any) -> bytes:
+    """Looked at, not taken. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    peeked: socket.socket = connection.dup()
+    peeked.setblocking(False)
+    seen = asyncio.Event()
+    loop.add_reader(peeked.fileno(), seen.set)
+    try:
+        while True:
+            await seen.wait()
+            seen.clear()
+            with contextlib.suppress(BlockingIOError):
+                if first := peeked.recv(1, socket.MSG_PEEK):
+                    return first
+                raise ConnectionResetError("it was closed before its first byte")
+    finally:
+        loop.remove_reader(peeked.fileno())
+        peeked.close()
 
 
 def log_refusal(address: str, port: int, error: Exception) -> None:
@@ -121,12 +175,31 @@ def _await(sock: socket.socket, event: int, deadline: float) -> None:
             raise TimeoutError("the handshake takes too long")
 
 
-class _Door(asyncio.Protocol):
-    """Stands before uvicorn's protocol until it is known how the connection is served."""
+def _as_http(protocol: Any) -> None:
+    """What the caller wrote; the mesh's TLS is below, as a sidecar's is."""
+    protocol.scheme = "http"
 
-    def __init__(self, listening: Listening, inner: Callable[..., Any], options: dict[str, Any]) -> None:
-        self._listening, self._make, self._options = listening, inner, options
-        self._connections: set[Any] = options["server_state"].connections
+
+def _nothing(_: Any) -> None:
+    """More need not be done."""
+
+
+class Door(asyncio.Protocol):
+    """Stands before a server's protocol until it is known how the connection is served.
+
+    make: the protocol that serves it, given who is there; None for a Unix socket. connections: the server's, of which
+    this is one meanwhile. opened: called with the protocol once that has its connection.
+    """
+
+    def __init__(
+        self,
+        listening: Listening,
+        make: Callable[[Peer | None], Any],
+        connections: set[Any] | None = None,
+        opened: Callable[[Any], None] = _nothing,
+    ) -> None:
+        self._listening, self._make, self._opened = listening, make, opened
+        self._connections: set[Any] = connections if connections is not None else set()
         self._loop = asyncio.get_running_loop()
         self._early: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
@@ -195,13 +268,13 @@ class _Door(asyncio.Protocol):
             inner.data_received(chunk)
 
     def _hand_over(self, transport: Any, peer: Peer | None) -> Any:
-        options = self._options
-        if peer is not None:
-            options = {**options, "app_state": {**options["app_state"], PEER: peer}}
-        inner = self._make(**options)
+        inner = self._make(peer)
         transport.set_protocol(inner)
-        inner.connection_made(transport)
-        inner.scheme = "http"  # what the caller wrote; the mesh's TLS is below, as a sidecar's is
+        # What serves may begin a task for the connection there; that one knows who it is for.
+        context = contextvars.copy_context()
+        context.run(present.set, peer)
+        context.run(inner.connection_made, transport)
+        self._opened(inner)
         return inner
 
     def _stop_looking(self) -> None:
@@ -219,7 +292,7 @@ class _Door(asyncio.Protocol):
         self._transport.abort()
 
     def shutdown(self) -> None:
-        """uvicorn stops: it asks all connections to end."""
+        """The server stops (uvicorn): it asks all connections to end."""
         if self._task is not None:
             self._task.cancel()
         else:
@@ -240,6 +313,11 @@ _registered: list[Listening] = []
 def register(listening: Listening) -> None:
     """What servers that make their workers themselves serve by, in this process (gunicorn)."""
     _registered[:] = [listening]
+
+
+def is_secured() -> bool:
+    """Whether a Mesh with an identity serves in this process."""
+    return bool(_registered) and _registered[0].tls.has_identity
 
 
 def registered() -> Listening:
