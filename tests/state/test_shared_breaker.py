@@ -202,7 +202,7 @@ WORKER = """
 import sys, meshlib
 with meshlib.connect() as mesh, mesh.Client() as client:
     for line in sys.stdin:
-        if line == "state\n":
+        if line.strip() == "state":
             print(mesh.breaker("ratings.example").current_state, flush=True)
         else:
             print(client.get("http://ratings.example/").status_code, flush=True)
