@@ -24,10 +24,12 @@ from google.protobuf.message import DecodeError
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane import inspection
 from meshlib.controlplane.authentication import Authenticator
+from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.own_metrics import OwnMetrics, scraped_at
 from meshlib.controlplane.registry import Registry
+from meshlib.controlplane.secrets import SecretsOf, WithSecrets
 from meshlib.controlplane.sight import Seen
 from meshlib.controlplane.subscriptions import ABSENT, Answer, DeltaStream, Request, SotwStream
 from meshlib.errors import InvalidResource
@@ -36,7 +38,7 @@ from meshlib.version import __version__
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_node
 from meshlib.xds.reader import Dialect, Reader, reader_of
-from meshlib.xds.resource_types import LISTENER, PUSH_ORDER, SHORT_NAMES
+from meshlib.xds.resource_types import LISTENER, PUSH_ORDER, SECRET, SHORT_NAMES
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -61,6 +63,7 @@ class Connection:
         self.seen: Seen | None = None
         self.behind_since: float | None = None
         """Monotonic seconds: when the change began that the client has not accepted yet."""
+        self.secrets = SecretsOf(None, None)
         self.registered: Node | None = None
         """As the registry knows it."""
 
@@ -79,6 +82,16 @@ class Connection:
         if is_server and listeners is not None and listeners.accepted:
             return self.node
         return replace(self.node, ready=False)
+
+    def with_secrets(self, seen: Seen) -> Seen:
+        """What an Envoy sees, with its secrets: the same object until something of it has changed."""
+        if self.reader.dialect is not Dialect.ENVOY:
+            return seen
+        secrets = self.secrets.now(self.node.certificates)
+        before = self.seen
+        if isinstance(before, WithSecrets) and before.seen is seen and before.secrets is secrets:
+            return before
+        return WithSecrets(seen, secrets)
 
     def received(self, request: Request) -> None:
         if request.error is not None:
@@ -153,12 +166,26 @@ class AggregatedDiscoveryService:
         self._is_closing = False
         self._authenticator: Authenticator | None = None
         self._is_identity_required = False
+        self._authority: CertificateAuthority | None = None
 
     def authenticate_by(self, authenticator: Authenticator, *, is_required: bool) -> None:
         """Callers who show a token are held to it; who shows none is served unless it is required."""
         self._authenticator, self._is_identity_required = authenticator, is_required
 
+    def issue_by(self, authority: CertificateAuthority) -> None:
+        """Envoys that prove who they are get their certificates over SDS."""
+        self._authority = authority
+        authority.on_change(self._wake)
+
+    def _wake(self) -> None:
+        for news in self._tasks:
+            news.set()
+
     def add_to(self, server: grpc.aio.Server) -> None:
+        secrets: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            m.SDS_STREAM.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._secrets, None, None),
+            m.SDS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._delta_secrets, None, None),
+        }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             # Bytes both ways. gRPC would answer requests that it can't parse with UNKNOWN, and a traceback of ours;
             # responses are joined from what is shared.
@@ -167,7 +194,12 @@ class AggregatedDiscoveryService:
             ),
             m.ADS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._delta, None, None),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(m.ADS_SERVICE, handlers),))
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(m.ADS_SERVICE, handlers),
+                grpc.method_handlers_generic_handler(m.SDS_SERVICE, secrets),
+            )
+        )
 
     def clients(self) -> Collection[api.Client]:
         """All open streams whose clients have said who they are."""
@@ -183,8 +215,7 @@ class AggregatedDiscoveryService:
         A stream whose client does not read is left to the server.
         """
         self._is_closing = True
-        for news in self._tasks:
-            news.set()
+        self._wake()
         tasks = [task for task in self._tasks.values() if task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
@@ -195,6 +226,12 @@ class AggregatedDiscoveryService:
     async def _delta(self, requests: Any, context: Any) -> None:
         await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response)
 
+    async def _secrets(self, requests: Any, context: Any) -> None:
+        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, sotw_response, SECRET)
+
+    async def _delta_secrets(self, requests: Any, context: Any) -> None:
+        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response, SECRET)
+
     async def _serve(
         self,
         context: Any,
@@ -202,7 +239,9 @@ class AggregatedDiscoveryService:
         message_class: Any,
         read: Callable[[Any], Request],
         write: Callable[[Answer], bytes],
+        only: str = "",
     ) -> None:
+        """only: the one type that is served."""
         identity = await self._identity_of(context)
         number = next(self._numbers)
         connection: Connection | None = None
@@ -236,7 +275,7 @@ class AggregatedDiscoveryService:
                 while waiting:
                     data = waiting.popleft()
                     size -= len(data)
-                    message = _parse(message_class, data)
+                    message = _parse(message_class, data, only)
                     room.set()
                     said = _node(message)
                     if said is not None and identity is not None and (wrong := not_allowed(said, identity)):
@@ -248,6 +287,7 @@ class AggregatedDiscoveryService:
                             raise BadRequest("the first request must say who asks: node is missing")
                         state = make_state(has_catch_all=said.user_agent.startswith("meshlib"))
                         connection = self._connections[number] = Connection(said, state, context.peer(), identity)
+                        connection.secrets = SecretsOf(self._authority, identity)
                         logger.debug("%s connected from %s", said.id, connection.peer)
                     elif said is not None:
                         connection.node = said
@@ -266,7 +306,7 @@ class AggregatedDiscoveryService:
                 if is_over or receiving.done():
                     return
                 if connection is not None:
-                    seen = await self._cache.seen(connection.node, connection.reader)
+                    seen = connection.with_secrets(await self._cache.seen(connection.node, connection.reader))
                     if was_asked or seen is not connection.seen:  # else the change was for others
                         if connection.seen is not None and connection.seen is not seen:
                             connection.behind_since = connection.behind_since or self._cache.changed_at
@@ -279,7 +319,12 @@ class AggregatedDiscoveryService:
                             if self._metrics is not None:
                                 self._metrics.converged(connection.behind_since)
                             connection.behind_since = None
-                await news.wait()
+                renewal = _wake_at(connection.secrets.renew_at if connection is not None else 0.0, news)
+                try:
+                    await news.wait()
+                finally:
+                    if renewal is not None:
+                        renewal.cancel()
                 news.clear()
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -308,6 +353,11 @@ class AggregatedDiscoveryService:
         return f"<AggregatedDiscoveryService {len(self._connections)} streams>"
 
 
+def _wake_at(at: float, news: asyncio.Event) -> asyncio.TimerHandle | None:
+    """at: seconds since 1970; 0 is never."""
+    return asyncio.get_running_loop().call_later(max(0.0, at - time.time()), news.set) if at else None
+
+
 class BadRequest(Exception):
     """What a client sent can't be understood. The message is for its author."""
 
@@ -317,11 +367,14 @@ def _short(type_url: str) -> str:
     return SHORT_NAMES.get(type_url, "other")
 
 
-def _parse(message_class: Any, data: bytes) -> Any:
+def _parse(message_class: Any, data: bytes, only: str) -> Any:
     try:
         message = message_class.FromString(data)
     except DecodeError:
         raise BadRequest(f"this is no {message_class.DESCRIPTOR.name}") from None
+    if only and message.type_url not in ("", only):
+        raise BadRequest(f"type_url {message.type_url}: this service has {only}")
+    message.type_url = message.type_url or only
     if not message.type_url:
         raise BadRequest("type_url is missing; an aggregated stream needs it in each request")
     return message

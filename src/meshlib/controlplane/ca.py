@@ -187,6 +187,11 @@ class CertificateAuthority:
         chain = self._issue(key.public_key(), identity, dns, addresses, DEFAULT_LIFETIME)
         return b"".join(chain), _pem(key)
 
+    def issue(self, identity: SpiffeId, lifetime: float = 0.0) -> tuple[tuple[bytes, ...], bytes]:
+        """(PEM, the leaf first and the root last; key as PEM) for a workload that can't make a key of its own."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._issue(key.public_key(), identity, (_dns_name(identity),), (), lifetime), _pem(key)
+
     def _issue(
         self, public_key: Any, identity: SpiffeId, dns: Sequence[str], addresses: Sequence[Any], lifetime: float
     ) -> tuple[bytes, ...]:

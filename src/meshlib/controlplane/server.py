@@ -406,6 +406,7 @@ class ControlPlane:
         )
         self._certificates = CertificateService(authority, authenticator, self._metrics)
         self._ads.authenticate_by(authenticator, is_required=settings.is_secure)
+        self._ads.issue_by(authority)
         self._picture.receiver.authenticate_by(
             authenticator, self._registry.accounts, grpc=settings.is_secure, http=access is not None
         )

