@@ -104,6 +104,20 @@ export interface Change {
   source: string;
   before: string;
   after: string;
+  who: string;
+}
+export interface Ability {
+  namespaces: string[];
+  reason: string;
+}
+export interface WhoAmI {
+  name: string;
+  method: string;
+  access: "open" | "controlled";
+  until: number;
+  roles: { role: string; namespaces: string[] }[];
+  may: Record<string, Ability>;
+  csrf: string;
 }
 export interface Endpoint {
   address: string;
@@ -130,8 +144,6 @@ export interface Results {
   warnings: Problem[];
 }
 
-const TOKEN = "meshlib-token";
-
 export class Refused extends Error {
   constructor(
     readonly status: number,
@@ -141,13 +153,37 @@ export class Refused extends Error {
   }
 }
 
-function headers(more: Record<string, string> = {}): Record<string, string> {
-  const token = sessionStorage.getItem(TOKEN);
-  return token ? { ...more, authorization: `Bearer ${token}` } : more;
+// Who signed in is known by a cookie that no script can read. A change repeats what came with it, which a page of
+// another origin can't.
+let csrf = "";
+
+export async function whoAmI(): Promise<WhoAmI> {
+  const me = await get<WhoAmI>("/v1/whoami");
+  csrf = me.csrf;
+  return me;
 }
 
-export function signIn(token: string): void {
-  sessionStorage.setItem(TOKEN, token);
+export async function signIn(token: string): Promise<WhoAmI> {
+  const response = await answered(
+    await fetch("/v1/login", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ token }),
+    }),
+  );
+  const me = (await response.json()) as WhoAmI;
+  csrf = me.csrf;
+  return me;
+}
+
+export async function signOut(): Promise<void> {
+  await fetch("/v1/logout", { method: "POST", headers: { "x-csrf-token": csrf } });
+  csrf = "";
+}
+
+function changing(): Record<string, string> {
+  const told = { "content-type": "application/yaml" };
+  return csrf ? { ...told, "x-csrf-token": csrf } : told;
 }
 
 async function answered(response: Response): Promise<Response> {
@@ -163,7 +199,7 @@ async function answered(response: Response): Promise<Response> {
 
 export async function get<T>(path: string, query: Record<string, string | number> = {}): Promise<T> {
   const text = new URLSearchParams(Object.entries(query).map(([name, value]) => [name, String(value)])).toString();
-  const response = await answered(await fetch(text ? `${path}?${text}` : path, { headers: headers() }));
+  const response = await answered(await fetch(text ? `${path}?${text}` : path));
   return (await response.json()) as T;
 }
 
@@ -171,7 +207,7 @@ export async function apply(yaml: string): Promise<Results> {
   const response = await answered(
     await fetch("/v1/apply?source=dashboard", {
       method: "POST",
-      headers: headers({ "content-type": "application/yaml" }),
+      headers: changing(),
       body: yaml,
     }),
   );
@@ -181,14 +217,14 @@ export async function apply(yaml: string): Promise<Results> {
 export async function remove(kind: string, namespace: string, name: string): Promise<Results> {
   const query = new URLSearchParams({ kind, namespace, name });
   const response = await answered(
-    await fetch(`/v1/delete?${query}`, { method: "POST", headers: headers({ "content-type": "application/yaml" }) }),
+    await fetch(`/v1/delete?${query}`, { method: "POST", headers: changing() }),
   );
   return (await response.json()) as Results;
 }
 
-// Server-sent events, read by fetch rather than EventSource, which can't send a token.
+// Server-sent events, read by fetch rather than EventSource, which does not tell why it was refused.
 export async function* events(path: string, signal: AbortSignal): AsyncGenerator<Patch> {
-  const response = await answered(await fetch(path, { headers: headers(), signal }));
+  const response = await answered(await fetch(path, { signal }));
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

@@ -9,8 +9,14 @@ export function Configuration() {
   const [problems, setProblems] = useState<Problem[]>([]);
   const { find } = choices.value;
   useEffect(() => {
-    void get<{ objects: StoredObject[] }>("/v1/objects").then((found) => setObjects(found.objects));
-    void get<{ problems: Problem[] }>("/v1/problems").then((found) => setProblems(found.problems));
+    get<{ objects: StoredObject[] }>("/v1/objects").then(
+      (found) => setObjects(found.objects),
+      () => undefined, // the stream tells what is wrong
+    );
+    get<{ problems: Problem[] }>("/v1/problems").then(
+      (found) => setProblems(found.problems),
+      () => undefined,
+    );
   }, [changeNumber.value]);
   const title = (each: StoredObject) => `${each.kind} ${each.namespace}/${each.name}`;
   const shown = objects.filter((each) => title(each).toLowerCase().includes(find.toLowerCase()));
@@ -91,6 +97,7 @@ function ChangeEntry({ change }: { change: Change }) {
         {clock(change.at)} {change.object} <span class="pill">{!change.before ? "created" : !change.after ? "deleted" : "changed"}</span>{" "}
         <span class="dim">
           {change.origin}, {change.source}
+          {change.who && change.who !== change.origin && `, by ${change.who}`}
         </span>
       </summary>
       <p>

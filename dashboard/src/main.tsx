@@ -1,11 +1,12 @@
 // The page: a bar with the choices, the view that was chosen, and the details of what is selected.
 import { render } from "preact";
 import "uplot/dist/uPlot.min.css";
-import { signIn } from "./api";
+import { useState } from "preact/hooks";
+import { Refused, signIn, signOut } from "./api";
 import { ChangeHistory, Configuration } from "./configuration";
 import { GraphView } from "./graph";
 import { Panel } from "./panel";
-import { changes, choices, choose, edges, needsToken, now, overflowed, restart, start, trouble, type View } from "./state";
+import { changes, choices, choose, edges, me, needsToken, now, overflowed, restart, start, trouble, type View } from "./state";
 import "./style.css";
 import { clock, rate, share } from "./text";
 import { Traces } from "./traces";
@@ -59,6 +60,7 @@ function Bar() {
         ◐
       </button>
       <Replay end={end} />
+      <Me />
     </header>
   );
 }
@@ -91,15 +93,49 @@ function Replay({ end }: { end: number }) {
   );
 }
 
+// Who the reader is; nothing where nobody is asked.
+function Me() {
+  const who = me.value;
+  if (!who || who.access === "open") return null;
+  const roles = who.roles.map(({ role, namespaces }) => `${role} in ${namespaces.map((each) => (each === "*" ? "all namespaces" : each)).join(", ")}`);
+  return (
+    <span class="me" data-testid="me" title={roles.join("; ")}>
+      {who.name}{" "}
+      {who.csrf && (
+        <button
+          type="button"
+          onClick={() =>
+            void signOut().then(() => {
+              me.value = null;
+              needsToken.value = true;
+              restart.value += 1;
+            })
+          }
+        >
+          Sign out
+        </button>
+      )}
+    </span>
+  );
+}
+
 function SignIn() {
+  const [reason, setReason] = useState("");
+  const send = async (token: string) => {
+    try {
+      me.value = await signIn(token);
+      needsToken.value = false;
+      restart.value += 1;
+    } catch (error) {
+      setReason(error instanceof Refused ? error.message : "The control plane does not answer.");
+    }
+  };
   return (
     <form
       class="empty"
       onSubmit={(event) => {
         event.preventDefault();
-        signIn(String(new FormData(event.currentTarget).get("token") ?? ""));
-        needsToken.value = false;
-        restart.value += 1;
+        void send(String(new FormData(event.currentTarget).get("token") ?? ""));
       }}
     >
       <h2>This control plane wants a token</h2>
@@ -107,7 +143,12 @@ function SignIn() {
         Token <input name="token" type="password" autocomplete="off" />
       </label>{" "}
       <button type="submit">Sign in</button>
-      <p class="dim">It is kept in this tab only.</p>
+      {reason && (
+        <p class="problem error" role="alert">
+          {reason}
+        </p>
+      )}
+      <p class="dim">It is exchanged for a cookie that no script can read, good for eight hours at most.</p>
     </form>
   );
 }

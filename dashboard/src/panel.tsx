@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { apply, get, Refused, type MeshEdge, type MeshNode, type Rates, type ServiceDetail } from "./api";
 import { Chart } from "./chart";
 import { badgeText } from "./graph";
-import { changeNumber, choose, choices, edges, nodes } from "./state";
+import { changeNumber, choose, choices, edges, forbidden, nodes } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
 function Figures({ rates }: { rates: Rates }) {
@@ -230,6 +230,7 @@ function Actions({ detail }: { detail: ServiceDetail }) {
   const names = detail.subsets.map(({ name }) => name);
   useEffect(() => setWish(start()), [JSON.stringify(detail.split), names.join()]);
   const yaml = written(detail, wish);
+  const lack = forbidden("steer", detail.namespace);
   // One slider moves: the others share what is left in the proportion that they had.
   const move = (subset: string, weight: number) => {
     const others = names.filter((name) => name !== subset);
@@ -303,13 +304,25 @@ function Actions({ detail }: { detail: ServiceDetail }) {
             </figure>
           </div>
           <p>
-            <button type="button" class="primary" onClick={send} data-testid="apply">
+            <button
+              type="button"
+              class="primary"
+              onClick={send}
+              disabled={Boolean(lack)}
+              aria-describedby={lack ? "apply-lack" : undefined}
+              data-testid="apply"
+            >
               Apply
             </button>{" "}
             <button type="button" onClick={() => void navigator.clipboard.writeText(yaml)}>
               Copy for meshctl apply -f -
             </button>
           </p>
+          {lack && (
+            <p class="dim" id="apply-lack" data-testid="lack">
+              You can't apply this in {detail.namespace}: {lack}.
+            </p>
+          )}
           <p role="status" data-testid="outcome">
             {message}
           </p>

@@ -1,6 +1,6 @@
 // What does the page know, and what has its reader chosen? Signals; the choices are the URL's, so that it can be shared.
 import { batch, computed, effect, signal } from "@preact/signals";
-import { events, get, Refused, type Change, type Condition, type Graph, type MeshEdge, type MeshNode } from "./api";
+import { events, get, Refused, whoAmI, type Change, type Condition, type Graph, type MeshEdge, type MeshNode, type WhoAmI } from "./api";
 
 export type View = "graph" | "traces" | "configuration" | "changes";
 export interface Choices {
@@ -62,9 +62,18 @@ export const condition = signal<Condition | null>(null);
 export const overflowed = signal(0);
 export const trouble = signal("");
 export const needsToken = signal(false);
+export const me = signal<WhoAmI | null>(null);
 export const changeNumber = signal(0);
 export const changes = signal<Change[]>([]);
 export const now = signal(0);
+
+// Why the reader may not do this in a namespace; "" if they may. The control plane has the last word, not the page.
+export function forbidden(ability: string, namespace: string): string {
+  const found = me.value?.may[ability];
+  if (!found) return "it is not known yet who you are";
+  if (found.namespaces.includes("*") || found.namespaces.includes(namespace)) return "";
+  return found.reason;
+}
 
 // Only what changes the layout: which nodes there are, and which edges join them.
 export const topology = computed(
@@ -137,10 +146,21 @@ export function start(): void {
     }
   });
   effect(() => {
+    void restart.value;
+    whoAmI().then(
+      (found) => (me.value = found),
+      (error: unknown) => {
+        me.value = null;
+        if (error instanceof Refused && error.status === 401) needsToken.value = true;
+      },
+    );
+  });
+  effect(() => {
     if (changeNumber.value) {
-      void get<{ changes: Change[] }>("/v1/changes").then((found) => {
-        changes.value = found.changes;
-      });
+      get<{ changes: Change[] }>("/v1/changes").then(
+        (found) => (changes.value = found.changes),
+        () => undefined, // the stream tells what is wrong
+      );
     }
   });
   effect(() => {
