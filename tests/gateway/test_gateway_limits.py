@@ -13,6 +13,7 @@ from gateways import url
 from meshlib.gateway.server import Gateway
 from meshlib.mesh import Mesh, Settings
 from meshlib.model import NodeKind
+from meshlib.policy.live import Live
 from peers import Peer
 from quota.quota_servers import rate_limit_server
 
@@ -106,3 +107,107 @@ async def test_a_gateway_without_an_answer_denies_where_it_is_told_to(tmp_path: 
         async with running(tmp_path, door, COUNTS.format(port=1), limited) as made, httpx.AsyncClient() as client:
             assert (await client.get(url(made), timeout=30)).status_code == 500
         assert peer.received == []
+
+
+FILTERS = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: filter-ratelimit, namespace: istio-system}
+spec:
+  workloadSelector: {labels: {istio: ingressgateway}}
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: GATEWAY
+      listener:
+        filterChain:
+          filter:
+            name: envoy.filters.network.http_connection_manager
+            subFilter: {name: envoy.filters.http.router}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: envoy.filters.http.ratelimit
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
+          domain: shop
+          failure_mode_deny: true
+          timeout: 10s
+          rate_limit_service:
+            grpc_service:
+              envoy_grpc:
+                cluster_name: outbound|8081||ratelimit.shop.svc.cluster.local
+                authority: ratelimit.shop.svc.cluster.local
+            transport_api_version: V3
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: filter-ratelimit-svc, namespace: istio-system}
+spec:
+  workloadSelector: {labels: {istio: ingressgateway}}
+  configPatches:
+  - applyTo: VIRTUAL_HOST
+    match:
+      context: GATEWAY
+      routeConfiguration: {vhost: {name: "", route: {action: ANY}}}
+    patch:
+      operation: MERGE
+      value:
+        rate_limits:
+        - actions: [{request_headers: {header_name: ":path", descriptor_key: PATH}}]
+"""
+
+
+async def test_istios_global_rate_limit_sample_holds_at_a_gateway(tmp_path: Path) -> None:
+    """As it stands in Istio's task: two EnvoyFilters, and nothing of ours."""
+    with rate_limit_server({"shop": {"PATH_/productpage": 1}}) as counting, Peer() as peer:
+        door, counts = DOOR.format(port=peer.port), COUNTS.format(port=counting.rpartition(":")[2])
+        async with running(tmp_path, door, counts, FILTERS) as made, httpx.AsyncClient(timeout=30) as client:
+            answers = [await client.get(url(made, path)) for path in ("/productpage", "/other", "/productpage")]
+        assert [each.status_code for each in answers] == [200, 200, 429]
+        assert answers[2].headers["x-envoy-ratelimited"] == "true"
+
+
+LOCAL = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: local, namespace: istio-system}
+spec:
+  workloadSelector: {labels: {istio: ingressgateway}}
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match: {context: GATEWAY}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: envoy.filters.http.local_ratelimit
+        typed_config:
+          "@type": type.googleapis.com/udpa.type.v1.TypedStruct
+          type_url: type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+          value:
+            stat_prefix: http_local_rate_limiter
+            token_bucket: {max_tokens: 2, tokens_per_fill: 2, fill_interval: 3600s}
+            filter_enabled: {default_value: {numerator: 100, denominator: HUNDRED}}
+            filter_enforced: {default_value: {numerator: 100, denominator: HUNDRED}}
+            response_headers_to_add: [{append: false, header: {key: x-local-rate-limit, value: "true"}}]
+"""
+
+
+async def test_istios_local_rate_limit_holds_at_a_gateway_and_survives_another_file(tmp_path: Path) -> None:
+    """The bucket is the limit's, not the file's: what was taken stays taken when the file gets another name."""
+    with Peer() as peer:
+        async with running(tmp_path, DOOR.format(port=peer.port), LOCAL) as made, httpx.AsyncClient() as client:
+            assert [(await client.get(url(made))).status_code for _ in range(2)] == [200, 200]
+            before = made.mesh.live
+            (tmp_path / "moved.yaml").write_text(LOCAL)
+            (tmp_path / "1.yaml").unlink()
+            async with asyncio.timeout(20):
+                while not (origin := _origin(made, before)).endswith("(moved.yaml) configPatches[0]"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            refused = await client.get(url(made))
+        assert (refused.status_code, refused.headers["x-local-rate-limit"]) == (429, "true"), origin
+
+
+def _origin(made: Gateway, before: Live) -> str:
+    (limiter,) = made.mesh.live.guard.limiters
+    return limiter.uses()[0].limit.origin if made.mesh.live is not before else ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio import targets
+from meshlib.istio.filter_limits import limits_of_filters
 from meshlib.istio.limits import limits_of, quotas_of
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.model import (
@@ -52,8 +53,10 @@ def inbound_of(objects: Iterable[r.Object], settings: MeshSettings, node: Node, 
     return Inbound(INBOUND, tls=tls, port_tls=ports, access=access)
 
 
-def _limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> tuple[list[RateLimit], list[Quota]]:
-    """Of the root namespace and the workload's own, by name; all that select it hold."""
+def _limits(
+    objects: Iterable[r.Object], settings: MeshSettings, node: Node, report: Report
+) -> tuple[list[RateLimit], list[Quota]]:
+    """Of the root namespace and the workload's own, by name; all that select it hold. EnvoyFilters come last."""
     labels = dict(node.workload.labels)
     limits: list[RateLimit] = []
     quotas: list[Quota] = []
@@ -65,7 +68,8 @@ def _limits(objects: Iterable[r.Object], settings: MeshSettings, node: Node) -> 
             name = f"{each.namespace}/{each.name}"
             limits += limits_of(spec.limits, name, each.origin)
             quotas += quotas_of(spec.quotas, name if not spec.limits else f"{name} quota", each.origin)
-    return limits, quotas
+    by_filters, asked_by_filters = limits_of_filters(objects, node, settings.root_namespace, report)
+    return limits + by_filters, quotas + asked_by_filters
 
 
 def access_of(
@@ -100,7 +104,7 @@ def access_of(
                 reason = f"no extension provider {spec.provider.name!r}: what the rules select is denied"
                 report(ConfigurationError(each.source, each.title, "spec.provider.name", reason))
     used = sorted({rule.provider for rule in rules if rule.provider in authorizers})
-    limits, quotas = _limits(objects, settings, node)
+    limits, quotas = _limits(objects, settings, node, report)
     return Access(
         tuple(rules),
         tuple(providers),

@@ -19,6 +19,7 @@ import msgspec
 import yaml
 
 from meshlib.errors import ConfigurationError
+from meshlib.istio import envoy_filters
 from meshlib.istio import resources as r
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.limit_checks import check_limits, check_quotas, check_rate_limit
@@ -353,6 +354,8 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
         _check_gateway(spec)
     elif kind == "BackendTrafficPolicy":
         _check_backend_policy(spec)
+    elif kind == "EnvoyFilter":
+        envoy_filters.patches(spec)
     elif kind == "RateLimit":
         check_rate_limit(spec)
     elif key == r.MESH_CONFIG_KEY:
@@ -1065,6 +1068,10 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
     if isinstance(given.spec, r.ServiceEntry) and given.spec.resolution == "NONE" and given.spec.workload_selector:
         reason = "has no effect with resolution NONE"
         yield ConfigurationWarning(given.source, given.title, "spec.workloadSelector", reason)
+    if isinstance(given.spec, r.EnvoyFilter):
+        for passed_over in envoy_filters.patches(given.spec)[1]:
+            at = f"spec.{passed_over.at}" if passed_over.at else ""
+            yield ConfigurationWarning(given.source, given.title, at, passed_over.reason)
     if isinstance(given.spec, r.VirtualService):
         for index, rule in enumerate(given.spec.http):
             for kind, fault in (("delay", rule.fault and rule.fault.delay), ("abort", rule.fault and rule.fault.abort)):

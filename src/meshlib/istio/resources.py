@@ -936,6 +936,21 @@ class BackendTrafficPolicy(_Istio, frozen=True):
     shadow: list[str] = []
 
 
+class EnvoyConfigPatch(_Istio, frozen=True):
+    """match, patch: read by envoy_filters.py, as far as they are understood."""
+
+    apply_to: str = ""
+    match: dict[str, Any] = {}
+    patch: dict[str, Any] = {}
+
+
+class EnvoyFilter(_Istio, frozen=True):
+    workload_selector: WorkloadSelector | None = None
+    target_refs: list[Any] = []
+    config_patches: list[EnvoyConfigPatch] = []
+    priority: int = 0
+
+
 Spec = (
     VirtualService
     | DestinationRule
@@ -945,6 +960,7 @@ Spec = (
     | Gateway
     | BackendTrafficPolicy
     | RateLimitPolicy
+    | EnvoyFilter
     | Service
     | Endpoints
     | EndpointSlice
@@ -981,6 +997,7 @@ SHAPES: Mapping[str, KindShape] = {
     "AuthorizationPolicy": KindShape(AuthorizationPolicy, SECURITY, SECURITY_VERSIONS),
     "RequestAuthentication": KindShape(RequestAuthentication, SECURITY, SECURITY_VERSIONS),
     "RateLimit": KindShape(RateLimitPolicy, OWN, OWN_VERSIONS),
+    "EnvoyFilter": KindShape(EnvoyFilter, NETWORKING, ("v1alpha3",)),
     "Service": KindShape(Service, "", ("v1",)),
     "Endpoints": KindShape(Endpoints, "", ("v1",), whole=True),
     "EndpointSlice": KindShape(EndpointSlice, "discovery.k8s.io", ("v1",), whole=True),

@@ -94,6 +94,8 @@ class _Asked:
             spec = each.spec
             if isinstance(spec, r.VirtualService):
                 labels.update(key for rule in spec.http for match in rule.match for key in match.source_labels)
+            elif isinstance(spec, r.EnvoyFilter):
+                labels.update(_selected(spec.workload_selector))
             elif isinstance(spec, r.DestinationRule):
                 labels.update(_selected(spec.workload_selector))
                 for policy in _policies(spec):

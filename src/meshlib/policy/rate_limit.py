@@ -141,6 +141,7 @@ class Limiter:
         """What this process itself counts. None: the call may go on, and nothing is to be said about it. peer: who
         calls; None for this process's own calls. now: monotonic seconds."""
         headers: Pairs = ()
+        least = -1  # what is left of the limit that is told: the one that is nearest to its end
         concerned = ""  # the origin of the last limit that was asked
         for each in self._bucketed:
             limit = each.limit
@@ -151,9 +152,8 @@ class Limiter:
                 continue
             concerned = limit.origin
             taken, left, seconds = each.buckets.take(key, now)
-            told = limit.answers or not taken
-            if told and not limit.shadow:
-                headers = _told(limit.tokens, max(1, math.ceil(limit.interval)), left, seconds)
+            if not limit.shadow and (not taken or (limit.answers and (least < 0 or left < least))):
+                least, headers = left, _told(limit.tokens, max(1, math.ceil(limit.interval)), left, seconds)
             if not taken and not limit.shadow:
                 return Limited(
                     limit,
