@@ -38,6 +38,10 @@ matches = st.builds(
     st.none() | strings,
     st.lists(st.builds(md.HeaderMatch, headers, strings | present, st.booleans()), max_size=3).map(tuple),
     st.lists(st.builds(md.QueryMatch, names, strings | present), max_size=2).map(tuple),
+    st.lists(
+        st.builds(md.ClaimMatch, st.lists(names, min_size=1, max_size=3).map(tuple), strings | present, st.booleans()),
+        max_size=2,
+    ).map(tuple),
 )
 pairs = st.lists(st.tuples(headers, texts), max_size=2).map(tuple)
 operations = st.builds(md.HeaderOperations, pairs, pairs, st.lists(headers, max_size=2).map(tuple))

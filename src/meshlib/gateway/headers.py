@@ -31,6 +31,7 @@ _NOT_FOR_CONNECTION = frozenset({b"host", b"content-length"})
 # x-envoy-* from outside; Forwarded and the x-forwarded-* that we do not set would otherwise be the client's word.
 _CLAIMS = frozenset({b"forwarded", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port"})
 _NEVER_BELIEVED = frozenset({b"x-forwarded-client-cert", b"expect"})
+_NAMED_BY_US = _CLAIMS | _NEVER_BELIEVED | {b"x-forwarded-for", b"x-request-id", b"x-envoy-external-address"}
 
 EXTERNAL_ADDRESS = b"x-envoy-external-address"
 
@@ -67,6 +68,8 @@ def to_upstream(raw: RawHeaders, client: str, is_tls: bool, trusted_hops: int, i
             request_id = value
         elif name in _NEVER_BELIEVED or name.startswith(b"x-envoy-"):
             continue
+        elif b"_" in name and name.replace(b"_", b"-") in _NAMED_BY_US:
+            continue  # to a WSGI application behind us it would be what we say
         elif name in _CLAIMS:
             if trusted_hops:
                 if name == b"x-forwarded-proto":

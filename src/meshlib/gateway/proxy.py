@@ -103,7 +103,8 @@ class Proxy:
                 kept = seen_by_application(kept, verdict, peer)
                 bare, mark, asked = request.path.partition("?")
                 left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
-                request = request._replace(path=f"{bare}{mark if left else ''}{left}", headers=Headers(kept))
+                target = f"{bare}{mark if left else ''}{left}"
+                request = request._replace(path=target, headers=Headers(kept), claims=verdict.claims)
         body = _Body.of(raw, seen.receive, self._limits.body)
         exchange = _Exchange(self, request, kept, body)
         if refused is not None:

@@ -2,11 +2,13 @@
 
 A set is renewed every `REFRESH` seconds while it is used. One that can't be renewed stays (the last good), and what is
 down is asked again after a pause that doubles. A token with a key id that the set lacks renews it early, at most once
-in `EARLY` seconds whatever callers send.
+in `EARLY` seconds whatever callers send; only such tokens wait for that. Where a rule names no place for its keys, the
+issuer says it (OpenID Connect Discovery 1.0, 4).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -20,6 +22,7 @@ _log = logging.getLogger("meshlib.identity")
 REFRESH, EARLY = 300.0, 10.0
 """Seconds; Istio renews every 20 minutes, Envoy's cache holds 5."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+DISCOVERY = "/.well-known/openid-configuration"
 MAX_BYTES, MAX_SETS = 1024 * 1024, 100
 
 Fetch = Callable[[str, float], str]
@@ -50,27 +53,28 @@ class JwksCache:
         Raises LookupError when a fetch is under way that is worth waiting for.
         """
         kept = self._started(provider, unknown)
-        if kept.has_answer.is_set():
+        if kept.has_answer.is_set() or (kept.keys is not None and not unknown):
             return kept.keys
-        raise LookupError(provider.jwks_uri)
+        raise LookupError(_place(provider))
 
     def wait(self, provider: JwtProvider, unknown: str = "") -> Keys | None:
         """`at_hand`, waiting at most the provider's timeout for a fetch that is under way."""
         kept = self._started(provider, unknown)
-        kept.has_answer.wait(provider.timeout)
+        if kept.keys is None or unknown:
+            kept.has_answer.wait(provider.timeout)
         return kept.keys
 
     def _started(self, provider: JwtProvider, unknown: str) -> _Set:
         with self._lock:
-            kept = self._sets.get(provider.jwks_uri)
+            kept = self._sets.get(_place(provider))
             if kept is None:
                 if len(self._sets) >= MAX_SETS:
                     del self._sets[next(iter(self._sets))]
-                kept = self._sets[provider.jwks_uri] = _Set()
+                kept = self._sets[_place(provider)] = _Set()
             now = self._clock()
             is_early = bool(unknown) and now - kept.last_try >= EARLY
             if (now >= kept.due or is_early) and kept.fetching is None:
-                if kept.keys is None or is_early:
+                if is_early or kept.last_try == float("-inf"):  # later, nobody waits for what was down
                     kept.has_answer.clear()
                 kept.last_try = now
                 kept.fetching = threading.Thread(
@@ -81,9 +85,10 @@ class JwksCache:
 
     def _renew(self, provider: JwtProvider, kept: _Set) -> None:
         try:
-            keys = Keys.read(self._fetch(provider.jwks_uri, provider.timeout))
+            uri = provider.jwks_uri or self._discovered(provider)
+            keys = Keys.read(self._fetch(uri, provider.timeout))
         except Exception as error:
-            _log.warning("the keys of %s: %s: %s", provider.issuer, provider.jwks_uri, repr(error))
+            _log.warning("the keys of %s: %s: %s", provider.issuer, _place(provider), repr(error))
             with self._lock:
                 kept.due = self._clock() + kept.pause
                 kept.pause = min(kept.pause * 2, LONGEST_PAUSE)
@@ -94,5 +99,16 @@ class JwksCache:
                 kept.due = self._clock() + REFRESH
         kept.has_answer.set()
 
+    def _discovered(self, provider: JwtProvider) -> str:
+        found = json.loads(self._fetch(provider.issuer.rstrip("/") + DISCOVERY, provider.timeout))
+        uri = found.get("jwks_uri") if isinstance(found, dict) else None
+        if not isinstance(uri, str) or not uri.startswith(("https://", "http://")):
+            raise ValueError("its configuration names no jwks_uri")
+        return uri
+
     def __repr__(self) -> str:
         return f"<JwksCache {len(self._sets)} sets>"
+
+
+def _place(provider: JwtProvider) -> str:
+    return provider.jwks_uri or provider.issuer

@@ -200,7 +200,8 @@ def _caller(peer: Peer) -> str:
 def seen_by_application(headers: list[tuple[bytes, bytes]], verdict: Allow, peer: Peer) -> list[tuple[bytes, bytes]]:
     """The request's headers without what only the mesh may say, and with what it says."""
     gone = {CLIENT_CERT} | verdict.remove | {name for name, _ in verdict.add}
-    kept = [pair for pair in headers if pair[0].lower() not in gone]
+    # To a WSGI application `x_user` is `x-user`.
+    kept = [pair for pair in headers if (name := pair[0].lower()) not in gone and name.replace(b"_", b"-") not in gone]
     kept += verdict.add
     if peer.identity is not None:
         kept.append((CLIENT_CERT, b"URI=" + peer.identity.uri.encode("ascii")))

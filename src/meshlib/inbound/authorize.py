@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,17 @@ class AuthorizationEdge:
     """Thread-safe; opens nothing before it is asked. transport: makes the one that calls go through; channel: one to
     an authority, for authorizers that speak gRPC."""
 
-    def __init__(self, transport: Callable[[], httpx.BaseTransport], channel: Callable[[str], grpc.Channel]) -> None:
+    def __init__(
+        self,
+        transport: Callable[[], httpx.BaseTransport],
+        channel: Callable[[str], grpc.Channel],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._transport, self._open = transport, channel
         self._channels: dict[str, grpc.Channel] = {}
         self._lock = threading.Lock()
         self._made: httpx.Client | None = None
-        self._keys = JwksCache(self._fetch)
+        self._keys = JwksCache(self._fetch, clock)
 
     def ready(self, question: FetchKeys) -> Any:
         return self._keys.at_hand(question.provider, question.unknown)
@@ -59,6 +65,8 @@ class AuthorizationEdge:
             return self._made
 
     def _fetch(self, url: str, timeout: float) -> str:
+        # httpx's timeout is between two bytes; what trickles in is given up here.
+        until = time.monotonic() + timeout
         with self._client().stream("GET", url, timeout=timeout, headers={"accept": "application/json"}) as response:
             if response.status_code != 200:
                 raise ValueError(f"answered {response.status_code}")
@@ -67,4 +75,6 @@ class AuthorizationEdge:
                 text += chunk
                 if len(text) > MAX_BYTES:
                     raise ValueError(f"is larger than {MAX_BYTES} bytes")
+                if time.monotonic() > until:
+                    raise ValueError(f"was not complete in {timeout:g} s")
         return text.decode("utf-8")

@@ -94,9 +94,9 @@ def access_of(
             for index, rule in enumerate(spec.jwt_rules):
                 name = f"origins-{len(providers)}"
                 providers.append(_provider(rule, name, f"{each.title} ({each.source})"))
-                if not rule.jwks and not rule.jwks_uri:
+                if not rule.jwks and not rule.jwks_uri and not rule.issuer.startswith(("https://", "http://")):
                     field = f"spec.jwtRules[{index}]"
-                    reason = "has neither jwks nor jwksUri, and the issuer is not asked: all tokens are refused"
+                    reason = "has neither jwks nor jwksUri, and the issuer is no URL to ask: all tokens are refused"
                     report(ConfigurationError(each.source, each.title, field, reason))
         else:
             rules += _rules(each, spec, settings, services)

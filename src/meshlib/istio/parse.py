@@ -21,6 +21,7 @@ import yaml
 from meshlib.errors import ConfigurationError
 from meshlib.istio import envoy_filters
 from meshlib.istio import resources as r
+from meshlib.istio.claims import claim_of
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.limit_checks import check_limits, check_quotas, check_rate_limit
 from meshlib.istio.problems import ConfigurationWarning, Refused
@@ -540,7 +541,10 @@ def _check_match(match: r.HTTPMatchRequest, at: str) -> None:
         ("queryParams", match.query_params, True),
     ):
         for key, value in table.items():
-            if name != "queryParams" and not _HEADER.match(key):
+            if name != "queryParams" and key.startswith("@"):
+                if not claim_of(key):
+                    raise Refused(f"{at}.{name}", f"names no claim as @request.auth.claims.a.b or [a][b]: {key!r}")
+            elif name != "queryParams" and not _HEADER.match(key):
                 raise Refused(f"{at}.{name}", f"no header name: {key!r}")
             _check_string_match(value, f"{at}.{name}.{key}", presence=presence)
 

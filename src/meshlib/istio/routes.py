@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.claims import claim_of
 from meshlib.istio.clusters import Policy, Rules
 from meshlib.istio.delegates import Rule
 from meshlib.istio.parse import GRPC_STATUSES
 from meshlib.istio.services import Directory, Service, cluster_name, fqdn
 from meshlib.model import (
+    ClaimMatch,
     DirectResponse,
     Fault,
     FaultAbort,
@@ -111,7 +113,11 @@ class RouteMaker:
         request, response = _operations(rule.headers)
         for match in matches:
             name = ".".join(part for part in (rule.name, match.name if match else "") if part) or "default"
-            yield Route(_match(match), action, name, fault, request, response, owner.origin)
+            wanted = _match(match)
+            if wanted.claims and gateway == MESH:
+                reason = "asks for a claim, which only a gateway knows: for calls within the mesh there is none"
+                self._report(ConfigurationError(owner.source, owner.title, f"{given.at}.match", reason))
+            yield Route(wanted, action, name, fault, request, response, owner.origin)
 
     def _concerns(self, match: r.HTTPMatchRequest, home: str, port: int, gateway: str) -> bool:
         """Gateways that are named decide alone; the source is looked at only where none is (sourceMatchHTTP)."""
@@ -229,13 +235,15 @@ def _hash_policies(policies: Iterable[Policy]) -> tuple[HashPolicy, ...]:
 def _match(match: r.HTTPMatchRequest | None) -> RouteMatch:
     if match is None:
         return RouteMatch()
-    headers = [
-        HeaderMatch(name.lower(), _string(value, presence=True)) for name, value in sorted(match.headers.items())
-    ]
-    headers += [
-        HeaderMatch(name.lower(), _string(value, presence=True), invert=True)
-        for name, value in sorted(match.without_headers.items())
-    ]
+    headers: list[HeaderMatch] = []
+    claims: list[ClaimMatch] = []
+    for table, inverted in ((match.headers, False), (match.without_headers, True)):
+        for name, value in sorted(table.items()):
+            wanted, claim = _string(value, presence=True), claim_of(name)
+            if claim is not None:
+                claims.append(ClaimMatch(claim, wanted, inverted))
+            else:
+                headers.append(HeaderMatch(name.lower(), wanted, inverted))
     path = None if match.uri is None else _string(match.uri, ignore_case=match.ignore_uri_case)
     if path is not None and path.kind == "prefix" and path.value == "/":
         path = None
@@ -246,6 +254,7 @@ def _match(match: r.HTTPMatchRequest | None) -> RouteMatch:
         None if match.authority is None else _string(match.authority),
         tuple(headers),
         tuple(QueryMatch(name, _string(value, presence=True)) for name, value in sorted(match.query_params.items())),
+        tuple(claims),
     )
 
 

@@ -57,6 +57,7 @@ from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, Quo
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
+    ClaimMatch,
     DirectResponse,
     Fault,
     FaultAbort,
@@ -107,6 +108,7 @@ __all__ = [
     "Authorizer",
     "BreakerRules",
     "ClaimIs",
+    "ClaimMatch",
     "Cluster",
     "ClusterType",
     "Condition",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 
 class HeaderView(Protocol):
@@ -38,6 +38,7 @@ class Request(NamedTuple):
 
     authority: host, or host:port, as in the URL or the Host header; lower case.
     path: path and query, as on the request line.
+    claims: of the token that a gateway has verified; None without one.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Request(NamedTuple):
     authority: str
     path: str
     headers: HeaderView
+    claims: Mapping[str, Any] | None = None
 
 
 class Outcome(NamedTuple):

@@ -43,6 +43,16 @@ class QueryMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimMatch:
+    """A claim of the verified token, by its path; where it is a list, any of its items. Without a token there is no
+    claim, which only an inverted match takes."""
+
+    path: tuple[str, ...]
+    match: StringMatch
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RouteMatch:
     """All given conditions must hold. `path` is compared without the query; None matches every path."""
 
@@ -52,6 +62,7 @@ class RouteMatch:
     authority: StringMatch | None = None
     headers: tuple[HeaderMatch, ...] = ()
     query: tuple[QueryMatch, ...] = ()
+    claims: tuple[ClaimMatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

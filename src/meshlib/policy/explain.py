@@ -211,6 +211,9 @@ def _parts(match: RouteMatch) -> Iterator[tuple[RouteMatch, str]]:
         yield RouteMatch(authority=match.authority), f"authority {_wanted(match.authority)}"
     for header in match.headers:
         yield RouteMatch(headers=(header,)), f"header {header.name} {'not ' * header.invert}{_wanted(header.match)}"
+    for claim in match.claims:
+        wanted = f"claim {'.'.join(claim.path)} {'not ' * claim.invert}{_wanted(claim.match)}"
+        yield RouteMatch(claims=(claim,)), wanted
     for query in match.query:
         yield RouteMatch(query=(query,)), f"query parameter {query.name} {_wanted(query.match)}"
 
@@ -238,6 +241,8 @@ def _found(part: RouteMatch, request: Request) -> str:
         (header,) = part.headers
         value = request.headers.get(header.name)
         return "it is not there" if value is None else f"it is {value!r}"
+    if part.claims:
+        return "only a gateway knows claims"
     if part.query or part.path is not None:
         bare, mark, query = request.path.partition("?")
         return f"it is {bare!r}" if part.path is not None else f"the query is {mark + query!r}"

@@ -23,7 +23,6 @@ from meshlib.model import (
     AddressIs,
     And,
     Authorizer,
-    ClaimIs,
     Condition,
     HeaderMatch,
     Inbound,
@@ -43,7 +42,7 @@ from meshlib.model import (
 )
 from meshlib.policy import jwt, paths
 from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, RawPairs, ReadBody, Verdict
-from meshlib.policy.matching import compile_header, compile_string
+from meshlib.policy.matching import compile_claim, compile_header, compile_string
 from meshlib.policy.rate_limit import Limited, Limiter, Taken
 
 _log = logging.getLogger("meshlib.guard")
@@ -154,7 +153,8 @@ def _compile(condition: Condition) -> Holds:
     if isinstance(condition, ServerNameIs):
         fits_name = compile_string(condition.match)
         return lambda call: fits_name(call.peer.sni)
-    return _compile_claim(condition)
+    has_claim = compile_claim(condition.path, condition.match)
+    return lambda call: has_claim(call.claims)
 
 
 def _all(parts: list[Holds]) -> Holds:
@@ -210,24 +210,6 @@ def _compile_principal(match: StringMatch | None) -> Holds:
     def holds(call: Call) -> bool:
         identity = call.peer.identity
         return identity is not None and fits(identity.uri)
-
-    return holds
-
-
-def _compile_claim(condition: ClaimIs) -> Holds:
-    path, fits = condition.path, compile_string(condition.match)
-
-    def holds(call: Call) -> bool:
-        value: Any = call.claims
-        for name in path:
-            if not isinstance(value, Mapping) or name not in value:
-                return False
-            value = value[name]
-        if isinstance(value, list):
-            return any(isinstance(each, str) and fits(each) for each in value)
-        if isinstance(value, bool):
-            return fits("true" if value else "false")
-        return isinstance(value, str) and fits(value)
 
     return holds
 

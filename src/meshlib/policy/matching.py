@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qsl
 
-from meshlib.model import HeaderMatch, HeaderView, QueryMatch, Request, RouteMatch, StringMatch
+from meshlib.model import ClaimMatch, HeaderMatch, HeaderView, QueryMatch, Request, RouteMatch, StringMatch
 
 Predicate = Callable[[Request], bool]
 
@@ -50,6 +51,27 @@ def compile_string(match: StringMatch) -> Callable[[str], bool]:
     return lambda text: text == stem or text.startswith(stem + "/")
 
 
+def compile_claim(path: tuple[str, ...], match: StringMatch) -> Callable[[Mapping[str, Any] | None], bool]:
+    """Whether a verified token's claim fits; of a list, any of its items (Istio)."""
+    fits, present = compile_string(match), match.kind == "present"
+
+    def holds(claims: Mapping[str, Any] | None) -> bool:
+        value: Any = claims
+        for name in path:
+            if not isinstance(value, Mapping) or name not in value:
+                return False
+            value = value[name]
+        if present:
+            return True
+        if isinstance(value, list):
+            return any(isinstance(each, str) and fits(each) for each in value)
+        if isinstance(value, bool):
+            return fits("true" if value else "false")
+        return isinstance(value, str) and fits(value)
+
+    return holds
+
+
 def compile_match(match: RouteMatch) -> Predicate | None:
     """None when every request fits, so that the commonest route costs nothing."""
     predicates: list[Predicate] = []
@@ -67,6 +89,7 @@ def compile_match(match: RouteMatch) -> Predicate | None:
         predicates.append(lambda request: fits_authority(request.authority))
     predicates.extend(_compile_header(header) for header in match.headers)
     predicates.extend(_compile_query(query) for query in match.query)
+    predicates.extend(_compile_claim(claim) for claim in match.claims)
     if not predicates:
         return None
     if len(predicates) == 1:
@@ -103,6 +126,11 @@ def _compile_header(header: HeaderMatch) -> Predicate:
         return value is not None and fits(value)
 
     return is_there
+
+
+def _compile_claim(claim: ClaimMatch) -> Predicate:
+    holds, wanted = compile_claim(claim.path, claim.match), not claim.invert
+    return lambda request: holds(request.claims) is wanted
 
 
 def _compile_query(query: QueryMatch) -> Predicate:

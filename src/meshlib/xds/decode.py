@@ -19,6 +19,7 @@ from meshlib.errors import InvalidResource
 from meshlib.model import (
     INBOUND_PREFIX,
     Access,
+    ClaimMatch,
     Cluster,
     DirectResponse,
     Fault,
@@ -54,9 +55,18 @@ from meshlib.xds import fields as read
 from meshlib.xds import messages as m
 from meshlib.xds.decode_clusters import decode_assignment, decode_cluster
 from meshlib.xds.decode_tls import downstream_tls, is_secured
-from meshlib.xds.encode import ACCESS, DEFAULT_PORT, FAULT_FILTER, INBOUND, NO_RESET_HEADERS, REDIRECT_CODES, WHOLE_PATH
+from meshlib.xds.encode import (
+    ACCESS,
+    DEFAULT_PORT,
+    FAULT_FILTER,
+    INBOUND,
+    NO_RESET_HEADERS,
+    REDIRECT_CODES,
+    WHOLE_PATH,
+)
 from meshlib.xds.fields import HEADER_NAME, Wrong
 from meshlib.xds.notes import OWN
+from meshlib.xds.rbac import JWT_FILTER, PAYLOAD
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 Decoded = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
@@ -332,9 +342,31 @@ def _match(message: Any, field: str) -> RouteMatch:
             raise Wrong(f"{place}.present_match", "must be true")
         else:
             query.append(QueryMatch(each.name, StringMatch("present")))
+    claims = [_claim(each, f"{field}.dynamic_metadata[{n}]") for n, each in enumerate(message.dynamic_metadata)]
     return RouteMatch(
-        path, pseudo.get(":method"), pseudo.get(":scheme"), pseudo.get(":authority"), tuple(headers), tuple(query)
+        path,
+        pseudo.get(":method"),
+        pseudo.get(":scheme"),
+        pseudo.get(":authority"),
+        tuple(headers),
+        tuple(query),
+        tuple(claims),
     )
+
+
+def _claim(message: Any, field: str) -> ClaimMatch:
+    """Of all that metadata may be matched by, the form in which a token's claims are."""
+    read.closed(message, field)
+    path = [segment.key for segment in message.path]
+    if message.filter != JWT_FILTER or path[:1] != [PAYLOAD] or len(path) < 2 or not all(path):
+        raise Wrong(field, f"asks for other metadata than the claims that {JWT_FILTER} leaves: {message.filter!r}")
+    value = message.value
+    if value.WhichOneof("match_pattern") == "present_match" and value.present_match:
+        return ClaimMatch(tuple(path[1:]), StringMatch("present"), message.invert)
+    either = value.or_match.value_matchers
+    if len(either) != 2 or either[0].string_match != either[1].list_match.one_of.string_match:
+        raise Wrong(f"{field}.value", "is not matched as a text, or a list that holds it")
+    return ClaimMatch(tuple(path[1:]), read.string(either[0].string_match, f"{field}.value"), message.invert)
 
 
 def _header(message: Any, field: str) -> list[HeaderMatch]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from meshlib.model import (
     NO_ACCESS_RULES,
+    ClaimMatch,
     Cluster,
     DirectResponse,
     Fault,
@@ -43,6 +44,7 @@ from meshlib.xds.encode_tls import set_files_server
 from meshlib.xds.http_filters import Upstreams, http_filters
 from meshlib.xds.notes import OWN
 from meshlib.xds.pieces import ads, set_locality, set_seconds, set_share
+from meshlib.xds.rbac import JWT_FILTER, PAYLOAD
 from meshlib.xds.reader import OURSELVES, Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
@@ -272,6 +274,20 @@ def _set_match(message: Any, match: RouteMatch) -> None:
             added.present_match = True
         else:
             set_string(added.string_match, query.match)
+    for claim in match.claims:
+        _set_claim(message.dynamic_metadata.add(filter=JWT_FILTER, invert=claim.invert), claim)
+
+
+def _set_claim(added: Any, claim: ClaimMatch) -> None:
+    """What Envoy's jwt_authn filter leaves of a token: the text itself, or a list that holds it."""
+    for key in (PAYLOAD, *claim.path):
+        added.path.add(key=key)
+    if claim.match.kind == "present":
+        added.value.present_match = True
+        return
+    either = added.value.or_match.value_matchers
+    set_string(either.add().string_match, claim.match)
+    set_string(either.add().list_match.one_of.string_match, claim.match)
 
 
 def _set_forward(message: Any, action: Forward) -> dict[str, Any]:
