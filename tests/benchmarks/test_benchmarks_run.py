@@ -93,3 +93,23 @@ def test_what_mtls_costs_is_measured() -> None:
         "httpx, new connection",
         "httpx, mTLS, new connection",
     ]
+
+
+@pytest.mark.processes
+def test_what_grpc_calls_cost_is_measured() -> None:
+    """Interceptors and channels against a bare one, and gRPC's own xDS client, told by our control plane."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.grpc_overhead", "--quick", "--json", "-"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    rows = json.loads(found.stdout)
+    contestants = (
+        "grpcio",
+        "grpcio, interceptors",
+        "channel of the mesh",
+        "channel of the mesh, measured",
+        "grpcio, xds:///",
+    )
+    assert [(row["mode"], row["concurrency"], row["contestant"]) for row in rows] == [
+        (mode, at_once, name) for mode in ("sync", "async") for at_once in (1, 16) for name in contestants
+    ]
+    assert all(row["microseconds"] > 0 and row["ratio"] > 0 for row in rows)

@@ -123,3 +123,14 @@ async def test_what_is_kept_is_bounded() -> None:
         else:
             assert [each async for each in replay] == messages
         assert not replay.is_replayable
+
+
+async def test_who_writes_to_a_call_that_has_ended_is_told() -> None:
+    """And does not wait for ever for somebody who reads."""
+    with GrpcPeer() as peer, mesh(service(TARGET, [peer.address])) as here:
+        async with asyncio.timeout(WAIT), here.grpc_aio_channel(TARGET) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/StreamStream")()
+            with pytest.raises(asyncio.InvalidStateError):
+                for _ in range(100_000):
+                    await call.write(b"status NOT_FOUND")
+            assert await call.code() is grpc.StatusCode.NOT_FOUND

@@ -75,15 +75,26 @@ class _Written:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Any] = asyncio.Queue(1)
+        self._ended = asyncio.get_running_loop().create_future()
         self.is_over = False
 
     async def put(self, message: Any) -> None:
-        await self._queue.put(message)
+        """Until there is a place for it, or nobody will read any more."""
+        if not self._queue.full():
+            self._queue.put_nowait(message)
+            return
+        placed = asyncio.ensure_future(self._queue.put(message))
+        try:
+            await asyncio.wait({placed, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not placed.done():
+                placed.cancel()
 
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self._read()
+    def end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
 
-    async def _read(self) -> AsyncIterator[Any]:
+    async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self._queue.get()) is not _END:
             yield message
 
@@ -271,7 +282,7 @@ def never(flow: Flow) -> bool:
 
 
 def _is_streamed(request: Any) -> bool:
-    return isinstance(request, (AsyncReplay, _Written))
+    return isinstance(request, AsyncReplay)
 
 
 def _when_done(native: Any, call_back: Callable[[], None]) -> None:
@@ -298,12 +309,14 @@ class _Call:
         self._written: _Written | None = None
         if self._takes_stream:
             self._written = _Written() if request is None else None
-            request = self._written or AsyncReplay(request, call.messages)
+            request = AsyncReplay(self._written or request, call.messages)
         else:
             call.messages.requests = 1
         self._request, self._start, self._mirror = request, start, mirror
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[Any] = asyncio.create_task(self._run())
+        if (written := self._written) is not None:
+            self.add_done_callback(lambda _: written.end())
 
     async def _run(self) -> Any:
         """Until the response, or its first message, is there."""
@@ -400,7 +413,8 @@ class _Call:
         if self._written is None or self._written.is_over:
             raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
         await self._written.put(request)
-        self._call.messages.sent()
+        if self.done():
+            raise asyncio.InvalidStateError("RPC already finished.")
 
     async def done_writing(self) -> None:
         if self._written is not None and not self._written.is_over:
