@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any, NamedTuple
 
+import aiohttp
 import requests
 import urllib3
 
-from benchmarks.httpx_overhead import URL, Round, Row, _rows, _sync_round, meshed
+from benchmarks.httpx_overhead import URL, Round, Row, _async_round, _rows, _sync_round, meshed
 from meshlib.mesh import Mesh
 
 EVERY = 256
@@ -27,6 +29,15 @@ class Member(NamedTuple):
 class _Urllib3:
     def __init__(self, manager: urllib3.PoolManager) -> None:
         self.get = lambda url: manager.request("GET", url)
+
+
+class _Aiohttp:
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def get(self, url: str) -> bytes:
+        async with self._session.get(url) as response:
+            return await response.read()
 
 
 def _session(adapter: requests.adapters.HTTPAdapter) -> requests.Session:
@@ -51,7 +62,7 @@ def _sync_members(library: str, mesh: Mesh, bare: str) -> dict[str, Member]:
 
 
 def other_calls(port: int, concurrency: int, rounds: int, seconds: float) -> list[Row]:
-    """requests and urllib3, each client shared by as many threads."""
+    """requests and urllib3, each client shared by as many threads, and aiohttp, shared by as many tasks."""
     bare, rows = f"http://127.0.0.1:{port}/reviews/0", []
     with meshed([("127.0.0.1", port)]) as mesh:
         for library in ("requests", "urllib3"):
@@ -66,4 +77,27 @@ def other_calls(port: int, concurrency: int, rounds: int, seconds: float) -> lis
                         if number:  # the first round opens the connections
                             played[name].append(found)
             rows += _rows(library, concurrency, played, [library])
+        rows += asyncio.run(_aiohttp_calls(mesh, bare, concurrency, rounds, seconds))
     return rows
+
+
+async def _aiohttp_calls(mesh: Mesh, bare: str, concurrency: int, rounds: int, seconds: float) -> list[Row]:
+    async with AsyncExitStack() as stack:
+
+        async def opened(*middlewares: Any) -> _Aiohttp:
+            connector = aiohttp.TCPConnector(limit=0)
+            return _Aiohttp(
+                await stack.enter_async_context(aiohttp.ClientSession(connector=connector, middlewares=middlewares))
+            )
+
+        members: dict[str, tuple[Any, str]] = {
+            "aiohttp": (await opened(), bare),
+            "aiohttp, meshed": (await opened(mesh.aiohttp_middleware()), URL),
+        }
+        played: dict[str, list[Round]] = {name: [] for name in members}
+        for number in range(rounds + 1):
+            for name, (client, url) in members.items():
+                found = await _async_round(client, url, concurrency, seconds if number else 0.0)
+                if number:
+                    played[name].append(found)
+    return list(_rows("aiohttp", concurrency, played, ["aiohttp"]))

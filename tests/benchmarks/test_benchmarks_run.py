@@ -18,7 +18,7 @@ MODES = {
     "async": [*BARE, "tenacity and pybreaker by hand", "meshed, httpcore", "meshed, aiohttp"],
 }
 
-OTHERS = ("requests", "urllib3")
+OTHERS = ("requests", "urllib3", "aiohttp")
 
 
 def run(*arguments: str) -> str:
