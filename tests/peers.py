@@ -52,7 +52,12 @@ class Peer:
     """`with Peer(answer) as peer: ... peer.address`. `answer` may return an awaitable; it runs on the peer's loop."""
 
     def __init__(
-        self, answer: Callable[[Received], Answer | Awaitable[Answer]] = plain, *, tls: ssl.SSLContext | None = None
+        self,
+        answer: Callable[[Received], Answer | Awaitable[Answer]] = plain,
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.answer = answer
         self.received: list[Received] = []
@@ -62,11 +67,11 @@ class Peer:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peer")
         self.loop: asyncio.AbstractEventLoop
-        self.port = 0
+        self.host, self.port = host, port
 
     @property
     def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.port)
+        return (self.host, self.port)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -84,7 +89,7 @@ class Peer:
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, ssl=self._tls)
+        server = await asyncio.start_server(self._connection, self.host, self.port, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()

@@ -28,6 +28,7 @@ from meshlib.identity.tls import TlsContexts
 from meshlib.model import (
     INBOUND_PREFIX,
     TLS_MODE,
+    ClusterType,
     Endpoint,
     Headers,
     Locality,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     import urllib3
 
     from meshlib.discovery import Source
+    from meshlib.discovery.addresses import Addresses
     from meshlib.discovery.health import HealthChecker
     from meshlib.identity.access import Access
     from meshlib.identity.credentials import Credentials, CredentialsSource
@@ -411,6 +413,9 @@ class Mesh:
         self._thread: threading.Thread | None = None
         self._health: HealthChecker | None = None
         self._shared_breakers: SharedBreakers | None = None
+        self._addresses: Addresses | None = None
+        self._given: Snapshot | None = None
+        self._publishing = threading.Lock()
         self._is_started = False
         self._has_waited = False
         self._quotas = QuotaEdge(self._quota_channel)
@@ -527,14 +532,10 @@ class Mesh:
             # What comes first may say that calls need a certificate; those who make them wait for this feed anyway.
             self._has_waited = True
             self.wait_for_credentials()
-        try:
-            self._live = compile_live(snapshot, self._live, self._rng, self.settings.locality, time.monotonic())
-        except Exception:
-            # Every source checks what it hands over, so this is a defect; calls go on with what they had.
-            _log.exception("configuration %s can't be used; %s stays in force", snapshot, self._live)
-            return
-        self._check_health()
-        self._share_breakers()
+        with self._publishing:
+            if not self._compile(snapshot):
+                return
+            self._given = snapshot
         with self._changed:
             self._unanswered.clear()
             self._changed.notify_all()
@@ -544,6 +545,35 @@ class Mesh:
                 loop.call_soon_threadsafe(event.set)
             except RuntimeError:  # that loop is closed; its waiter is gone with it
                 pass
+
+    def _compile(self, given: Snapshot) -> bool:
+        """Put `given` into force, with the addresses that its names have now. False where that can't be done."""
+        try:
+            snapshot = self._resolved(given)
+            self._live = compile_live(snapshot, self._live, self._rng, self.settings.locality, time.monotonic())
+        except Exception:
+            # Every source checks what it hands over, so this is a defect; calls go on with what they had.
+            _log.exception("configuration %s can't be used; %s stays in force", given, self._live)
+            return False
+        self._check_health()
+        self._share_breakers()
+        return True
+
+    def _resolved(self, given: Snapshot) -> Snapshot:
+        """With an endpoint for each address of what is to be looked up; nothing is started where nothing is."""
+        if self._addresses is None:
+            if self._closing.is_set() or not any(each.type is ClusterType.STRICT_DNS for each in given.clusters):
+                return given
+            from meshlib.discovery.addresses import Addresses
+
+            self._addresses = Addresses(self._readdress)
+        return self._addresses.resolved(given)
+
+    def _readdress(self) -> None:
+        """A name has other addresses. On a thread of discovery/addresses."""
+        with self._publishing:
+            if self._given is not None and not self._closing.is_set():
+                self._compile(self._given)
 
     def _check_health(self) -> None:
         """Active checks of what the configuration asks for; nothing is started while it asks for none."""
@@ -1143,6 +1173,8 @@ class Mesh:
             self._health.stop()
         if self._shared_breakers is not None:
             self._shared_breakers.stop()
+        if self._addresses is not None:
+            self._addresses.stop()
         if self.telemetry is not None:
             self.telemetry.stop()
         self._quotas.close()
