@@ -72,7 +72,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No control plane has announced itself, and none listens at the usual place."""
     monkeypatch.delenv("MESHCTL_ADMIN", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr("meshlib.cli.admin_client.USUAL_ADMIN", "http://127.0.0.1:9")
+    monkeypatch.setattr("meshlib.cli.connection.USUAL_ADMIN", "http://127.0.0.1:9")
 
 
 def test_the_tutorials_first_steps(meshctl: Meshctl) -> None:

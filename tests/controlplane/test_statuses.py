@@ -149,3 +149,38 @@ async def test_what_may_not_be_written_is_logged_once(api: ApiServer, caplog: py
             await until(lambda before=before: len(writes(api)) > before)
         told = [each for each in caplog.records if each.name == "meshlib.controlplane" and "403" in each.getMessage()]
         assert len(told) == 1
+
+
+async def test_routes_are_told_whether_they_are_accepted(api: ApiServer) -> None:
+    """By parent, beside what other controllers say of theirs; a condition's time is that of its last change."""
+    group = "gateway.networking.k8s.io"
+    api.put(crd("HTTPRoute", "httproutes", group, "v1"))
+    theirs = {"parentRef": {"name": "other"}, "controllerName": "example.com/other", "conditions": []}
+
+    def route(backend: str) -> dict[str, Any]:
+        parent = {"group": "", "kind": "Service", "name": "a"}
+        rules = [{"backendRefs": [{"name": backend, "port": 80}]}]
+        return {
+            "apiVersion": f"{group}/v1",
+            "kind": "HTTPRoute",
+            "metadata": {"name": "r"},
+            "spec": {"parentRefs": [parent, {"name": "other"}], "rules": rules},
+        }
+
+    def told() -> dict[str, str]:
+        found = api.find("httproutes", "r")
+        parents = ((found or {}).get("status") or {}).get("parents") or []
+        ours = [each for each in parents if each["controllerName"] == "meshlib.io/gateway-controller"]
+        assert theirs in parents
+        return {each["type"]: each["reason"] for parent in ours for each in parent["conditions"]}
+
+    api.put({**route("gone"), "status": {"parents": [theirs]}})
+    async with replica(api):
+        await until(lambda: told() == {"Accepted": "Accepted", "ResolvedRefs": "BackendNotFound"})
+        async with asyncio.timeout(PATIENCE):
+            await api.watched("httproutes")
+        found = api.find("httproutes", "r")
+        assert found is not None
+        api.put({**found, "spec": route("a")["spec"]})
+        await until(lambda: told() == {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"})
+        assert len(writes(api)) == 2

@@ -219,7 +219,9 @@ def test_a_workload_without_a_service_object_serves_all_its_ports() -> None:
 def test_a_kind_of_another_api_group_is_no_service() -> None:
     """Knative has a Service too; it means nothing here, and does no harm."""
     knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\nspec: {template: {}}\n"
-    gateway_api = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {}\n"
+    gateway_api = (
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {gatewayClassName: x}\n"
+    )
     for kind in NodeKind:
         assert view(knative, gateway_api, workloads=(), given=node(kind=kind)).problems == ()
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY
 from meshlib.errors import ConfigurationError
 from meshlib.istio.folder import Contents
+from meshlib.istio.gateway_kinds import GROUP as GATEWAY_API
 from meshlib.istio.parse import Parsed, parse_value
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import MESH_CONFIG_KEY
@@ -63,6 +64,10 @@ CUSTOM = (
     _istio("RateLimit", "ratelimits", OWN, "v1alpha1"),
 )
 """Whatever stands in them, people wrote it for the mesh: their status is ours to write."""
+ROUTES = (
+    _istio("HTTPRoute", "httproutes", GATEWAY_API, "v1", "v1beta1"),
+    _istio("GRPCRoute", "grpcroutes", GATEWAY_API, "v1"),
+)
 _, _ROOT, _MESH_CONFIG = MESH_CONFIG_KEY
 WATCHED = (
     Watched(Resource("Namespace", "namespaces", namespaced=False)),
@@ -73,6 +78,10 @@ WATCHED = (
     Watched(Resource("ServiceAccount", "serviceaccounts")),
     Watched(Resource("ConfigMap", "configmaps"), _ROOT, {"fieldSelector": f"metadata.name={_MESH_CONFIG}"}),
     *CUSTOM,
+    *ROUTES,
+    _istio("Gateway", "gateways", GATEWAY_API, "v1", "v1beta1"),
+    Watched(Resource("GatewayClass", "gatewayclasses", GATEWAY_API, ("v1", "v1beta1"), namespaced=False)),
+    _istio("ReferenceGrant", "referencegrants", GATEWAY_API, "v1", "v1beta1"),
 )
 CRDS = Resource("CustomResourceDefinition", "customresourcedefinitions", "apiextensions.k8s.io", namespaced=False)
 

@@ -1,6 +1,8 @@
-"""What is wrong with an object, told where its author looks? Istio's validation messages, in each object's status.
+"""What is wrong with an object, told where its author looks? Istio's validation messages, in each object's status, and
+what the Gateway API wants to be said of its routes.
 
-As istiod writes them with its analysis on: `status.validationMessages` with code, level and a link. Of several replicas
+As istiod writes them with its analysis on: `status.validationMessages` with code, level and a link; `status.parents` of
+routes with the conditions Accepted and ResolvedRefs. Of several replicas
 the one that holds the Lease writes; an object that is well and has no messages is not touched. What others wrote to the
 status stays.
 """
@@ -9,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from meshlib.controlplane.kubernetes import CUSTOM, KubernetesSource
+from meshlib.controlplane.kubernetes import CUSTOM, ROUTES, KubernetesSource
 from meshlib.errors import ConfigurationError
 from meshlib.istio.analyze import Message, analyze
+from meshlib.istio.gateway_api import ParentStatus, conditions, convert
+from meshlib.istio.gateway_kinds import CONTROLLER
 from meshlib.istio.resources import Object as IstioObject
 from meshlib.kube.client import KubeClient, Object, Resource
 from meshlib.kube.errors import Conflict, KubernetesError, NotFound
@@ -75,7 +80,8 @@ class StatusWriter:
             try:
                 objects, problems = self._look()
                 messages = await asyncio.to_thread(analyze, objects, problems, is_whole=True)
-                is_behind = not await self._write(messages)
+                converted = await asyncio.to_thread(convert, objects)
+                is_behind = not await self._write(messages) or not await self._write_routes(converted.statuses)
             except Exception:
                 logger.exception("statuses can't be written")
                 is_behind = True
@@ -95,6 +101,17 @@ class StatusWriter:
             if not self.election.is_leader:
                 return True
             is_done &= await self._send(resource, given, body)
+        return is_done
+
+    async def _write_routes(self, statuses: Iterable[ParentStatus]) -> bool:
+        told = {route.key: parents for route, parents in conditions(statuses)}
+        is_done = True
+        for each in ROUTES:
+            for key, given in tuple(self._source.reflectors[each.resource.title].objects.items()):
+                parents = told.get((each.resource.kind, *key), [])
+                body = _with_parents(given, parents)
+                if body is not None and self.election.is_leader:
+                    is_done &= await self._send(each.resource, given, body)
         return is_done
 
     def _objects(self) -> Iterator[tuple[Resource, Object]]:
@@ -134,6 +151,33 @@ def _change(given: Object, messages: Sequence[Message]) -> Object | None:
     # With its version: what is said is about this form of the object, and of no later one.
     about = {"resourceVersion": metadata["resourceVersion"]}
     return {"metadata": about, "status": {"observedGeneration": generation, "validationMessages": wanted or None}}
+
+
+def _with_parents(given: Object, parents: Sequence[dict[str, Any]]) -> Object | None:
+    """The merge patch that makes `status.parents` say this of our parents, and keeps what others say of theirs."""
+    known: list[dict[str, Any]] = (given.get("status") or {}).get("parents") or []
+    ours = [each for each in known if each.get("controllerName") == CONTROLLER]
+    metadata = given["metadata"]
+    wanted = [_dated(each, ours, metadata.get("generation")) for each in parents]
+    if wanted == ours:
+        return None
+    others = [each for each in known if each.get("controllerName") != CONTROLLER]
+    about = {"resourceVersion": metadata["resourceVersion"]}
+    return {"metadata": about, "status": {"parents": [*others, *wanted]}}
+
+
+def _dated(parent: dict[str, Any], known: Sequence[dict[str, Any]], generation: object) -> dict[str, Any]:
+    """With lastTransitionTime: when a condition's status was last another one."""
+    before = next((each for each in known if each.get("parentRef") == parent["parentRef"]), {})
+    old = {each.get("type"): each for each in before.get("conditions") or ()}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def dated(condition: dict[str, Any]) -> dict[str, Any]:
+        last = old.get(condition["type"], {})
+        since = last.get("lastTransitionTime") if last.get("status") == condition["status"] else None
+        return {**condition, "observedGeneration": generation, "lastTransitionTime": since or now}
+
+    return {**parent, "conditions": [dated(each) for each in parent["conditions"]]}
 
 
 def _once(messages: Iterable[dict[str, object]]) -> list[dict[str, object]]:

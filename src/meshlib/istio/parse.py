@@ -67,7 +67,6 @@ FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA
 """
 GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
 _NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
-_OTHER_GROUPS = {"Gateway": ("gateway.networking.k8s.io",)}
 _OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 _METADATA_FIELDS = frozenset(
     {
@@ -199,11 +198,11 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
     if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()):
         raise refuse("metadata.labels", "must be text, each")
     group, _, short = version.rpartition("/")
-    shape = r.SHAPES.get(kind)
+    shape = r.shape_of(kind, group)
     own = {known for known, each in r.SHAPES.items() if each.group == r.OWN}
     if (group == r.NETWORKING and kind not in r.NETWORKING_KINDS) or (group == r.OWN and kind not in own):
         raise refuse("kind", f"{group} has no kind {kind!r}")
-    if shape is not None and shape.group == r.NETWORKING and group not in (r.NETWORKING, *_OTHER_GROUPS.get(kind, ())):
+    if shape is not None and shape.group == r.NETWORKING and group != r.NETWORKING:
         raise refuse("apiVersion", f"{version!r} has no kind {kind}; {r.NETWORKING}/v1 has")
     spec: Any = None
     if shape is not None and shape.group == group:
@@ -342,7 +341,7 @@ def _steps(field: str) -> tuple[str | int, ...]:
 def _check(key: tuple[str, str, str], spec: Any) -> None:
     kind = key[0]
     if kind == "VirtualService":
-        _check_virtual_service(spec)
+        check_virtual_service(spec)
     elif kind == "DestinationRule":
         _check_destination_rule(spec)
     elif kind == "ServiceEntry":
@@ -351,7 +350,7 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
         _check_workload_entry(spec)
     elif kind == "Sidecar":
         _check_sidecar(spec)
-    elif kind == "Gateway":
+    elif isinstance(spec, r.Gateway):
         _check_gateway(spec)
     elif kind == "BackendTrafficPolicy":
         _check_backend_policy(spec)
@@ -402,7 +401,8 @@ def _check_export(names: list[str], field: str = "exportTo") -> None:
             raise Refused(f"{field}[{index}]", f"must be a namespace, '.', '*' or '~': {name!r}")
 
 
-def _check_virtual_service(spec: r.VirtualService) -> None:
+def check_virtual_service(spec: r.VirtualService) -> None:
+    """Raises Refused, with the field below the spec."""
     if not spec.hosts:
         _check_delegate(spec)
     for index, host in enumerate(spec.hosts):

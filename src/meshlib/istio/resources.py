@@ -16,6 +16,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from meshlib.istio import gateway_kinds
 from meshlib.istio.documents import Path, is_text
 
 NETWORKING = "networking.istio.io"
@@ -972,6 +973,11 @@ Spec = (
     | PeerAuthentication
     | AuthorizationPolicy
     | RequestAuthentication
+    | gateway_kinds.HTTPRoute
+    | gateway_kinds.GRPCRoute
+    | gateway_kinds.Gateway
+    | gateway_kinds.GatewayClass
+    | gateway_kinds.ReferenceGrant
 )
 
 
@@ -1007,6 +1013,16 @@ SHAPES: Mapping[str, KindShape] = {
     "ServiceAccount": KindShape(ServiceAccount, "", ("v1",), whole=True),
     "ConfigMap": KindShape(MeshConfigMap, "", ("v1",), whole=True),
 }
+
+
+GATEWAY_API: Mapping[str, KindShape] = {
+    kind: KindShape(spec, gateway_kinds.GROUP, gateway_kinds.VERSIONS) for kind, spec in gateway_kinds.KINDS.items()
+}
+
+
+def shape_of(kind: str, group: str) -> KindShape | None:
+    """Istio and the Gateway API both have a Gateway."""
+    return GATEWAY_API.get(kind) if group == gateway_kinds.GROUP else SHAPES.get(kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from meshlib.istio import resources as r
 from meshlib.istio import targets
 from meshlib.istio.access import access_of, inbound_of
 from meshlib.istio.clusters import Caller, Rules
+from meshlib.istio.gateway_api import convert
 from meshlib.istio.localities import NODE_LABEL
 from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
 from meshlib.istio.problems import in_order
@@ -84,7 +85,7 @@ class _Asked:
 
     @classmethod
     def by(cls, objects: Iterable[r.Object]) -> _Asked:
-        settings = mesh_settings(objects := list(objects))
+        settings = mesh_settings(objects := convert(objects).objects)
         labels: set[str] = set()
         gateway: set[str] = set()
         locality = settings.outlier_detection is not None or settings.zone_aware is not None
@@ -326,7 +327,8 @@ class _View:
                 service = self._directory.find(host, each.namespace)
                 found = service.host if service is not None else fqdn(host, each.namespace)
                 winner = claims.setdefault(found, each)
-                if winner is not each:
+                # Routes of the Gateway API may be private to callers of one namespace, before those for everybody.
+                if winner is not each and "VirtualService" in (winner.kind, each.kind):
                     self._problems.append(
                         ConfigurationError(
                             each.source, each.title, f"spec.hosts[{index}]", f"{found} has {winner.title} already"

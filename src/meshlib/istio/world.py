@@ -16,6 +16,7 @@ from meshlib.istio import resources as r
 from meshlib.istio import sidecars, targets
 from meshlib.istio.clusters import Caller, HostRules, Made, Rules, clusters_of
 from meshlib.istio.delegates import Rule, rules_of
+from meshlib.istio.gateway_api import convert
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
 from meshlib.istio.routes import destinations
 from meshlib.istio.services import Directory, Registry, Service, is_exported
@@ -30,10 +31,11 @@ class World:
     def __init__(
         self, objects: Iterable[r.Object], workloads: Iterable[Workload], settings: MeshSettings | None = None
     ) -> None:
-        self.objects = _in_order(objects)
+        converted = convert(objects)
+        self.objects = _in_order(converted.objects)
         self.settings = mesh_settings(self.objects) if settings is None else settings
         self.registry = Registry(self.objects, workloads, self.settings.service_export_to)
-        self.problems: list[ConfigurationError] = list(self.registry.problems)
+        self.problems: list[ConfigurationError] = [*self.registry.problems, *converted.problems]
         self.problems += targets.problems(self.objects, self.registry.services.values())
         self.virtual_services = [
             each for each in self.objects if isinstance(each.spec, r.VirtualService) and each.spec.hosts

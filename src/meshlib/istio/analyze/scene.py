@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from meshlib.istio import gateway_kinds
 from meshlib.istio import resources as r
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
 from meshlib.istio.services import Registry, Service, fqdn, is_exported
@@ -33,8 +34,14 @@ class Scene:
         self.workloads: tuple[Workload, ...] = tuple(_workloads(self.objects))
 
     def of(self, kind: str) -> Iterator[r.Object]:
-        """Those that could be read. Istio and the Gateway API both have a Gateway: the latter's has no spec here."""
-        return (each for each in self.objects if each.kind == kind and (each.spec is not None or kind == "Namespace"))
+        """Those that could be read. Istio and the Gateway API both have a Gateway: Istio's is meant."""
+        return (
+            each
+            for each in self.objects
+            if each.kind == kind
+            and (each.spec is not None or kind == "Namespace")
+            and not each.api_version.startswith(f"{gateway_kinds.GROUP}/")
+        )
 
     def service(self, host: str, namespace: str) -> Service | None:
         """What a rule of `namespace` means by `host`: by its very name, else the wildcard of a ServiceEntry."""
