@@ -197,8 +197,12 @@ class Town:
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     town = Town(tmp_path_factory.mktemp("town"))
-    yield town
-    town.close()
+    try:
+        for kind in COMMANDS:
+            town.until(kind, SECURED, lambda kind=kind: town.ask(kind, "https"))  # type: ignore[misc]
+        yield town
+    finally:
+        town.close()
 
 
 SECURED = "spiffe://cluster.local/ns/default/sa/ratings http"
