@@ -38,7 +38,7 @@ class _Server(TCPServer):
         # With certificates of its own hypercorn has read from the connection before.
         if isinstance(self.app, Secured) and self.writer.get_extra_info("sslcontext") is None:
             try:
-                present.set(await registered().take(self.writer))  # in the task of this connection
+                present.set(await registered().take(self.reader, self.writer))  # in the task of this connection
             except OSError:
                 return  # said and closed
         await super().run()

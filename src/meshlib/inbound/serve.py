@@ -2,7 +2,6 @@
 mode of the port, asked anew for each connection: for servers that hand out accepted sockets, and, as a protocol that
 stands before theirs (Door), for those on asyncio.
 
-- Nothing is read from a connection before that: the first byte is only looked at.
 - A peer is verified within the handshake, so a server never sees a byte of one that is refused.
 - From accept to the end of the handshake a connection has `HANDSHAKE` seconds, however it trickles.
 """
@@ -10,21 +9,21 @@ stands before theirs (Door), for those on asyncio.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import selectors
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from meshlib.identity.tls import TlsContexts, peer_identity
 from meshlib.inbound.peer import PEER, present
 from meshlib.model import Peer, TlsMode
 
 _log = logging.getLogger("meshlib.inbound")
+_T = TypeVar("_T")
 HANDSHAKE = 10.0
 """Seconds."""
 _CLIENT_HELLO = b"\x16"
@@ -70,7 +69,7 @@ class Listening:
             _await(accepted, selectors.EVENT_READ, deadline)
             first = accepted.recv(1, socket.MSG_PEEK)
             if not first:
-                raise ConnectionResetError("it was closed before its first byte")
+                raise ConnectionResetError(_CLOSED)
             if self.is_tls(first, mode):
                 serving = self._shake(accepted, deadline)
             serving.setblocking(True)
@@ -114,10 +113,10 @@ class Listening:
 
         return Door(self, made, options["server_state"].connections, _as_http)
 
-    async def take(self, writer: asyncio.StreamWriter) -> Peer:
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Peer:
         """Who is at the other end of a stream that was just accepted, of which nothing has been read; secured where it
         has to be, within `handshake` seconds. Raises OSError for one that is not taken, after it has logged it."""
-        transport = writer.transport
+        transport: Any = writer.transport
         address, local = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         if not isinstance(local, tuple):
             return Peer()  # a Unix socket
@@ -125,13 +124,21 @@ class Listening:
         mode = self.mode(peer.local_port)
         if mode is TlsMode.DISABLE:
             return peer
-        transport.pause_reading()  # type: ignore[attr-defined]
         try:
             async with asyncio.timeout(self.handshake):
-                if not self.is_tls(await _first_byte(writer.get_extra_info("socket")), mode):
-                    transport.resume_reading()  # type: ignore[attr-defined]
+                if not (first := await reader.read(1)):
+                    raise ConnectionResetError(_CLOSED)
+                transport.pause_reading()
+                # What came with it: there is no other way to take back what a StreamReader holds, or to give it back.
+                held: bytearray = reader._buffer  # type: ignore[attr-defined]
+                held[:0] = first
+                if not self.is_tls(first, mode):
+                    transport.resume_reading()
                     return peer
-                await writer.start_tls(self.tls.server(http2=True), ssl_handshake_timeout=self.handshake)
+                early = bytes(held)
+                held.clear()
+                starting = writer.start_tls(self.tls.server(http2=True), ssl_handshake_timeout=self.handshake)
+                await _start_tls(starting, transport, early)
             return peer._replace(identity=peer_identity(writer.get_extra_info("ssl_object")), is_tls=True)
         except OSError as error:
             transport.abort()
@@ -142,24 +149,32 @@ class Listening:
         return f"<Listening {self.tls!r}>"
 
 
-async def _first_byte(connection: Any) -> bytes:
-    """Looked at, not taken. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    peeked: socket.socket = connection.dup()
-    peeked.setblocking(False)
-    seen = asyncio.Event()
-    loop.add_reader(peeked.fileno(), seen.set)
-    try:
-        while True:
-            await seen.wait()
-            seen.clear()
-            with contextlib.suppress(BlockingIOError):
-                if first := peeked.recv(1, socket.MSG_PEEK):
-                    return first
-                raise ConnectionResetError("it was closed before its first byte")
-    finally:
-        loop.remove_reader(peeked.fileno())
-        peeked.close()
+_CLOSED = "it was closed before its first byte"
+
+
+async def _start_tls(starting: Coroutine[Any, Any, _T], transport: Any, early: bytes) -> _T:
+    """Runs `starting`, asyncio's start_tls on `transport`, which knows nothing of the bytes that came before: they are
+    the first that its protocol gets, after it was connected and before the loop looks for more.
+
+    (Looking at the first byte without taking it is no way: uvloop reads ahead.)
+    """
+    loop, before = asyncio.get_running_loop(), transport.get_protocol()
+
+    def feed() -> None:
+        left = memoryview(early)
+        while left and not transport.is_closing():
+            room = protocol.get_buffer(len(left))
+            count = min(len(room), len(left))
+            room[:count] = left[:count]
+            protocol.buffer_updated(count)
+            left = left[count:]
+
+    task = loop.create_task(starting)
+    while (protocol := transport.get_protocol()) is before and not task.done():  # noqa: ASYNC110 -- no event tells it
+        await asyncio.sleep(0)
+    if not task.done():
+        loop.call_soon(feed)  # behind connection_made and resume_reading, which start_tls has just scheduled
+    return await task
 
 
 def log_refusal(address: str, port: int, error: Exception) -> None:
@@ -203,7 +218,6 @@ class Door(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._early: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
-        self._peeked: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._has_ended = False
         self._transport: Any = None
@@ -220,41 +234,36 @@ class Door(asyncio.Protocol):
             self._hand_over(transport, self._peer)
             return
         self._connections.add(self)
-        transport.pause_reading()
-        self._peeked = transport.get_extra_info("socket").dup()
-        self._peeked.setblocking(False)
         self._timer = self._loop.call_later(self._listening.handshake, self._refuse, TimeoutError("it says nothing"))
-        self._loop.add_reader(self._peeked.fileno(), self._peek)
 
-    def _peek(self) -> None:
-        assert self._peeked is not None
-        try:
-            first = self._peeked.recv(1, socket.MSG_PEEK)
-            if not first:
-                raise ConnectionResetError("it was closed before its first byte")
-            is_tls = self._listening.is_tls(first, self._mode)
-        except BlockingIOError:
+    def data_received(self, data: bytes) -> None:
+        if self._task is not None:  # what comes right behind the handshake
+            self._early.append(data)
             return
+        self._stop_looking()
+        try:
+            is_tls = self._listening.is_tls(data[:1], self._mode)
         except OSError as error:
             self._refuse(error)
             return
-        self._stop_looking()
         if is_tls:
-            self._task = self._loop.create_task(self._secure())
+            self._transport.pause_reading()
+            self._task = self._loop.create_task(self._secure(data))
         else:
             self._connections.discard(self)
-            self._hand_over(self._transport, self._peer)
-            self._transport.resume_reading()
+            self._hand_over(self._transport, self._peer).data_received(data)
 
-    async def _secure(self) -> None:
+    async def _secure(self, hello: bytes) -> None:
+        listening = self._listening
         try:
-            secured: Any = await self._loop.start_tls(
+            starting = self._loop.start_tls(
                 self._transport,
                 self,
-                self._listening.tls.server(),
+                listening.tls.server(),
                 server_side=True,
-                ssl_handshake_timeout=self._listening.handshake,
+                ssl_handshake_timeout=listening.handshake,
             )
+            secured: Any = await _start_tls(starting, self._transport, hello)
             if secured is None or self._has_ended:
                 raise ConnectionResetError("it was closed in the handshake")
             connection = secured.get_extra_info("ssl_object")
@@ -280,10 +289,6 @@ class Door(asyncio.Protocol):
     def _stop_looking(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._peeked is not None:
-            self._loop.remove_reader(self._peeked.fileno())
-            self._peeked.close()
-            self._peeked = None
 
     def _refuse(self, error: Exception) -> None:
         self._stop_looking()
@@ -297,9 +302,6 @@ class Door(asyncio.Protocol):
             self._task.cancel()
         else:
             self._refuse(ConnectionAbortedError("the server stops"))
-
-    def data_received(self, data: bytes) -> None:
-        self._early.append(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._has_ended = True
