@@ -128,5 +128,9 @@ def _clusters() -> list[md.Cluster]:
                 )
             )
     found.append(md.Cluster("limited-http2", limits=LIMITS, http2=True, outlier_detection=md.OutlierDetection()))
+    shared = md.Quota(
+        "shared", md.QuotaService("envoy", "ratelimit:8081", "shop"), ((md.LimitKey("path", entry="p"),),)
+    )
+    found.append(md.Cluster("limited-rate", rate_limits=(md.RateLimit("one", 5, 1, 0.5),), quotas=(shared,)))
     found.append(md.Cluster("original", md.ClusterType.ORIGINAL_DST, breaker=BREAKER))
     return found

@@ -44,7 +44,6 @@ from meshlib.policy import propagation
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live, empty_live
 from meshlib.policy.observer import Call, Observer
-from meshlib.policy.quota import Quotas
 from meshlib.policy.router import with_port
 from meshlib.quota.edge import QuotaEdge
 from meshlib.telemetry.setup import Setup, target_of
@@ -557,6 +556,7 @@ class Mesh:
             return False
         self._check_health()
         self._share_breakers()
+        self._quotas.prepare(service for limiter in self._live.limiters for service in limiter.services)
         return True
 
     def _resolved(self, given: Snapshot) -> Snapshot:
@@ -621,7 +621,7 @@ class Mesh:
         )
 
     @property
-    def quotas(self) -> Quotas:
+    def quotas(self) -> QuotaEdge:
         """Who is asked about limits that others count."""
         return self._quotas
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from discovery.feed import hosts, ports, world
 from meshlib.discovery.assembly import REMOVAL_GRACE, Assembly
-from meshlib.model import FilterChain, Forward, Listener, Mirror, Snapshot
+from meshlib.model import Access, DirectResponse, FilterChain, Forward, Listener, Mirror, Quota, QuotaService, Snapshot
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.encode import resources_of
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
@@ -73,6 +73,31 @@ def test_a_host_is_followed_down_to_its_endpoints_and_then_published() -> None:
         assert not hosts(process.arrive(type_url, given))
         assert process.subscribed(then) == [name]
     assert process.arrive(ENDPOINT, given).same_content(given)
+
+
+def test_a_route_that_answers_by_itself_leads_to_the_cluster_that_limits_it() -> None:
+    """And a gateway's listener to the routes by which it asks who counts for it."""
+    given = world("b:80")
+    (routes,) = given.route_configurations
+    (host,) = routes.virtual_hosts
+    answers = replace(host.routes[0], action=DirectResponse(200), limited_by=cluster_name(given))
+    limited = replace(routes, virtual_hosts=(replace(host, routes=(answers,)),))
+    assert hosts(Process("b:80").arrive_all(replace(given, route_configurations=(limited,)))) == ["b:80"]
+
+    counts = QuotaService("envoy", "b:80", "shop", route_configuration=routes.name)
+    access = Access(quotas=(Quota("q", counts),))
+    door = Listener("door", "", "0.0.0.0", 80, (FilterChain(routes.name),), access)
+    own = replace(routes, name="own")
+    process = Process(wildcard=True)
+    shown = process.arrive_all(
+        replace(
+            given,
+            listeners=(replace(door, filter_chains=(FilterChain("own"),)),),
+            route_configurations=(own, routes),
+        )
+    )
+    assert process.subscribed(ROUTE) == sorted(["own", routes.name])
+    assert [each.name for each in shown.route_configurations] == sorted(["own", routes.name])
 
 
 def test_one_slow_host_does_not_hold_back_the_others() -> None:

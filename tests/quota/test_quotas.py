@@ -49,7 +49,7 @@ def counting() -> Iterator[str]:
 @pytest.fixture
 def edge() -> Iterator[QuotaEdge]:
     with mesh() as made:
-        yield made.quotas  # type: ignore[misc]
+        yield made.quotas
 
 
 def in_redis(url: str, name: str, requests: int = 2, **fields: Any) -> Quota:
@@ -120,6 +120,19 @@ def test_a_call_may_count_for_several(edge: QuotaEdge, redis: str) -> None:
         False,
         True,
     ]
+
+
+def test_what_asking_takes_is_made_when_the_configuration_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not with the first call; and what is not installed is said then. Calls go on as without an answer."""
+    for name in ("limits", "limits.storage", "redis"):
+        monkeypatch.setitem(sys.modules, name, None)
+    quota = Quota("missing", QuotaService("redis", "redis://127.0.0.1:1/0"), requests=1)
+    with Peer() as peer, mesh(calling(quota, peer.address)) as made, made.Client(timeout=30) as client:
+        (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+        assert "a quota in Redis needs meshlib-proxyless[quota]" in warning
+        assert client.get(URL).status_code == 200
 
 
 def test_a_redis_that_is_silent_or_gone_holds_up_nobody(edge: QuotaEdge, caplog: pytest.LogCaptureFixture) -> None:
@@ -223,7 +236,7 @@ def test_a_call_beyond_a_quota_is_never_sent(where: str, form: str, request: pyt
             async def ask() -> list[httpx.Response]:
                 async with made.AsyncClient(timeout=30) as client:
                     found = [await client.get(URL, headers=user) for user in users]
-                await made.quotas.aclose()  # type: ignore[attr-defined]
+                await made.quotas.aclose()
                 return found
 
             answers = asyncio.run(ask())
@@ -234,7 +247,8 @@ def test_a_call_beyond_a_quota_is_never_sent(where: str, form: str, request: pyt
         assert int(refused.headers["retry-after"]) > 0
         assert len(peer.received) == 4
         told = str(made.explain("GET", URL))
-        assert "3 passed, 1 turned away, 0 left" in told or "3 passed, 1 turned away, 99 left" in told
+        left = 0 if where == "redis" else 99  # as the last answer that tells it said: of jason, and of anna
+        assert f"3 passed, 1 turned away, {left} left" in told
 
 
 def test_what_the_service_adds_goes_both_ways(counting: str) -> None:
@@ -338,6 +352,21 @@ def test_calls_come_in_without_an_answer_as_configured(denies: bool, status: int
         assert client.get("/").status_code == status
 
 
+def test_a_grpc_web_server_tells_as_much(counting: str) -> None:
+    """A gRPC call that an ASGI application serves gets the headers in its head, which is all it gets."""
+    with serving(at_service(counting, value("echo", "1"))) as made:
+
+        async def ask() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(made.asgi(asgi))
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+                headers = {"content-type": "application/grpc"}
+                return [await client.post("/test/Call", headers=headers) for _ in range(2)]
+
+        refused = asyncio.run(ask())[1]
+        assert (refused.status_code, refused.headers["grpc-status"], refused.content) == (200, "8", b"")
+        assert (refused.headers["x-envoy-ratelimited"], refused.headers["content-type"]) == ("true", "application/grpc")
+
+
 @contextmanager
 def grpc_home(of: Mesh, aio: bool) -> Iterator[str]:
     """host:port of a server of one method, `/test/Call`, behind the mesh's interceptors."""
@@ -392,7 +421,10 @@ def test_grpc_calls_that_come_in_are_counted(aio: bool, grpc_status: str, counti
         assert call(b"a", timeout=30) == b"a"
         with pytest.raises(grpc.RpcError) as refused:
             call(b"a", timeout=30)
-        assert (refused.value.code(), refused.value.details()) == (code, "enough")
+        error: Any = refused.value
+        assert (error.code(), error.details()) == (code, "enough")
+        told = dict(error.trailing_metadata())
+        assert (told["x-envoy-ratelimited"], told["retry-after"], told["x-told"]) == ("true", "1234", "by the service")
 
 
 def test_an_error_names_what_was_not_answered() -> None:

@@ -45,50 +45,6 @@ conditions = st.recursive(
 some_texts = st.lists(values.texts, max_size=2).map(tuple)
 rules = st.builds(md.AccessRule, values.texts, st.sampled_from(md.Action), conditions, conditions, st.booleans(),
                   values.texts, values.texts)  # fmt: skip
-keys = st.builds(
-    md.LimitKey,
-    st.sampled_from(["header", "principal", "address", "method", "path", "value", "match"]),
-    values.headers,
-    values.texts,
-    values.texts,
-    st.booleans(),
-    st.lists(st.builds(md.HeaderMatch, values.headers, values.strings | values.present, st.booleans()), max_size=1).map(
-        tuple
-    ),
-    st.booleans(),
-)
-some_keys = st.lists(keys, max_size=2).map(tuple)
-answers = st.builds(md.LimitAnswer, st.sampled_from([429, 503]), st.sampled_from([8, 14]), values.pairs)
-limits = st.builds(
-    md.RateLimit,
-    values.texts,
-    values.counts,
-    values.counts,
-    values.seconds,
-    some_keys,
-    some_texts,
-    shadow=st.booleans(),
-    port=ports,
-    hosts=some_texts,
-    otherwise=st.booleans(),
-    answer=answers,
-)
-services = st.builds(
-    md.QuotaService, st.sampled_from(["redis", "envoy"]), values.texts, values.texts, positive, st.booleans()
-)
-quotas = st.builds(
-    md.Quota,
-    values.texts,
-    services,
-    st.lists(some_keys, max_size=2).map(tuple),
-    st.integers(0, 1000),
-    st.integers(1, 1000),
-    st.integers(0, 9),
-    some_texts,
-    port=ports,
-    hosts=some_texts,
-    answer=answers,
-)
 accesses = st.builds(
     md.Access,
     st.lists(rules, max_size=2).map(tuple),
@@ -104,8 +60,8 @@ accesses = st.builds(
     ).map(tuple),
     st.integers(0, 5),
     st.sampled_from(["BASE", "NONE"]),
-    st.lists(limits, max_size=1).map(tuple),
-    st.lists(quotas, max_size=1).map(tuple),
+    st.lists(values.rate_limits, max_size=1).map(tuple),
+    st.lists(values.quotas, max_size=1).map(tuple),
 )  # fmt: skip
 inbounds = st.builds(
     md.Inbound,

@@ -127,6 +127,7 @@ routes = st.builds(
     operations,
     operations,
     texts,
+    st.just("") | names,
 )
 virtual_hosts = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
     lambda hosts: st.tuples(
@@ -268,6 +269,51 @@ upstream_tls = st.one_of(
 service_names = st.builds(md.ServiceName, names, names, names)
 
 
+some_words = st.lists(texts, max_size=2).map(tuple)
+limit_keys = st.builds(
+    md.LimitKey,
+    st.sampled_from(["header", "principal", "address", "method", "path", "value", "match"]),
+    headers,
+    texts,
+    texts,
+    st.booleans(),
+    st.lists(st.builds(md.HeaderMatch, headers, strings | present, st.booleans()), max_size=1).map(tuple),
+    st.booleans(),
+)
+some_keys = st.lists(limit_keys, max_size=2).map(tuple)
+limit_answers = st.builds(md.LimitAnswer, st.sampled_from([429, 503]), st.sampled_from([8, 14]), pairs)
+rate_limits = st.builds(
+    md.RateLimit,
+    texts,
+    counts,
+    counts,
+    seconds,
+    some_keys,
+    some_words,
+    shadow=st.booleans(),
+    port=st.integers(1, 65535),
+    hosts=some_words,
+    otherwise=st.booleans(),
+    answer=limit_answers,
+)
+quota_services = st.builds(
+    md.QuotaService, st.sampled_from(["redis", "envoy"]), texts, texts, st.floats(0.001, 1000), st.booleans()
+)
+quotas = st.builds(
+    md.Quota,
+    texts,
+    quota_services,
+    st.lists(some_keys, max_size=2).map(tuple),
+    st.integers(0, 1000),
+    st.integers(1, 1000),
+    st.integers(0, 9),
+    some_words,
+    port=st.integers(1, 65535),
+    hosts=some_words,
+    answer=limit_answers,
+)
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> md.Cluster:
     kind = draw(st.sampled_from(list(md.ClusterType)))
@@ -297,4 +343,6 @@ def clusters(draw: st.DrawFn) -> md.Cluster:
         draw(st.none() | breakers),
         draw(st.frozensets(st.sampled_from(sorted(md.SHADOWABLE)))),
         draw(st.just("") | texts),
+        draw(st.lists(rate_limits, max_size=1).map(tuple)),
+        draw(st.lists(quotas, max_size=1).map(tuple)),
     )

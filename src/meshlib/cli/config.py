@@ -190,7 +190,8 @@ def explain(
         _tell(explanation, output)
         return
     typer.echo(f"From {found.name}:\n{explanation}")
-    typer.echo("Calls in flight, ejections and breakers are the process's own; mesh.explain() shows them.", err=True)
+    own = "Calls in flight, ejections, breakers and the use of limits"
+    typer.echo(f"{own} are the process's own; mesh.explain() shows them.", err=True)
 
 
 def _ask(control_plane: str, workload: str, scope: str) -> tuple[Configuration, Snapshot]:

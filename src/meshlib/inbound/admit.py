@@ -224,6 +224,6 @@ def answer_of(denied: Deny, content_type: bytes) -> tuple[int, RawPairs, bytes]:
             (b"grpc-status", b"%d" % denied.grpc_status),
             (b"grpc-message", message),
         )
-        return 200, grpc_head, b""
+        return 200, (*grpc_head, *denied.told), b""
     length = (b"content-length", b"%d" % len(denied.body))
     return denied.status, (*(pair for pair in denied.headers if pair[0] != b"content-length"), length), denied.body

@@ -108,6 +108,8 @@ class Visit:
         if isinstance(verdict, Deny):
             if served is not None:
                 served.flags, served.reason = verdict.flag, verdict.details
+            if verdict.told:
+                self.context.set_trailing_metadata(tuple(map(_shown, verdict.told)))
             return self._refused(_CODES.get(verdict.grpc_status, grpc.StatusCode.UNKNOWN), _words(verdict.body))
         self.verdict = verdict
         now, remaining = self.porch.clock(), self.context.time_remaining()

@@ -50,6 +50,11 @@ class Deny(NamedTuple):
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def told(self) -> RawPairs:
+        """The headers that are not about the body: what a gRPC caller is told, too, as metadata."""
+        return tuple(pair for pair in self.headers if not pair[0].startswith(b"content-"))
+
 
 Verdict = Allow | Deny
 ALLOW = Allow()

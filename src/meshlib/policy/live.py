@@ -13,6 +13,7 @@ from types import MappingProxyType
 from meshlib.model import NOWHERE, PASSTHROUGH, Cluster, ClusterType, Locality, Snapshot
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.guard import Guard, guard_of
+from meshlib.policy.rate_limit import Limiter
 from meshlib.policy.router import Router, RouteTable
 
 
@@ -34,6 +35,12 @@ class Live:
         self.clusters = clusters
         self.guard = guard
         self._passthrough = passthrough
+
+    @property
+    def limiters(self) -> list[Limiter]:
+        """Of calls out and of calls in."""
+        out = [each.limiter for each in self.clusters.values() if each.limiter is not None]
+        return out + self.guard.limiters
 
     def cluster(self, name: str) -> LiveCluster | None:
         found = self.clusters.get(name)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Hashable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from meshlib.model import Peer, Quota, RateLimit, Request
+from meshlib.model import Peer, Quota, QuotaService, RateLimit, Request
 from meshlib.policy.descriptors import Describe, compile_concerns, compile_key
 from meshlib.policy.quota import Answer, Pairs, Question
 from meshlib.state.quota import QuotaUse
@@ -47,7 +47,8 @@ class Taken(NamedTuple):
 Asking = Generator[Question, Answer | None, "Limited | Taken | None"]
 
 
-class Use(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Use:
     """How much of a limit is used, by this process. failed: questions that nobody answered. remaining: in a bucket
     that all calls share, or by the last answer; None is unknown."""
 
@@ -177,7 +178,7 @@ class Limiter:
                 continue
             quota = each.quota
             answer = yield question
-            each.use.count(None if answer is None else answer.is_over, answer and answer.limit and answer.remaining)
+            each.use.count(answer)
             if quota.shadow:
                 continue
             if answer is None:
@@ -192,6 +193,11 @@ class Limiter:
                 return _over(quota, answer, (*said, *quota.answer.headers))
             headers, added = (*headers, *told), (*added, *answer.request_headers)
         return Taken(headers, added) if headers or added else None
+
+    @property
+    def services(self) -> list[QuotaService]:
+        """Who is asked."""
+        return [each.quota.service for each in self._asked]
 
     def counts(self) -> list[tuple[RateLimit, int, int]]:
         """(limit, allowed, limited) each; a limit in shadow mode has limited nobody, and says how many it would."""

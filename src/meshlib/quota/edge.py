@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from meshlib.model import QuotaService
@@ -62,6 +62,15 @@ class QuotaEdge:
             return None
         self._answered(service)
         return answer
+
+    def prepare(self, services: Iterable[QuotaService]) -> None:
+        """Load and make what asking these will take, off the hot path. Opens no connection, and raises nothing: what
+        is missing is said now, not with the first call."""
+        for service in services:
+            try:
+                self._counter(service)
+            except Exception as error:
+                self._unanswered(service, error)
 
     def _counter(self, service: QuotaService) -> Counter:
         found = self._counters.get(service)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
+
+
+class Told(Protocol):
+    """What an answer says (policy.quota.Answer). limit: 0 where it does not tell what is left."""
+
+    @property
+    def is_over(self) -> bool: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
 
 
 class QuotaUse:
     """Thread-safe. allowed, limited, failed: calls by the answer that they got; failed: none came. remaining: what the
-    last answer said that is left, None before the first."""
+    last answer that told it said is left, None before the first."""
 
     __slots__ = ("_lock", "allowed", "failed", "limited", "remaining")
 
@@ -16,18 +28,17 @@ class QuotaUse:
         self.allowed = self.limited = self.failed = 0
         self.remaining: int | None = None
 
-    def count(self, is_over: bool | None, remaining: int | None = None) -> None:
-        """is_over: None when there was no answer."""
+    def count(self, answer: Told | None) -> None:
         with self._lock:
-            if is_over is None:
+            if answer is None:
                 self.failed += 1
                 return
-            if is_over:
+            if answer.is_over:
                 self.limited += 1
             else:
                 self.allowed += 1
-            if remaining is not None:
-                self.remaining = remaining
+            if answer.limit:
+                self.remaining = answer.remaining
 
     def __repr__(self) -> str:
         return f"<QuotaUse {self.allowed} allowed, {self.limited} limited, {self.failed} without an answer>"

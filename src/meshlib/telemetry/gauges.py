@@ -44,8 +44,7 @@ def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
     yield Value("istio_build", (("component", "proxy"), ("tag", version)), 1, False)
     for (name, labels), amount in recorder.counts().items():
         yield Value(name, labels, amount, True)
-    limiters = [cluster.limiter for cluster in live.clusters.values() if cluster.limiter is not None]
-    for limiter in (*limiters, *live.guard.limiters):
+    for limiter in live.limiters:
         for use in limiter.uses():
             said = (("limit", use.limit.name), ("shadow", str(use.limit.shadow).lower()))
             kind = "rate_limit" if isinstance(use.limit, RateLimit) else "quota"
