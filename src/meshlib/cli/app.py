@@ -13,6 +13,7 @@ from meshlib.cli import (
     apply,
     audit,
     authority,
+    authz,
     bootstrap,
     config,
     control_plane,
@@ -77,6 +78,7 @@ app.command()(asking(token.token))
 app.command()(bootstrap.bootstrap)
 app.command()(access.access)
 app.command("identity")(asking(whoami.identity))
+app.command()(asking(authz.authz))
 app.command("ca")(asking(authority.ca))
 app.command()(asking(audit.audit))
 app.command()(asking(status.version))

@@ -156,7 +156,7 @@ def config(
         raise CommandFailed(f"{kind}: there are {', '.join(KINDS)}")
     if output not in ("", "json", "yaml"):
         raise CommandFailed(f"-o {output}: there are json and yaml")
-    found, held = _ask(control_plane, workload, "sent")
+    found, held = ask(control_plane, workload, "sent")
     if found.alike > 1:
         typer.echo(f"{found.name}, one of {found.alike} processes of {workload}:", err=True)
     headers, rows, fields = KINDS[known]
@@ -184,7 +184,7 @@ def explain(
         request = request_of(method, url, map(_header, header or ()))
     except ValueError as error:
         raise CommandFailed(str(error)) from None
-    found, visible = _ask(control_plane, workload, "visible")
+    found, visible = ask(control_plane, workload, "visible")
     explanation = policy.explain(compile_live(visible, None, random.Random(0)), request)
     if output:
         _tell(explanation, output)
@@ -194,7 +194,7 @@ def explain(
     typer.echo(f"{own} are the process's own; mesh.explain() shows them.", err=True)
 
 
-def _ask(control_plane: str, workload: str, scope: str) -> tuple[Configuration, Snapshot]:
+def ask(control_plane: str, workload: str, scope: str) -> tuple[Configuration, Snapshot]:
     """One process's configuration, as it was sent and as a process reads it."""
     with AdminClient(control_plane) as client:
         found = client.get("/v1/config", {"of": workload, "scope": scope}, Configuration)
