@@ -113,3 +113,14 @@ def test_what_grpc_calls_cost_is_measured() -> None:
         (mode, at_once, name) for mode in ("sync", "async") for at_once in (1, 16) for name in contestants
     ]
     assert all(row["microseconds"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.processes
+def test_what_authorization_costs_is_measured() -> None:
+    """Decisions, and requests through both kinds of middleware."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.authorization", "--quick"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    names = [line[:42].strip() for line in found.stdout.splitlines()]
+    assert names[:2] == ["no rules", "1 policy"] and names[-2:] == ["ASGI, 100 policies", "WSGI, 100 policies"]
+    assert len(names) == 12

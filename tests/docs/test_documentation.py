@@ -23,7 +23,7 @@ from pages import PAGES, ROOT, Block, Command, anchors, blocks, commands, withou
 
 from peers import Answer, Peer, Received
 
-TUTORIAL = ROOT / "docs" / "tutorial" / "bookinfo.md"
+TUTORIAL = ROOT / "docs" / "tutorial"
 README = ROOT / "README.md"
 # The virtual environment's meshctl, without the need to activate it.
 MESHCTL = (sys.executable, "-m", "meshlib.cli")
@@ -211,7 +211,7 @@ def test_the_example_of_the_readme_calls_reviews(tmp_path: Path) -> None:
 
 
 def holder(command: Command) -> str | None:
-    if command.page == TUTORIAL:
+    if command.page.parent == TUTORIAL:
         return "tutorial"
     return next((by for prefix, by in COMMANDS.items() if f"{command.text} ".startswith(prefix)), None)
 

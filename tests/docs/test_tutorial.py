@@ -1,4 +1,4 @@
-"""Does docs/tutorial/bookinfo.md tell the truth? A reader follows it: the demo in one terminal, a shell in another.
+"""Do the pages of docs/tutorial tell the truth? A reader follows them: the demo in one terminal, a shell in another.
 
 Every line of its console blocks is typed into that shell and must print what the page shows; every comment
 `check: NAME` is what the reader sees then, and a function `check_NAME` here.
@@ -25,6 +25,7 @@ from pages import ROOT, commands
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 PAGE = ROOT / "docs" / "tutorial" / "bookinfo.md"
+AUTHORIZATION = PAGE.with_name("authorization.md")
 BIN = Path(sys.executable).parent
 LIVE = 1.0
 """Seconds after which a change must be seen, by the page's own word."""
@@ -247,6 +248,57 @@ def check_page_works(reader: Reader) -> None:
     assert "no reviews" not in {reader.look(reader.nobody).stars for _ in range(10)}
 
 
+# Of authorization.md
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _says(browser: httpx.Client, *texts: str) -> bool:
+    """The page comes, and says these and no other complaints."""
+    page = browser.get("/productpage")
+    complaints = ("Error fetching product details", NO_REVIEWS, NO_RATINGS)
+    return page.status_code == 200 and all((each in page.text) is (each in texts) for each in complaints)
+
+
+def check_nobody_gets_in(reader: Reader) -> None:
+    eventually(lambda: reader.nobody.get("/productpage").status_code == 403)
+    assert reader.nobody.get("/productpage").text == "RBAC: access denied"
+
+
+def check_the_page_comes_without_details_and_reviews(reader: Reader) -> None:
+    eventually(lambda: _says(reader.nobody, "Error fetching product details", NO_REVIEWS))
+
+
+def check_the_page_comes_without_ratings(reader: Reader) -> None:
+    """Of the versions of reviews, two ask for ratings."""
+    eventually(lambda: _says(reader.nobody, NO_RATINGS))
+
+
+def check_the_page_is_whole(reader: Reader) -> None:
+    def is_whole() -> bool:
+        return all(_says(reader.nobody) for _ in range(12))
+
+    eventually(is_whole)
+
+
+def check_strangers_are_refused(reader: Reader) -> None:
+    services = httpx.get(f"{reader.admin}/v1/endpoints", trust_env=False, timeout=20).json()["services"]
+    for name in ("ratings", "reviews", "details"):
+        address = next(each["endpoints"][0]["address"] for each in services if each["name"] == name)
+        answer = httpx.get(f"http://{address}/{name}/0", trust_env=False, timeout=20)
+        assert (answer.status_code, answer.text) == (403, "RBAC: access denied")
+
+
+def check_jason_gets_no_ratings_and_others_do(reader: Reader) -> None:
+    eventually(lambda: _says(reader.jason, NO_RATINGS))
+    assert all(_says(reader.somebody) for _ in range(12))
+
+
 CHECKS: dict[str, Callable[[Reader], None]] = {
     name.removeprefix("check_").replace("_", " "): value
     for name, value in globals().items()
@@ -261,10 +313,10 @@ class Step(NamedTuple):
     check: str = ""
 
 
-def steps() -> list[Step]:
+def steps(page: Path = PAGE) -> list[Step]:
     """Commands and checks, in the order of the page."""
-    found = [Step(each.line, each.text, each.printed) for each in commands() if each.page == PAGE]
-    for number, line in enumerate(PAGE.read_text().splitlines(), 1):
+    found = [Step(each.line, each.text, each.printed) for each in commands() if each.page == page]
+    for number, line in enumerate(page.read_text().splitlines(), 1):
         if match := re.fullmatch(r"<!-- check: (.+) -->", line.strip()):
             found.append(Step(number, check=match[1]))
     return sorted(found)
@@ -278,31 +330,40 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         demo.interrupt()
 
 
-def test_the_tutorial_can_be_followed(demo: Demo) -> None:
-    """From `source` to the last command. `make demo` is the terminal that runs already; Ctrl-C ends it."""
+def follow(page: Path, to_do: list[Step], demo: Demo) -> None:
     reader, shell = Reader(demo.origin, demo.admin), Shell(demo.environment)
     try:
-        first, *rest = steps()
-        assert first.command == "make demo"
-        for step in rest:
+        for step in to_do:
             if step.check:
                 CHECKS[step.check](reader)
                 continue
             if step.command.startswith("source ") and BIN != ROOT / ".venv" / "bin":
                 continue  # the tests run in another environment, which is on PATH
             printed, code = shell.run(step.command)
-            assert code == 0, f"{PAGE.name}:{step.line}: {step.command}\n{printed}"
+            assert code == 0, f"{page.name}:{step.line}: {step.command}\n{printed}"
             if step.printed:
-                assert printed == step.printed, f"{PAGE.name}:{step.line}: {step.command}"
+                assert printed == step.printed, f"{page.name}:{step.line}: {step.command}"
     finally:
         shell.close()
         reader.close()
+
+
+def test_who_may_call_can_be_followed(demo: Demo) -> None:
+    """Deny all, then allow one by one: on the demo's own processes and identities."""
+    follow(AUTHORIZATION, steps(AUTHORIZATION), demo)
+
+
+def test_the_tutorial_can_be_followed(demo: Demo) -> None:
+    """From `source` to the last command. `make demo` is the terminal that runs already; Ctrl-C ends it."""
+    first, *rest = steps()
+    assert first.command == "make demo"
+    follow(PAGE, rest, demo)
     assert demo.interrupt() == 0
 
 
 def test_every_check_of_the_tutorial_is_known() -> None:
     """And none is left over here."""
-    assert {step.check for step in steps() if step.check} == set(CHECKS)
+    assert {step.check for page in (PAGE, AUTHORIZATION) for step in steps(page) if step.check} == set(CHECKS)
 
 
 def test_the_tutorial_shows_what_each_change_prints() -> None:
