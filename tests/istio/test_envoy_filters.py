@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from views import node, objects, view
 
 from meshlib.istio.parse import Parsed, parse_text
@@ -141,12 +144,12 @@ def test_the_sample_that_limits_a_path_is_understood_whole() -> None:
         "route": {"rate_limits": actions},
         "typed_per_filter_config": {"envoy.filters.http.local_ratelimit": own},
     }
-    given = filters(
+    text = filters(
         inserted({"@type": LOCAL, "stat_prefix": "http_local_rate_limiter"}),
         merged(value, "inbound|http|9080", "SIDECAR_INBOUND", "HTTP_ROUTE"),
         app="productpage",
     )
-    first, default = access(given, app="productpage").rate_limits
+    first, default = access(text, app="productpage").rate_limits
     fits = HeaderMatch(":path", StringMatch("prefix", "/productpage", True))
     assert (first.name, first.tokens, first.keys) == (
         "istio-system/limits rl header_match=productpage",
@@ -157,7 +160,7 @@ def test_the_sample_that_limits_a_path_is_understood_whole() -> None:
     for each in (first, default):
         assert (each.port, each.answers, each.shadow) == (9080, True, False)
         assert each.answer == LimitAnswer(429, 14, (("x-local-rate-limit", "true"),))
-    assert access(given, app="reviews").rate_limits == ()
+    assert access(text, app="reviews").rate_limits == ()
 
 
 def test_calls_are_let_pass_as_by_an_envoy() -> None:
@@ -217,6 +220,22 @@ def test_a_wildcard_has_a_bucket_for_each_value() -> None:
     assert access(filters(inserted(limited))).rate_limits[-1].otherwise is True
 
 
+def test_a_virtual_host_narrows_what_a_filter_asks_about() -> None:
+    """Its actions hold for its calls; the default bucket for all that the filter is for."""
+    own = local(
+        token_bucket=BUCKET,
+        descriptors=[{"entries": [{"key": "PATH", "value": "/login"}], "token_bucket": BUCKET}],
+    )
+    value = {"rate_limits": [{"actions": [PATH]}]}
+    text = filters(inserted(own, "GATEWAY"), merged(value, "shop.example:80"), inserted(own, "GATEWAY", portNumber=81))
+    found = access(text, kind=NodeKind.ROUTER).rate_limits
+    assert [(each.port, each.hosts, len(each.keys)) for each in found] == [
+        (80, ("shop.example",), 1),
+        (0, (), 0),
+        (81, (), 0),
+    ]
+
+
 def test_a_filter_that_is_not_enabled_does_nothing_and_one_not_enforced_counts() -> None:
     """Envoy's defaults are no calls at all."""
     bare = {"@type": LOCAL, "stat_prefix": "rl", "token_bucket": BUCKET}
@@ -231,18 +250,18 @@ def test_a_filter_that_is_not_enabled_does_nothing_and_one_not_enforced_counts()
 )
 def test_a_patch_is_for_its_context(context: str, kinds: set[NodeKind]) -> None:
     """A workload's and a gateway's, by the port of the listener where one is named."""
-    given = filters(inserted(local(token_bucket=BUCKET), context, portNumber=8080))
+    text = filters(inserted(local(token_bucket=BUCKET), context, portNumber=8080))
     for kind in NodeKind:
-        limits = access(given, kind=kind).rate_limits
+        limits = access(text, kind=kind).rate_limits
         assert [each.port for each in limits] == ([8080] if kind in kinds else [])
 
 
 def test_only_the_root_namespace_speaks_for_others() -> None:
     """And labels that are asked for make nodes differ."""
-    given = inserted(local(token_bucket=BUCKET))
-    assert access(filters(given, namespace="other")).rate_limits == ()
-    assert len(access(filters(given, namespace="default")).rate_limits) == 1
-    asked = tuple(objects(filters(given, app="x")))
+    patch = inserted(local(token_bucket=BUCKET))
+    assert access(filters(patch, namespace="other")).rate_limits == ()
+    assert len(access(filters(patch, namespace="default")).rate_limits) == 1
+    asked = tuple(objects(filters(patch, app="x")))
     assert view_key(asked, node(app="x")) != view_key(asked, node(app="y"))
 
 
@@ -300,8 +319,8 @@ def test_bookinfos_policy_names_a_cluster_that_it_adds() -> None:
 def test_stages_tell_filters_apart() -> None:
     """Each asks about the actions of its own."""
     actions = {"rate_limits": [{"actions": [PATH], "stage": 1}, {"actions": [{"remote_address": {}}]}]}
-    given = filters(inserted(asking(), "GATEWAY"), inserted(asking(stage=1), "GATEWAY"), merged(actions))
-    found = access(given, kind=NodeKind.ROUTER).quotas
+    text = filters(inserted(asking(), "GATEWAY"), inserted(asking(stage=1), "GATEWAY"), merged(actions))
+    found = access(text, kind=NodeKind.ROUTER).quotas
     assert [each.descriptors for each in found] == [
         ((LimitKey("address", entry="remote_address"),),),
         ((LimitKey("header", ":path", "PATH"),),),
@@ -354,6 +373,10 @@ def test_what_is_not_understood_has_no_effect_and_says_so(patch: dict[str, Any],
         (inserted(local(token_bucket={**BUCKET, "fill_interval": 60})), f"{CONFIG}.token_bucket.fill_interval"),
         (inserted(local(token_bucket={**BUCKET, "max_tokens": 0})), f"{CONFIG}.token_bucket.max_tokens"),
         (inserted(local(status={"code": 200})), f"{CONFIG}.status.code"),
+        (inserted(local(status={"code": []})), f"{CONFIG}.status.code"),
+        (inserted(local(token_bucket={**BUCKET, "max_tokens": 1 << 32})), f"{CONFIG}.token_bucket.max_tokens"),
+        (inserted(local(token_bucket=BUCKET), portNumber=65536), f"{AT}.match.listener.portNumber"),
+        (merged({}, "a:65536"), f"{AT}.match.routeConfiguration.vhost.name"),
         (inserted(local(descriptors=[{"entries": []}])), f"{CONFIG}.descriptors[0]"),
         (inserted(local(response_headers_to_add=[BROKEN])), f"{CONFIG}.response_headers_to_add[0].header"),
         (inserted(asking(domain="")), f"{CONFIG}.domain"),
@@ -371,3 +394,32 @@ def test_what_envoy_would_refuse_is_refused_by_its_field(patch: dict[str, Any], 
     found = parsed(patch)
     assert [problem.field for problem in found.problems] == [field]
     assert not found.objects
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+PLACES = (
+    (inserted(local(token_bucket=BUCKET, rate_limits=[{"actions": [PATH]}])), "HTTP_FILTER"),
+    (inserted(asking(rate_limits=[{"actions": [PATH]}])), "HTTP_FILTER"),
+    (merged({"rate_limits": [{"actions": [PATH]}], "typed_per_filter_config": {}}), "VIRTUAL_HOST"),
+)
+
+
+@given(place=st.sampled_from(PLACES), value=anything, data=st.data())
+def test_whatever_stands_in_a_field_is_understood_passed_over_or_refused(place: Any, value: Any, data: Any) -> None:
+    """Never an error of ours, in the place of any field that means something."""
+    patch = copy.deepcopy(place[0])
+    here: Any = patch
+    while True:
+        steps = list(here) if isinstance(here, dict) else list(range(len(here)))
+        step = data.draw(st.sampled_from(steps))
+        if not isinstance(here[step], (dict, list)) or not here[step] or data.draw(st.booleans()):
+            here[step] = value
+            break
+        here = here[step]
+    found = parse_text(filters(patch), "x.yaml")
+    for each in NodeKind:
+        translate(found.objects, (), node(kind=each))

@@ -212,6 +212,7 @@ def test_outbound_quotas_are_the_clusters() -> None:
         ("redis: 'redis://r', per: 1s", ".requests"),
         ("redis: 'redis://r', requests: 1", ".per"),
         ("redis: 'redis://r', requests: 1, per: 1500ms", ".per"),
+        ("redis: 'redis://r', requests: 1, per: 8761h", ".per"),
         ("redis: 'redis://r', requests: 1, per: 1s, hits: 2", ".hits"),
         ("redis: 'redis://r', requests: 1, per: 1s, domain: d", ".domain"),
         ("redis: 'redis://r', requests: 1, per: 1s, keys: [user]", ".keys[0]"),

@@ -29,6 +29,7 @@ _INSERTS = ("ADD", "INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST")
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?s\Z")
 _INBOUND_HOST = re.compile(r"inbound\|(?:http)?\|([0-9]+)\Z")
 _HOST_AND_PORT = re.compile(r"([^:|]+):([0-9]+)\Z")
+_LONGEST = 315_576_000_000
 UNLIMITED = 0xFFFFFFFF
 
 
@@ -50,6 +51,14 @@ class Scope:
 
     def covers(self, other: Scope) -> bool:
         return not self.hosts and self.port in (0, other.port)
+
+    def both(self, other: Scope) -> Scope | None:
+        """The calls that both are for; None when there are none."""
+        if (self.port and other.port and self.port != other.port) or (
+            self.hosts and other.hosts and self.hosts != other.hosts
+        ):
+            return None
+        return Scope(self.contexts & other.contexts, self.port or other.port, self.hosts or other.hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +202,24 @@ def _flag(value: Any, at: str) -> bool:
     return value
 
 
-def _whole(least: int) -> Callable[[Any, str], int]:
+def _whole(least: int, most: int = 0xFFFFFFFF) -> Callable[[Any, str], int]:
     def read(value: Any, at: str) -> int:
-        if isinstance(value, str) and value.isdecimal():  # protobuf's JSON of 64 bits
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise Refused(at, f"must be a whole number, {least} at least: {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Refused(at, f"must be a whole number from {least} to {most}: {value!r}")
         return value
 
     return read
 
 
+_port = _whole(0, 65535)
+
+
 def _seconds(value: Any, at: str) -> float:
     if not isinstance(value, str) or not _SECONDS.match(value):
         raise Refused(at, f"must be seconds, as in 60s or 0.5s: {value!r}")
-    return float(value[:-1])
+    if (found := float(value[:-1])) > _LONGEST:
+        raise Refused(at, f"is more than a Duration holds: {value!r}")
+    return found
 
 
 def _list(value: Any, at: str) -> list[tuple[Any, str]]:
@@ -249,7 +261,7 @@ def _listener_scope(given: Mapping[str, Any], at: str) -> Scope:
     match = _Fields(given, at)
     contexts = _contexts(match)
     listener = match.part("listener")
-    port = listener.take("port_number", _whole(0), 0)
+    port = listener.take("port_number", _port, 0)
     chain = listener.part("filter_chain")
     network = chain.part("filter")
     if network.take("name", _text, _MANAGER) != _MANAGER:
@@ -264,9 +276,9 @@ def _route_scope(given: Mapping[str, Any], at: str) -> Scope:
     match = _Fields(given, at)
     contexts = _contexts(match)
     routes = match.part("route_configuration")
-    port = routes.take("port_number", _whole(0), 0)
+    port = routes.take("port_number", _port, 0)
     if (name := routes.take("name", _text, "")) and (listens := re.match(r"http\.([0-9]+)\Z", name)):
-        port = int(listens[1])
+        port = _port(int(listens[1]), f"{routes.at}.name")
     elif name:
         raise NotYet(f"{routes.at}.name")
     host = routes.part("vhost")
@@ -274,9 +286,9 @@ def _route_scope(given: Mapping[str, Any], at: str) -> Scope:
     domain = host.take("domain_name", _text, "")
     hosts = (domain,) if domain else ()
     if inbound := _INBOUND_HOST.match(name):
-        port = int(inbound[1])
+        port = _port(int(inbound[1]), f"{host.at}.name")
     elif named := _HOST_AND_PORT.match(name):
-        port = int(named[2])
+        port = _port(int(named[2]), f"{host.at}.name")
         hosts = () if named[1] == "*" else (named[1],)
     elif name:
         raise NotYet(
@@ -340,7 +352,7 @@ def _cluster(value: Any, at: str) -> AddedCluster:
         for endpoint, below in _Fields(locality, place).items("lb_endpoints"):
             inner = _Fields(endpoint, below).part("endpoint")
             address = inner.part("address").part("socket_address")
-            host, port = address.take("address", _text, ""), address.take("port_value", _whole(1), 0)
+            host, port = address.take("address", _text, ""), address.take("port_value", _port, 0)
             if "" not in (name, host) and port:
                 return AddedCluster(name, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     raise NotYet(at)
@@ -437,7 +449,7 @@ def _status(value: Any, at: str) -> int:
     given = _Fields(value, at)
     code: Any = given.taken("code")
     named = {"TooManyRequests": 429, "ServiceUnavailable": 503, "Forbidden": 403, "InternalServerError": 500}
-    found = code if isinstance(code, int) else named.get(code, 0)
+    found = code if isinstance(code, int) else named.get(str(code), 0)
     if isinstance(code, bool) or not 400 <= found <= 599:  # Envoy takes no other
         raise Refused(f"{at}.code", f"must be a status of 400 and above: {code!r}")
     return found

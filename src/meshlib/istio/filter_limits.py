@@ -80,19 +80,32 @@ def _local(here: list[_Placed], described: list[tuple[f.Described, _Placed]]) ->
     ]:
         if not limit.enabled:
             continue
-        actions = list(limit.actions)
+        actions = [(limit.scope, each) for each in limit.actions]
         if not actions:
-            for patch, _ in described:
-                if patch.scope.covers(limit.scope) or patch.scope == limit.scope:
-                    actions += [each for each in patch.actions if each.stage == limit.stage]
+            actions = _described(limit.scope, limit.stage, described)
         yield from _buckets(limit, actions, placed)
 
 
-def _buckets(limit: f.LocalLimit, actions: list[f.Action], placed: _Placed) -> Iterator[RateLimit]:
+def _described(
+    scope: f.Scope, stage: int, described: list[tuple[f.Described, _Placed]]
+) -> list[tuple[f.Scope, f.Action]]:
+    """What virtual hosts and routes have a filter ask about, and for which calls."""
+    return [
+        (both, action)
+        for patch, _ in described
+        if (both := patch.scope.both(scope)) is not None
+        for action in patch.actions
+        if action.stage == stage
+    ]
+
+
+def _buckets(limit: f.LocalLimit, actions: list[tuple[f.Scope, f.Action]], placed: _Placed) -> Iterator[RateLimit]:
     name = f"{placed.name} {limit.name}".rstrip()
     origin = f"{placed.origin} configPatches[{placed.number}]"
 
-    def made(called: str, bucket: f.Bucket, keys: tuple[LimitKey, ...], otherwise: bool = False) -> RateLimit:
+    def made(
+        called: str, bucket: f.Bucket, keys: tuple[LimitKey, ...], scope: f.Scope, otherwise: bool = False
+    ) -> RateLimit:
         return RateLimit(
             called,
             bucket.tokens,
@@ -102,20 +115,20 @@ def _buckets(limit: f.LocalLimit, actions: list[f.Action], placed: _Placed) -> I
             answers=limit.answers,
             shadow=not limit.enforced,
             origin=origin,
-            port=limit.scope.port,
-            hosts=limit.scope.hosts,
+            port=scope.port,
+            hosts=scope.hosts,
             otherwise=otherwise,
             answer=limit.answer,
         )
 
     for entries, bucket in limit.descriptors:
         told = ", ".join(f"{key}={value}" if value else key for key, value in entries)
-        for action in actions:
+        for scope, action in actions:
             keys = _matched(action.keys, entries)
             if keys is not None:
-                yield made(f"{name} {told}", bucket, keys)
+                yield made(f"{name} {told}", bucket, keys, scope)
     if limit.default is not None and limit.default.tokens < f.UNLIMITED:
-        yield made(name, limit.default, (), otherwise=not limit.always_default)
+        yield made(name, limit.default, (), limit.scope, otherwise=not limit.always_default)
 
 
 def _matched(keys: tuple[LimitKey, ...], entries: tuple[tuple[str, str], ...]) -> tuple[LimitKey, ...] | None:
@@ -161,13 +174,9 @@ def _asked(
             limit.status_on_failure,
         )
         by_scope: dict[tuple[f.Scope, int], list[tuple[LimitKey, ...]]] = {}
-        sources = [(limit.scope, limit.actions)] if limit.actions else [(p.scope, p.actions) for p, _ in described]
-        for scope, actions in sources:
-            for action in actions:
-                if action.stage == limit.stage:
-                    narrowed = replace(scope, port=scope.port or limit.scope.port)
-                    if limit.scope.port in (0, narrowed.port):
-                        by_scope.setdefault((narrowed, action.hits), []).append(action.keys)
+        actions = [(limit.scope, each) for each in limit.actions] or _described(limit.scope, limit.stage, described)
+        for scope, action in actions:
+            by_scope.setdefault((scope, action.hits), []).append(action.keys)
         for (scope, hits), descriptors in by_scope.items():
             where = " ".join([*scope.hosts, *([str(scope.port)] if scope.port else [])])
             yield Quota(

@@ -10,6 +10,7 @@ from meshlib.istio.problems import Refused
 
 KEYS = ("header", "principal", "address", "method", "path")
 _OF_CALLERS = ("principal", "address")
+_YEAR = 365 * 24 * 3600
 _REDIS = ("redis://", "rediss://", "redis+unix://")
 _TARGET = re.compile(r"(?:[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\]):[0-9]{1,5}\Z")
 
@@ -58,6 +59,8 @@ def _check_redis(quota: r.QuotaRule, place: str) -> None:
         raise Refused(f"{place}.per", "is missing: in which time?")
     if quota.per.seconds < 1 or not quota.per.seconds.is_integer():
         raise Refused(f"{place}.per", "must be whole seconds, since Redis keeps them by its clock")
+    if quota.per.seconds > _YEAR:
+        raise Refused(f"{place}.per", "must be at most a year (8760h)")
     if quota.hits > quota.requests:
         raise Refused(f"{place}.hits", "is more than requests: no call would ever pass")
 
