@@ -323,11 +323,11 @@ def test_a_cluster_goes_only_after_the_route_that_named_it(make: type[Client]) -
     after = view("new", routes=[("r", "new")], listeners=["l"])
     client = full(make, before)
     assert client.due(after) == (["CDS new"] if make is delta else ["CDS new old"])
-    # An Envoy asks for the endpoints before it accepts the cluster. Only then comes the route.
+    # An Envoy asks for the endpoints, and accepts the cluster once it has them. Only then comes the route.
     names = ("new",) if make is delta else ("new", "old")
-    assert client.ask(ENDPOINT, *names, now=after, nonce=client.last[ENDPOINT].nonce) == []
-    assert client.ack(CLUSTER, now=after) == ["EDS new"]
-    assert client.ack(ENDPOINT, *(names if make is sotw else ()), now=after) == ["RDS r"]
+    assert client.ask(ENDPOINT, *names, now=after, nonce=client.last[ENDPOINT].nonce) == ["EDS new"]
+    assert client.ack(ENDPOINT, *(names if make is sotw else ()), now=after) == []
+    assert client.ack(CLUSTER, now=after) == ["RDS r"]
     last = client.ack(ROUTE, *(("r",) if make is sotw else ()), now=after)
     assert last == (["CDS -old", "EDS -old"] if make is delta else ["CDS new", "EDS old"])
 
@@ -402,9 +402,9 @@ def test_a_cluster_that_changes_brings_its_endpoints_again(make: type[Client]) -
     client = full(make, before)
     changed = (Cluster("a", connect_timeout=1.0), before.snapshot.clusters[1])
     after = View(Snapshot(clusters=changed, assignments=before.snapshot.assignments), (), Encoder())
-    assert client.due(after) == (["CDS a"] if make is delta else ["CDS a b"])
-    assert client.ack(CLUSTER, now=after) == ["EDS a"]
+    assert client.due(after) == ["CDS a" if make is delta else "CDS a b", "EDS a"]
     assert client.ack(ENDPOINT, *(("a", "b") if make is sotw else ()), now=after) == []
+    assert client.ack(CLUSTER, now=after) == []
 
 
 def test_delta_a_cluster_that_changed_while_the_client_was_away_brings_its_endpoints_again() -> None:
@@ -413,9 +413,8 @@ def test_delta_a_cluster_that_changed_while_the_client_was_away_brings_its_endpo
     has = {name: each.version for name, each in now.resources[ENDPOINT].items()}
     client = delta()
     assert client.ask(CLUSTER, now=now, initial={"a": "older"}) == ["CDS a"]
-    assert client.ask(ENDPOINT, "a", now=now, initial=has) == []
-    assert client.ack(CLUSTER, now=now) == ["EDS a"]
-    assert client.ack(ENDPOINT, now=now) == []
+    assert client.ask(ENDPOINT, "a", now=now, initial=has) == ["EDS a"]
+    assert client.ack(CLUSTER, now=now) == client.ack(ENDPOINT, now=now) == []
 
 
 def test_delta_a_resource_that_is_gone_is_taken_from_a_client_that_knows_no_versions() -> None:

@@ -63,6 +63,7 @@ COMMANDS = {
     "meshctl validate": "run",
     "meshctl analyze": "run here",
     "meshctl bootstrap": "help",
+    "envoy -c": "words",
     "export GRPC_XDS_BOOTSTRAP": "words",
     "export MESHLIB_": "settings",
     "pip install": "extras",

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 from stock_grpc import write_bootstrap
 
 import meshlib
 from inbound.inbound_servers import uvicorn_server
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
+from meshlib.identity.access import Access
+from meshlib.identity.files import FilesSource
 from meshlib.identity.folder import write_credentials
 from meshlib.identity.pem import credentials_of
+from meshlib.identity.relay import Relay
 from meshlib.inbound.peer import of_scope
-from meshlib.mesh import Mesh
+from meshlib.mesh import Mesh, Settings
 from meshlib.model import SpiffeId
+from meshlib.xds.bootstrap import ControlPlaneAddress, envoy_bootstrap
 from peers import unused_port
 
 ENVOY = Path(__file__).parents[2] / ".venv" / "envoy" / "bin" / "envoy"
@@ -300,3 +309,184 @@ def test_calls_by_an_envoy_reach_our_server_by_mtls(hamlet: Hamlet) -> None:
             eventually(lambda: another.get(f"{url}/ok").status_code == 403, "the library knows the thief")
             assert mine.get("http://nobody.example/").status_code == 502
         hamlet.assert_accepted()
+
+
+def test_an_envoy_routes_to_subsets_and_ejects_what_fails(hamlet: Hamlet) -> None:
+    """VirtualService and DestinationRule, carried out beside a service that knows nothing of them."""
+    versions: dict[str, Service] = {}
+    for name in ("v1", "v2", "sick"):
+        status = 500 if name == "sick" else 200
+        versions[name] = hamlet.stack.enter_context(Service(lambda _, n=name, s=status: (s, n)).serving())
+    endpoints = "\n".join(
+        f"  - {{address: 127.0.0.1, ports: {{http: {versions[name].port}}}, labels: {{version: {label}}}}}"
+        for name, label in (("v1", "v1"), ("v2", "v2"), ("sick", "v2"))
+    )
+    hamlet.apply(
+        f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: reviews, namespace: default}}
+spec:
+  hosts: [reviews.example]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  location: MESH_INTERNAL
+  endpoints:
+{endpoints}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: reviews, namespace: default}}
+spec:
+  host: reviews.example
+  subsets:
+  - {{name: v1, labels: {{version: v1}}}}
+  - name: v2
+    labels: {{version: v2}}
+    trafficPolicy:
+      loadBalancer: {{simple: ROUND_ROBIN}}
+      outlierDetection: {{consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 50}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: reviews, namespace: default}}
+spec:
+  hosts: [reviews.example]
+  http:
+  - match: [{{headers: {{x-user: {{exact: jason}}}}}}]
+    route: [{{destination: {{host: reviews.example, subset: v2}}}}]
+    retries: {{attempts: 0}}
+  - route: [{{destination: {{host: reviews.example, subset: v1}}}}]
+"""
+    )
+    with hamlet.envoy("page").proxy as client:
+        eventually(lambda: client.get("http://reviews.example/").status_code == 200, "reviews is called")
+        assert {client.get("http://reviews.example/").text for _ in range(10)} == {"v1"}
+        jason = {"x-user": "jason"}
+        eventually(lambda: client.get("http://reviews.example/", headers=jason).text == "sick", "v2's turns")
+        assert {client.get("http://reviews.example/", headers=jason).text for _ in range(10)} == {"v2"}
+    hamlet.assert_accepted()
+
+
+def test_an_envoy_verifies_tokens_and_asks_external_authorizers(hamlet: Hamlet) -> None:
+    """RequestAuthentication with claims in a rule, and CUSTOM; what nobody can be asked about is denied."""
+    key = RSAKey.generate_key(2048, {"kid": "k"})
+    keys = hamlet.stack.enter_context(
+        Service(lambda _: (200, json.dumps({"keys": [key.as_dict(private=False)]}))).serving()
+    )
+    opa = hamlet.stack.enter_context(
+        Service(lambda request: (200 if request.headers.get("x-pass") == "yes" else 403, "opa")).serving()
+    )
+    shop = hamlet.stack.enter_context(Service().serving())
+    hamlet.apply(
+        f"""
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |
+    extensionProviders:
+    - name: opa
+      envoyExtAuthzHttp: {{service: 127.0.0.1, port: {opa.port}, includeRequestHeadersInCheck: [x-pass]}}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: shop, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: shop}}}}
+  jwtRules:
+  - issuer: me
+    jwksUri: http://127.0.0.1:{keys.port}/jwks
+    outputClaimToHeaders: [{{header: x-sub, claim: sub}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: shop, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: shop}}}}
+  rules:
+  - from: [{{source: {{requestPrincipals: [me/jason]}}}}]
+    when: [{{key: "request.auth.claims[groups]", values: [admin]}}]
+  - to: [{{operation: {{paths: [/open, /asked, /nobody]}}}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: asked, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: shop}}}}
+  action: CUSTOM
+  provider: {{name: opa}}
+  rules: [{{to: [{{operation: {{paths: [/asked]}}}}]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: nobody, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: shop}}}}
+  action: CUSTOM
+  provider: {{name: gone}}
+  rules: [{{to: [{{operation: {{paths: [/nobody]}}}}]}}]
+"""
+    )
+    beside = hamlet.envoy("shop", shop)
+    now = int(time.time())
+
+    def token(**claims: Any) -> str:
+        said = {"iss": "me", "sub": "jason", "groups": ["admin"], "exp": now + 3600, **claims}
+        return jwt.encode({"alg": "RS256", "kid": "k"}, said, key)
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{beside.port}", trust_env=False, timeout=20) as client:
+
+        def status(path: str, bearer: str = "", **headers: str) -> int:
+            given = {"authorization": f"Bearer {bearer}"} if bearer else {}
+            return client.get(
+                path, headers={**given, **{k.replace("_", "-"): v for k, v in headers.items()}}
+            ).status_code
+
+        eventually(lambda: status("/", token()) == 200, "keys are fetched")
+        assert shop.seen[-1]["x-sub"] == "jason"
+        assert "authorization" not in shop.seen[-1]
+        assert status("/") == 403
+        assert status("/", token(groups=["user"])) == 403
+        assert status("/", token(sub="other")) == 403
+        assert status("/open") == 200
+        assert status("/open", token(exp=now - 3600)) == 401
+        assert [status("/asked"), status("/asked", x_pass="yes"), status("/nobody")] == [403, 200, 403]
+    hamlet.assert_accepted()
+
+
+@pytest.mark.parametrize("delta", [False, True], ids=["state of the world", "delta"])
+def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(hamlet: Hamlet, delta: bool) -> None:
+    """A relay adds the proof, and the control plane issues: nothing of it is on the Envoy's disk."""
+    hamlet.apply(STRICT)
+    shop = hamlet.stack.enter_context(Service().serving())
+    port, admin = unused_port(), unused_port()
+    proof = hamlet.folder / "relay"
+    node = Settings(
+        service="shop", service_account="shop", address=f"127.0.0.1:{port}", workload="shop", labels=(("app", "shop"),)
+    ).node()
+    labels = (("app", "shop"), ("security.istio.io/tlsMode", "istio"))
+    workload = replace(node.workload, labels=labels)
+    node = replace(node, workload=workload, ready=True, inbound=((port, f"127.0.0.1:{shop.port}"),))
+    holder = FilesSource(Path(hamlet.certificates("shop")))._read()
+    proof.mkdir(mode=0o700)
+    relay = Relay(Access(hamlet.plane.xds_address, credentials=lambda: holder), proof)
+    relay.start()
+    hamlet.stack.callback(relay.stop)
+    file = hamlet.folder / "proved.json"
+    server = ControlPlaneAddress(relay.target)
+    file.write_text(json.dumps(envoy_bootstrap(node, server, ("127.0.0.1", admin), delta=delta)))
+    hamlet.run_envoy("proved", file)
+    with hamlet.member("friend").Client(timeout=20) as friend:
+
+        def is_well() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return friend.get(f"http://shop:{port}/").status_code == 200
+            return False
+
+        eventually(is_well, "the Envoy has its certificate")
+    assert shop.seen[-1]["x-forwarded-client-cert"].endswith("URI=spiffe://cluster.local/ns/default/sa/friend")
+    shown = httpx.get(f"http://127.0.0.1:{admin}/certs", trust_env=False).json()["certificates"]
+    names = [san for each in shown for one in each["cert_chain"] for san in one["subject_alt_names"]]
+    assert "spiffe://cluster.local/ns/default/sa/shop" in [each.get("uri") for each in names]
+    hamlet.assert_accepted()

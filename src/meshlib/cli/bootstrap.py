@@ -143,7 +143,7 @@ def _ports(pairs: Iterable[str]) -> tuple[tuple[int, str], ...]:
     found: dict[int, str] = {}
     for pair in pairs:
         port, _, where = pair.partition("=")
-        if not port.isdecimal() or not 0 < int(port) < 65536:
+        if not (port.isdecimal() and 0 < int(port) < 65536 and ":" in where):
             raise CommandFailed(f"--inbound {pair!r}: write PORT=HOST:PORT, as 9080=127.0.0.1:8080")
         found[int(port)] = str(address("--inbound", where))
     return tuple(sorted(found.items()))

@@ -28,8 +28,9 @@ Answering
 
 Order (make before break)
 11. Clusters, endpoints, listeners, routes, in this order. To a client that has all clusters (wildcard, as an Envoy)
-    each type is sent when those before it were answered: it asks for a new cluster's endpoints before it accepts the
-    cluster, so both are there before a route names them. A client that names its clusters asks for one because a route
+    listeners and routes are sent when those before them were answered: it asks for a new cluster's endpoints, and
+    accepts the cluster once it has them (an Envoy that warms one pauses CDS), so both are there before a route names
+    them. A client that names its clusters asks for one because a route
     names it; there is nothing to wait for.
 12. Clusters and endpoints that are gone are taken away last, when everything else was accepted: who has refused the new
     routes still uses the old.
@@ -49,6 +50,8 @@ from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, 
 
 WHOLE_SET = frozenset({LISTENER, CLUSTER})
 WILDCARD = "*"
+_BEFORE = {LISTENER: (CLUSTER, ENDPOINT), ROUTE: (CLUSTER, ENDPOINT, LISTENER)}
+"""Rule 11: what has to be answered first."""
 ABSENT = ""
 """The version of what a client was told not to exist."""
 
@@ -150,11 +153,11 @@ class Stream:
         clusters = self.subscriptions.get(CLUSTER)
         is_ordered = clusters is not None and clusters.is_wildcard
         for type_url in self._order():
+            if is_ordered and any(self._is_in_flight(each) for each in _BEFORE.get(type_url, ())):
+                return answers
             subscription = self.subscriptions[type_url]
             if not subscription.in_flight:
                 answers += self._answers(subscription, view, may_remove=type_url not in (CLUSTER, ENDPOINT))
-            if is_ordered and subscription.in_flight and type_url in PUSH_ORDER:
-                return answers
         if any(each.in_flight for each in self.subscriptions.values()):
             return answers
         if any(self.subscriptions[type_url].error for type_url in (LISTENER, ROUTE) if type_url in self.subscriptions):
@@ -163,6 +166,9 @@ class Stream:
             if type_url in self.subscriptions:
                 answers += self._answers(self.subscriptions[type_url], view, may_remove=True)
         return answers
+
+    def _is_in_flight(self, type_url: str) -> bool:
+        return type_url in self.subscriptions and self.subscriptions[type_url].in_flight
 
     def _order(self) -> Iterable[str]:
         known = [type_url for type_url in PUSH_ORDER if type_url in self.subscriptions]

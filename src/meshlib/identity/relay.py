@@ -77,7 +77,7 @@ class Relay:
             except OSError as error:
                 context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             try:
-                call = channel.stream_stream(method)(requests, metadata=self._access.metadata())
+                call = channel.stream_stream(method)(_until_gone(requests), metadata=self._access.metadata())
                 if not context.add_callback(call.cancel):
                     call.cancel()
                 yield from call
@@ -91,3 +91,9 @@ class Relay:
 
     def __repr__(self) -> str:
         return f"<Relay {self.path} to {self._access!r}>"
+
+
+def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
+    """A client that vanishes ends its stream like one that leaves."""
+    with contextlib.suppress(grpc.RpcError):
+        yield from requests
