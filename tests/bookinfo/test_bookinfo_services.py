@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -74,9 +75,10 @@ class Service:
         )  # fmt: skip
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline()
-        found = re.search(r"listens on (http://\S+)", self.greeting)
+        found = re.search(r"listens on (?:http|grpc)://(\S+)", self.greeting)
         assert found, self.greeting
-        self.client = httpx.Client(base_url=found[1], trust_env=False, timeout=15)
+        self.address = found[1]
+        self.client = httpx.Client(base_url=f"http://{self.address}", trust_env=False, timeout=15)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.client.get(path, **options)
@@ -298,6 +300,34 @@ def test_ratings_v2_reads_a_database(run: Callable[..., Service], tmp_path_facto
     assert service.post("/ratings/0", json={"Reviewer1": 1}).status_code == 501
     file.unlink()
     assert service.get("/ratings/0").status_code == 500
+
+
+def test_ratings_over_grpc_keep_what_is_put(run: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same stars by another protocol; its log has a line for each call, too."""
+    monkeypatch.syspath_prepend(str(SERVICES))
+    api = importlib.import_module("ratings_api")
+    service = run("ratings_grpc")
+    with grpc.insecure_channel(service.address, [("grpc.enable_http_proxy", 0)]) as channel:
+        stub = api.RatingsStub(channel)
+        assert dict(stub.Get(api.RatingsRequest(product_id=0), timeout=15).stars) == RATINGS
+        stub.Put(api.ProductRatings(product_id=3, stars={"Reviewer1": 1}), timeout=15)
+        assert dict(stub.Get(api.RatingsRequest(product_id=3), timeout=15).stars) == {"Reviewer1": 1}
+        with pytest.raises(grpc.RpcError, match="1 to 5 stars"):
+            stub.Put(api.ProductRatings(product_id=3, stars={"Reviewer1": 6}), timeout=15)
+    assert service.next_line().startswith("ratings-grpc-v1 POST /bookinfo.Ratings/Get 200 ")
+
+
+def test_reviews_may_ask_ratings_over_grpc(run: Callable[..., Service]) -> None:
+    """RATINGS_PROTOCOL=grpc; without ratings there are reviews all the same."""
+    host, _, port = run("ratings_grpc").address.rpartition(":")
+    told = {"RATINGS_PROTOCOL": "grpc", "ENABLE_RATINGS": "true", "RATINGS_GRPC_HOSTNAME": host}
+    stars = [
+        each["rating"]
+        for each in run("reviews", RATINGS_GRPC_SERVICE_PORT=port, **told).get("/reviews/0").json()["reviews"]
+    ]
+    assert stars == [{"stars": 5, "color": "black"}, {"stars": 4, "color": "black"}]
+    nobody = run("reviews", RATINGS_GRPC_SERVICE_PORT=str(unused_port()), **told)
+    assert [each["rating"] for each in nobody.get("/reviews/0").json()["reviews"]] == [{"error": NO_RATINGS}] * 2
 
 
 def test_ratings_v_faulty_fails_half_of_the_time(run: Callable[..., Service]) -> None:

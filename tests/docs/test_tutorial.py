@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 PAGE = ROOT / "docs" / "tutorial" / "bookinfo.md"
 AUTHORIZATION = PAGE.with_name("authorization.md")
+OVER_GRPC = PAGE.with_name("bookinfo-grpc.md")
 BIN = Path(sys.executable).parent
 LIVE = 1.0
 """Seconds after which a change must be seen, by the page's own word."""
@@ -36,7 +37,7 @@ NO_RATINGS = "Ratings service is currently unavailable"
 class Demo:
     """The first terminal: `meshctl demo`, on whatever ports are free. Every line that it prints is kept."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MESHLIB_", "MESHCTL_", "BOOKINFO_"))}
         self.environment = {
             **kept,
@@ -46,7 +47,7 @@ class Demo:
             "PYTHONUNBUFFERED": "1",
         }
         self.process = subprocess.Popen(
-            ["meshctl", "demo", "--port", "0"],
+            ["meshctl", "demo", "--port", "0", *options],
             env=self.environment, cwd=ROOT, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -299,6 +300,24 @@ def check_jason_gets_no_ratings_and_others_do(reader: Reader) -> None:
     assert all(_says(reader.somebody) for _ in range(12))
 
 
+# Of bookinfo-grpc.md
+
+
+def check_nobody_gets_ratings(reader: Reader) -> None:
+    reader.stays(reader.nobody, "no ratings")
+
+
+def check_ratings_are_asked_over_gRPC_by_mutual_TLS(reader: Reader) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        edges = httpx.get(f"{reader.admin}/v1/graph", trust_env=False, timeout=20).json()["edges"]
+        found = [each for each in edges if "ratings-grpc" in each["target"] and each["source"].startswith("w")]
+        if found and all(each["mtls"] == 1.0 and each["protocol"] == "grpc" for each in found):
+            return
+        assert time.monotonic() < deadline, edges
+        time.sleep(0.1)  # processes push what they count each second
+
+
 CHECKS: dict[str, Callable[[Reader], None]] = {
     name.removeprefix("check_").replace("_", " "): value
     for name, value in globals().items()
@@ -361,9 +380,23 @@ def test_the_tutorial_can_be_followed(demo: Demo) -> None:
     assert demo.interrupt() == 0
 
 
+def test_the_edition_over_grpc_can_be_followed(tmp_path: Path) -> None:
+    """A demo of its own, with one option."""
+    first, *rest = steps(OVER_GRPC)
+    assert first.command == 'make demo DEMO="--grpc"'
+    demo = Demo(tmp_path, "--grpc")
+    try:
+        follow(OVER_GRPC, rest, demo)
+    finally:
+        code = demo.interrupt()
+    assert code == 0
+
+
 def test_every_check_of_the_tutorial_is_known() -> None:
     """And none is left over here."""
-    assert {step.check for page in (PAGE, AUTHORIZATION) for step in steps(page) if step.check} == set(CHECKS)
+    assert {step.check for page in (PAGE, AUTHORIZATION, OVER_GRPC) for step in steps(page) if step.check} == set(
+        CHECKS
+    )
 
 
 def test_the_tutorial_shows_what_each_change_prints() -> None:

@@ -173,15 +173,17 @@ PUBLISHED = [
 def test_the_shipped_descriptors_are_what_the_protos_compile_to(tmp_path: Path) -> None:
     """Whoever edits a .proto runs scripts/compile_protos.py."""
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, root / "scripts" / "compile_protos.py", tmp_path / "set"], check=True)
+    subprocess.run([sys.executable, root / "scripts" / "compile_protos.py", tmp_path], check=True)
     from google.protobuf import descriptor_pb2
 
-    made = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes())
+    made = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "descriptors.binpb").read_bytes())
     shipped = {file.name: file for file in m._SET.file}
     assert {file.name for file in made.file} == set(shipped)
     for file in made.file:
         if not file.name.startswith("google/"):
             assert file == shipped[file.name]
+    ratings = root / "examples" / "bookinfo" / "services" / "ratings.binpb"
+    assert ratings.read_bytes() == (tmp_path / ratings.name).read_bytes()
 
 
 OWN = "import meshlib.xds.decode, meshlib.xds.messages as m; m.Cluster(name='x')"

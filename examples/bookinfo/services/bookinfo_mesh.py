@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -26,6 +26,14 @@ class Bare:
     def asgi(self, app: App) -> App:
         return app
 
+    def grpc_aio_channel(self, target: str) -> Any:
+        import grpc.aio
+
+        return grpc.aio.insecure_channel(target)
+
+    def grpc_aio_server_interceptors(self) -> list[Any]:
+        return []
+
 
 def connect() -> Mesh | Bare:
     if os.environ.get("BOOKINFO_MESH") == "off":
@@ -36,11 +44,17 @@ def connect() -> Mesh | Bare:
 
 
 def base_url(service: str) -> str:
-    """`http://details:9080`, or what DETAILS_HOSTNAME, DETAILS_SERVICE_PORT and SERVICES_DOMAIN make of it.
+    """`http://details:9080`, or what the environment makes of it."""
+    return f"http://{authority(service)}"
+
+
+def authority(service: str) -> str:
+    """`details:9080`, or what DETAILS_HOSTNAME, DETAILS_SERVICE_PORT and SERVICES_DOMAIN make of it.
 
     Kubernetes sets DETAILS_SERVICE_PORT by itself for a Service named details: to the same value, if nobody renames it.
     """
-    host = os.environ.get(f"{service.upper()}_HOSTNAME", service)
+    variable = service.upper().replace("-", "_")
+    host = os.environ.get(f"{variable}_HOSTNAME", service)
     domain = os.environ.get("SERVICES_DOMAIN")
-    port = os.environ.get(f"{service.upper()}_SERVICE_PORT", "9080")
-    return f"http://{host}.{domain}:{port}" if domain else f"http://{host}:{port}"
+    port = os.environ.get(f"{variable}_SERVICE_PORT", "9080")
+    return f"{host}.{domain}:{port}" if domain else f"{host}:{port}"

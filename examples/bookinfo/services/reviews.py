@@ -1,18 +1,21 @@
 """What do readers say about the book? Bookinfo's reviews service, on Starlette.
 
 v1 gives no stars. v2 (ENABLE_RATINGS=true) asks the ratings service and gives black ones, v3 (STAR_COLOR=red too) red
-ones. The user's name reaches ratings without a line here: the mesh relays it (MESHLIB_FORWARD_HEADERS=end-user).
+ones. RATINGS_PROTOCOL=grpc asks `ratings-grpc` instead, by gRPC. The user's name reaches ratings without a line here:
+the mesh relays it (MESHLIB_FORWARD_HEADERS=end-user).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import bookinfo_mesh
+import grpc
 import httpx
+import ratings_api
 import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -36,16 +39,21 @@ def ratings_timeout(star_color: str) -> float:
 
 def create_app() -> ASGIApp:
     has_ratings = os.environ.get("ENABLE_RATINGS", "").lower() == "true"
+    by_grpc = os.environ.get("RATINGS_PROTOCOL", "").lower() == "grpc"
     star_color = os.environ.get("STAR_COLOR", "black")
     mesh = bookinfo_mesh.connect()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         timeout = ratings_timeout(star_color)
+        if by_grpc:
+            async with mesh.grpc_aio_channel(bookinfo_mesh.authority("ratings-grpc")) as channel:
+                yield {"ask": over_grpc(ratings_api.RatingsStub(channel), timeout)}
+            return
         async with httpx.AsyncClient(
             transport=mesh.async_transport(), base_url=bookinfo_mesh.base_url("ratings"), timeout=timeout
         ) as client:
-            yield {"client": client}
+            yield {"ask": over_http(client)}
 
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "Reviews is healthy"})
@@ -54,7 +62,7 @@ def create_app() -> ASGIApp:
         product_id = request.path_params["product_id"]
         found: list[dict[str, Any]] = [{"reviewer": reviewer, "text": text} for reviewer, text in TEXTS.items()]
         if has_ratings:
-            ratings = await ratings_of(request.state.client, product_id)
+            ratings = await ratings_of(request.state.ask, product_id)
             for review in found:
                 review["rating"] = rating_of(ratings.get(review["reviewer"]), star_color)
         return JSONResponse(
@@ -70,12 +78,30 @@ def create_app() -> ASGIApp:
     return mesh.asgi(serving.AsgiAccessLog(app, "reviews"))
 
 
-async def ratings_of(client: httpx.AsyncClient, product_id: int) -> dict[str, int]:
-    """Stars by reviewer; none if the ratings service fails: reviews without stars are better than no reviews."""
-    try:
+Ask = Callable[[int], Awaitable[dict[str, int]]]
+"""Stars by reviewer, of a product."""
+
+
+def over_http(client: httpx.AsyncClient) -> Ask:
+    async def ask(product_id: int) -> dict[str, int]:
         response = await client.get(f"/ratings/{product_id}")
         return dict(response.raise_for_status().json()["ratings"])
-    except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:  # whatever shape its JSON has
+
+    return ask
+
+
+def over_grpc(stub: ratings_api.RatingsStub, timeout: float) -> Ask:
+    async def ask(product_id: int) -> dict[str, int]:
+        return dict((await stub.Get(ratings_api.RatingsRequest(product_id=product_id), timeout=timeout)).stars)
+
+    return ask
+
+
+async def ratings_of(ask: Ask, product_id: int) -> dict[str, int]:
+    """None if the ratings service fails: reviews without stars are better than no reviews."""
+    try:
+        return await ask(product_id)
+    except (httpx.HTTPError, grpc.RpcError, LookupError, TypeError, ValueError) as error:  # whatever shape its JSON has
         serving.out.warning("ratings: %r", error)
         return {}
 

@@ -22,6 +22,8 @@ from meshlib.cli.supervisor import Program
 HOST = "127.0.0.1"
 GATEWAY_PORT, XDS_PORT, ADMIN_PORT = 8080, 15010, 15014
 CONFIGURATION = ("platform/bookinfo.yaml", "networking/bookinfo-gateway.yaml", "networking/destination-rule-all.yaml")
+GRPC_CONFIGURATION = "platform/bookinfo-ratings-grpc.yaml"
+"""What `--grpc` adds."""
 SOURCE_FOLDER = Path(__file__).resolve().parents[3]
 CONTROL_PLANE, GATEWAY = "control plane", "gateway"
 
@@ -45,6 +47,11 @@ class Service(NamedTuple):
     version: str
     port: int
     environment: Mapping[str, str] = {}
+    speaks_grpc: bool = False
+
+    @property
+    def program(self) -> str:
+        return f"{self.service.replace('-', '_')}.py"
 
     @property
     def workload(self) -> str:
@@ -67,9 +74,25 @@ SERVICES = (
 )
 
 
+RATINGS_GRPC = Service("ratings-grpc-v1", "ratings-grpc", "v1", 9087, speaks_grpc=True)
+
+
+def services_of(grpc: bool) -> tuple[Service, ...]:
+    """grpc: reviews v3 asks ratings over gRPC, of a process of its own."""
+    if not grpc:
+        return SERVICES
+    asking = [
+        each._replace(environment={**each.environment, "RATINGS_PROTOCOL": "grpc"})
+        if each.name == "reviews-v3"
+        else each
+        for each in SERVICES
+    ]
+    return (*asking, RATINGS_GRPC)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A program of the demo. ready_url answers 200 once it can work.
+    """A program of the demo. ready_url answers 200 once it can work; one of `tcp:` takes connections then.
 
     account: whose certificate it gets by the join token in token_file; None for the control plane, which has its own.
     """
@@ -127,7 +150,14 @@ def check_requirements() -> None:
         )
 
 
-def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, state: Path | None = None) -> Plan:
+def plan(
+    examples: Path,
+    run_folder: Path,
+    *,
+    gateway_port: int = GATEWAY_PORT,
+    state: Path | None = None,
+    grpc: bool = False,
+) -> Plan:
     """Choose ports and write down each process. Port 0 for the gateway takes any free one."""
     taken: dict[str, int] = {}
     notes: list[str] = []
@@ -158,7 +188,8 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
             "PYTHONUNBUFFERED": "1",
         }
 
-    configuration = [str(examples / file) for file in CONFIGURATION]
+    files = (*CONFIGURATION, GRPC_CONFIGURATION) if grpc else CONFIGURATION
+    configuration = [str(examples / file) for file in files]
     control_plane_command = (*meshctl, "control-plane", *configuration, "--state", str(state or run_folder / "state"))
     control_plane = Program(
         CONTROL_PLANE,
@@ -178,7 +209,7 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
         {**member(GATEWAY), "MESHLIB_SERVICE_ACCOUNT": GATEWAY_ACCOUNT.name},
     )
     services = []
-    for service in SERVICES:
+    for service in services_of(grpc):
         own = port(service.name, service.port)
         environment = {
             **member(service.name),
@@ -196,9 +227,9 @@ def plan(examples: Path, run_folder: Path, *, gateway_port: int = GATEWAY_PORT, 
             "HOST": HOST,
             **service.environment,
         }
-        command = (sys.executable, f"{service.service}.py", str(own))
+        command = (sys.executable, service.program, str(own))
         program = Program(service.name, command, logs / f"{service.name}.log", environment, examples / "services")
-        health = f"http://{HOST}:{own}/health"
+        health = f"tcp://{HOST}:{own}" if service.speaks_grpc else f"http://{HOST}:{own}/health"
         services.append(Part(program, own, health, service.account, tokens / service.name))
     return Plan(
         examples=examples,

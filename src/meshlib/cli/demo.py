@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -52,6 +53,7 @@ def demo(
     folder: Annotated[
         Path | None, typer.Option("--bookinfo", help="The folder examples/bookinfo of a clone.", metavar="DIR")
     ] = None,
+    grpc: Annotated[bool, typer.Option("--grpc", help="reviews v3 asks ratings over gRPC.")] = False,
     exit_when_ready: Annotated[bool, typer.Option(help="Stop once everything works: for tests.")] = False,
 ) -> None:
     """Run Istio's Bookinfo on the mesh, on this machine, until Ctrl-C."""
@@ -59,7 +61,8 @@ def demo(
     bookinfo.check_requirements()
     run_folder = Path(tempfile.mkdtemp(prefix="meshlib-demo-"))
     try:
-        plan = bookinfo.plan(examples, run_folder, gateway_port=port, state=state.resolve() if state else None)
+        kept = state.resolve() if state else None
+        plan = bookinfo.plan(examples, run_folder, gateway_port=port, state=kept, grpc=grpc)
     except NoFreePort as error:
         raise CommandFailed(str(error)) from None
     console = Console(highlight=False)
@@ -161,7 +164,7 @@ class Demo:
             await self._started[name].wait()
             self._started[name].clear()
             self._ended[name].clear()
-            answers = asyncio.ensure_future(probing(lambda: answers_ok(client, part.ready_url)))
+            answers = asyncio.ensure_future(probing(lambda: is_up(client, part.ready_url)))
             ended = asyncio.ensure_future(self._ended[name].wait())
             try:
                 await asyncio.wait({answers, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -268,7 +271,16 @@ async def probing(ask: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         delay = min(delay * 1.5, LONGEST_PROBE)
 
 
-async def answers_ok(client: httpx.AsyncClient, url: str) -> bool:
+async def is_up(client: httpx.AsyncClient, url: str) -> bool:
+    """Whether it answers 200, or, with `tcp:`, takes a connection."""
+    if url.startswith("tcp:"):
+        parts = urlsplit(url)
+        try:
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
     try:
         return (await client.get(url)).status_code == 200
     except httpx.HTTPError:
