@@ -14,9 +14,12 @@ from meshlib.identity.tls import load_credentials
 logger = logging.getLogger("meshlib.controlplane.access")
 
 
-def admin_context(own: OwnIdentity, roots: Callable[[], bytes]) -> ssl.SSLContext:
+def admin_context(
+    own: OwnIdentity, roots: Callable[[], bytes], on_change: Callable[[Callable[[], None]], None]
+) -> ssl.SSLContext:
     """A context for a server that renews its certificate by itself. roots: PEM of those whose clients' certificates are
-    looked at; more are added as they come, and whether a root still counts is asked for each request."""
+    looked at; more are added as they come, and whether a root still counts is asked for each request. on_change: is
+    given what wants to be called when the mesh's roots have changed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_OPTIONAL
@@ -35,13 +38,17 @@ def admin_context(own: OwnIdentity, roots: Callable[[], bytes]) -> ssl.SSLContex
             chain, key = fresh
             load_credentials(context, credentials_of(chain, key, now))
 
-    def before_each(connection: Any, name: str | None, used: ssl.SSLContext) -> None:
-        """What is loaded now counts from the next handshake on: certificates are renewed at half of their time."""
+    def try_to() -> None:
         try:
             refresh()
         except (OSError, ValueError):
             logger.exception("the admin API's certificate can't be renewed")
 
+    def before_each(connection: Any, name: str | None, used: ssl.SSLContext) -> None:
+        """What is loaded now counts from the next handshake on: certificates are renewed at half of their time."""
+        try_to()
+
     refresh()
+    on_change(try_to)
     context.sni_callback = before_each
     return context

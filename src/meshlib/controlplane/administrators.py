@@ -10,7 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -59,7 +59,7 @@ class Session:
     """Of the page. csrf: what a request that changes something has to repeat in a header."""
 
     administrator: Administrator
-    csrf: str
+    csrf: str = field(repr=False)
     ends: float
 
 

@@ -41,6 +41,9 @@ class History:
         """What the audit log was told."""
         with self._lock:
             for each in entries:
+                if each.outcome == "failed":  # it was told before it was tried
+                    kept = [change for change in self._changes if (change.at, change.object) != (each.at, each.object)]
+                    self._changes = deque(kept, MOST)
                 if not each.object or each.outcome != "ok":
                     continue
                 self._number += 1

@@ -365,7 +365,11 @@ class ControlPlane:
         )
         tls = None
         if not settings.is_admin_local:
-            tls = admin_context(own, lambda: authority.bundle + (access.rules().roots if access is not None else b""))
+            tls = admin_context(
+                own,
+                lambda: authority.bundle + (access.rules().roots if access is not None else b""),
+                authority.on_change,
+            )
         return AdminServer(app, *settings.admin, tls)
 
     def _admin_routes(self, audit: AuditLog) -> list[Route]:

@@ -455,7 +455,8 @@ class StateFolder:
         self._unreadable: tuple[_Applied, ...] = ()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock: IO[str] = (folder / "lock").open("w")
+            handle = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock: IO[str] = os.fdopen(handle, "w")
         except OSError as error:
             raise StateError(f"the state folder {folder} can't be used: {error.strerror}") from error
         try:

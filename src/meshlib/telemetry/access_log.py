@@ -16,6 +16,7 @@ import msgspec
 from meshlib.model import HeaderOperations, HeaderView
 from meshlib.policy.observer import Attempt, Call, Observer, Served, head_of
 from meshlib.policy.propagation import Carried
+from meshlib.telemetry.scrub import scrubbed
 
 LOGGER = logging.getLogger("meshlib.access")
 
@@ -65,7 +66,11 @@ class AccessLog:
             return
         answer = head_of(call.response_headers)
         fields = self._fields(call.began, call.ended, request.headers, call.carried)
-        fields["method"], fields["path"], fields["authority"] = request.method, request.path, request.authority
+        fields["method"], fields["path"], fields["authority"] = (
+            request.method,
+            scrubbed(request.path),
+            request.authority,
+        )
         fields["response_code"], fields["response_flags"] = call.status, call.flags or "-"
         fields["response_code_details"] = "via_upstream" if call.response_headers is not None else None
         fields["upstream_transport_failure_reason"] = call.reason or None
@@ -85,7 +90,7 @@ class AccessLog:
         if not LOGGER.isEnabledFor(logging.INFO):
             return
         fields = self._fields(served.began, served.ended, served.headers, served.carried)
-        fields["method"], fields["path"], fields["protocol"] = served.method, served.path, served.protocol
+        fields["method"], fields["path"], fields["protocol"] = served.method, scrubbed(served.path), served.protocol
         fields["authority"] = served.authority or None
         fields["response_code"], fields["response_flags"] = served.status, served.flags or "-"
         fields["response_code_details"] = served.reason or ("via_upstream" if served.status else None)

@@ -22,6 +22,7 @@ from meshlib.model import HeaderOperations, HeaderView
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import is_grpc
+from meshlib.telemetry.scrub import scrubbed
 
 if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -200,7 +201,7 @@ class Tracer:
             ("mesh.response_flags", served.flags or "-"),
         ]
         if query:
-            attributes.append(("url.query", query))
+            attributes.append(("url.query", scrubbed(query)))
         if served.status:
             attributes.append(("http.response.status_code", served.status))
         if agent := served.headers.get("user-agent"):
