@@ -30,7 +30,8 @@ class Received:
 class Answer:
     """drop: close the connection instead of answering. chunks: a chunked body, each sent by itself, after which
     `break_off` cuts the connection short. gate: awaited before the head is sent. raw: these bytes and nothing else,
-    after which the connection ends, or stays open and silent if `stall` is set."""
+    after which the connection ends, or stays open and silent if `stall` is set. trickle: such bytes one by one, with so
+    many seconds between them."""
 
     status: int = 200
     body: bytes = b""
@@ -42,6 +43,7 @@ class Answer:
     close: bool = False
     raw: bytes | None = None
     stall: bool = False
+    trickle: tuple[bytes, float] | None = None
 
 
 def plain(_: Received) -> Answer:
@@ -154,6 +156,13 @@ class Peer:
             if answer.gate is not None:
                 await answer.gate
             if answer.drop:
+                return
+            if answer.trickle is not None:
+                data, pause = answer.trickle
+                for at in range(len(data)):
+                    writer.write(data[at : at + 1])
+                    await writer.drain()
+                    await asyncio.sleep(pause)
                 return
             if answer.raw is not None:
                 writer.write(answer.raw)

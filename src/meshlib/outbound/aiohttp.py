@@ -26,7 +26,7 @@ from yarl import URL
 
 from meshlib.identity.tls import NoCredentials, TlsContexts
 from meshlib.model import PASSTHROUGH, ConnectionLimits, Endpoint, Headers, Outcome, Request
-from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
+from meshlib.outbound.connections import KEEPALIVE, is_readable, may_serve, socket_options
 from meshlib.outbound.drive import drive_async
 from meshlib.outbound.mirrors import AsyncMirrors
 from meshlib.outbound.raising import failed
@@ -98,6 +98,8 @@ class _Attempt:
             idle = KEEPALIVE if self.limits.idle_timeout is None else self.limits.idle_timeout
             if now - life.idle_since > idle or not may_serve(self.limits, life.served, life.opened, now):
                 raise _Outlived
+            if is_readable(connection.transport.get_extra_info("socket")):
+                raise _Outlived  # the server has closed it; the loop has only not heard of it yet
         life.served += 1
         if not may_serve(self.limits, life.served, life.opened, now):
             connection.protocol.force_close()  # after this request, which is its last

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+from typing import Any
 
 from meshlib.model import ConnectionLimits
 
@@ -16,6 +18,17 @@ def may_serve(limits: ConnectionLimits, served: int, opened: float, now: float) 
     if limits.max_requests_per_connection and served >= limits.max_requests_per_connection:
         return False
     return limits.max_connection_duration is None or now - opened < limits.max_connection_duration
+
+
+def is_readable(sock: Any) -> bool:
+    """Whether something waits on an idle connection: its end, or what nobody asked for. Either way it is not used."""
+    if sock is None or sock.fileno() < 0:
+        return True
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock.fileno()], [], [], 0)[0])
 
 
 def socket_options(limits: ConnectionLimits) -> list[tuple[int, int, int]]:

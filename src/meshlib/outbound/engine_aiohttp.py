@@ -16,7 +16,7 @@ from yarl import URL
 
 from meshlib.errors import SettingsError
 from meshlib.model import ConnectionLimits
-from meshlib.outbound.connections import KEEPALIVE, may_serve, socket_options
+from meshlib.outbound.connections import KEEPALIVE, is_readable, may_serve, socket_options
 from meshlib.outbound.engine_http2 import AsyncHttp2Connections
 from meshlib.outbound.http2 import HAS_H2
 from meshlib.outbound.wire import AsyncWireResponse, SendFailed, WireRequest
@@ -45,13 +45,18 @@ class _Connector(aiohttp.TCPConnector):
             if known is None:
                 transport = connection.transport
                 set_options(None if transport is None else transport.get_extra_info("socket"), self.limits)
-            elif not may_serve(self.limits, served, opened, now):
-                connection.close()  # it has grown too old while it was idle
+            elif not may_serve(self.limits, served, opened, now) or _is_readable(connection):
+                connection.close()  # it has grown too old while it was idle, or the server has closed it
                 continue
             self._lives[protocol] = opened, served + 1
             if not may_serve(self.limits, served + 1, opened, now):
                 protocol.force_close()  # after this request, which is its last
             return connection
+
+
+def _is_readable(connection: Any) -> bool:
+    transport = connection.transport
+    return transport is None or is_readable(transport.get_extra_info("socket"))
 
 
 def set_options(sock: Any, limits: ConnectionLimits) -> None:

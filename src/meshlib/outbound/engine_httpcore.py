@@ -69,6 +69,70 @@ def _options(request: WireRequest) -> dict[str, Any]:
     }
 
 
+class _Deadline:
+    """Until when a connection's attempt may read and write, in monotonic seconds; None is no limit."""
+
+    __slots__ = ("until",)
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+
+
+class _Timed:
+    """A stream, or the backend that opens it, each step of which ends with the attempt's time: httpcore bounds single
+    reads, and a server that sends its head byte by byte could go on for ever. Stands for httpcore's NetworkStream and
+    NetworkBackend."""
+
+    __slots__ = ("_core", "_deadline", "_inner")
+
+    def __init__(self, core: Any, inner: Any, deadline: _Deadline) -> None:
+        self._core, self._inner, self._deadline = core, inner, deadline
+
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **options: Any) -> _Timed:
+        return _Timed(self._core, self._inner.connect_tcp(host, port, timeout, **options), self._deadline)
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> _Timed:
+        return _Timed(self._core, self._inner.start_tls(ssl_context, server_hostname, timeout), self._deadline)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data: bytes = self._inner.read(max_bytes, self._left(timeout))
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._left(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+    def _left(self, timeout: float | None) -> float | None:
+        until = self._deadline.until
+        if until is None:
+            return timeout
+        left = until - time.monotonic()
+        if left <= 0:
+            raise self._core.ReadTimeout("timed out")
+        return left if timeout is None else min(left, timeout)
+
+
+class _Timely(Held):
+    """A connection, and the deadline of the attempt that has it."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self, connection: Any, deadline: _Deadline, now: float) -> None:
+        super().__init__(connection, now)
+        self.deadline = deadline
+
+
+def _has_more(connection: Any) -> bool:
+    """Whether the server has sent more than its response. httpcore keeps it, and takes it for the next one's."""
+    wire = getattr(getattr(connection, "_connection", None), "_h11_state", None)
+    return wire is not None and bool(wire.trailing_data[0])
+
+
 class HttpcoreEngine:
     """The engine of the sync transports. core: the module httpcore or httpcore2. http2: offer it to https hosts."""
 
@@ -88,16 +152,18 @@ class HttpcoreEngine:
         native = _native(self._core, request)
         limits = request.cluster.cluster.limits
         while True:
-            held = reusable(stack, limits, _close)
+            held: Any = reusable(stack, limits, _close)
             reused = held is not None
             if held is None:
                 for expired in self._idle.expired():
                     expired.close()
-                held = Held(self._core.HTTPConnection(native.url.origin, **_options(request)), time.monotonic())
-            connection = held.connection
+                held = self._opened(native, request)
+            connection, deadline = held.connection, held.deadline
             held.served += 1
+            deadline.until = None if request.timeout is None else started + request.timeout
             try:
                 response = connection.handle_request(native)
+                deadline.until = None  # what bounds the body is the transport's
                 break
             except Exception as error:
                 connection.close()
@@ -113,12 +179,18 @@ class HttpcoreEngine:
                 response.close()
             except Exception:
                 connection.close()
-            if held.is_good(limits, len(stack)):
+            if held.is_good(limits, len(stack)) and not _has_more(connection):
                 self._idle.keep(key, held)
             else:
                 connection.close()
 
         return WireResponse(response.status, response.headers, response.stream, response.extensions, close)
+
+    def _opened(self, native: Any, request: WireRequest) -> _Timely:
+        deadline = _Deadline()
+        backend = _Timed(self._core, self._core.SyncBackend(), deadline)
+        made = self._core.HTTPConnection(native.url.origin, network_backend=backend, **_options(request))
+        return _Timely(made, deadline, time.monotonic())
 
     def close(self) -> None:
         self._http2.close()
@@ -200,7 +272,7 @@ class AsyncHttpcoreEngine:
                 await response.aclose()
             except Exception:
                 await connection.aclose()
-            if held.is_good(limits, len(stack)):
+            if held.is_good(limits, len(stack)) and not _has_more(connection):
                 idle.keep(key, held)
             else:
                 await connection.aclose()

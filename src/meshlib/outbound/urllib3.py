@@ -113,6 +113,8 @@ class _Reads(io.RawIOBase):
     """A socket's bytes, each read within the attempt's patience."""
 
     is_at_end = False
+    is_spent = False
+    """Nothing more is wanted: what is read now is what was read ahead."""
 
     def __init__(self, raw: Any, sock: socket.socket, patience: Patience) -> None:
         self._raw, self._sock, self._patience = raw, sock, patience
@@ -121,6 +123,8 @@ class _Reads(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self.is_spent:
+            return 0
         self._sock.settimeout(self._patience.left())
         count: int | None = self._raw.readinto(buffer)
         if count == 0:
@@ -143,11 +147,31 @@ class _HttplibResponse(http.client.HTTPResponse):
         self._reads = _Reads(plain.detach(), sock, patience)
         self.fp = io.BufferedReader(self._reads)
 
+    has_more = False
+    """Whether the server has sent more than this response, which is nobody's."""
+
     def begin(self) -> None:
         super().begin()
         if self._reads.is_at_end:
             # http.client takes the end of the connection for the end of the head, and half a response for a whole one.
             raise http.client.RemoteDisconnected("Remote end closed connection within the response's head")
+        lengths = {each.strip() for value in self.msg.get_all("content-length", ()) for each in value.split(",")}
+        if not self.chunked and (len(lengths) > 1 or not all(each.isascii() and each.isdigit() for each in lengths)):
+            # http.client reads on until the end then, and takes whatever came for whole (RFC 9112, 6.3: an error).
+            raise http.client.HTTPException(f"the response's length is {', '.join(sorted(lengths))!r}")
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 < status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)  # 103 and the like: http.client knows 100 alone
+
+    def _close_conn(self) -> None:
+        if self.fp is not None:
+            self._reads.is_spent = True
+            self.has_more = bool(self.fp.peek(1))
+        super()._close_conn()  # type: ignore[misc]
 
 
 class _Kept:
@@ -279,7 +303,8 @@ class Connections:
         """Keep it, if the response on it was read to its end."""
         response, connection.response = connection.response, None
         stack = self._stack(connection.key)
-        if connection.is_closed or (response is not None and not response.isclosed()) or len(stack) >= MAX_IDLE:
+        is_unfit = response is not None and (not response.isclosed() or response.has_more)
+        if connection.is_closed or is_unfit or len(stack) >= MAX_IDLE:
             connection.close()
             return
         connection.idle_since = time.monotonic()
