@@ -52,6 +52,16 @@ BUILT_IN = (
     Kind("RoleBinding", "rbac.authorization.k8s.io", "rolebindings", ("v1",)),
     Kind("ClusterRole", "rbac.authorization.k8s.io", "clusterroles", ("v1",), namespaced=False),
     Kind("ClusterRoleBinding", "rbac.authorization.k8s.io", "clusterrolebindings", ("v1",), namespaced=False),
+    Kind(
+        "MutatingWebhookConfiguration", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", ("v1",), False
+    ),
+    Kind(
+        "ValidatingWebhookConfiguration",
+        "admissionregistration.k8s.io",
+        "validatingwebhookconfigurations",
+        ("v1",),
+        namespaced=False,
+    ),
     Kind("CustomResourceDefinition", "apiextensions.k8s.io", "customresourcedefinitions", ("v1",), namespaced=False),
 )
 

@@ -20,6 +20,7 @@ from meshlib.cli import (
     demo,
     gateway,
     get,
+    install,
     look,
     run,
     status,
@@ -72,6 +73,9 @@ app.command()(apply.validate)
 app.command()(analyze.analyze)
 app.command("control-plane")(control_plane.control_plane)
 app.command()(gateway.gateway)
+app.command()(install.install)
+app.command()(install.uninstall)
+app.command()(install.check)
 # What follows the command's name is its own, options too.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
 app.command()(asking(token.token))

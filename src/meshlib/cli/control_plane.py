@@ -19,6 +19,7 @@ from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
 from meshlib.identity.access import is_loopback
 
 if TYPE_CHECKING:
+    from meshlib.controlplane.admission import Injection
     from meshlib.controlplane.authentication import Issuer, TokenReview
     from meshlib.controlplane.ca import PluggedAuthority
     from meshlib.controlplane.server import ControlPlane
@@ -48,6 +49,15 @@ def control_plane(
     write_status: Annotated[
         bool, typer.Option("--write-status", help="Write what is wrong with the cluster's objects to their status.")
     ] = False,
+    webhook: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where Kubernetes' admission webhooks are served, by TLS.")
+    ] = "",
+    inject_image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="The image whose Python prepares pods. Without it none is injected.")
+    ] = "",
+    inject_control_plane: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="How injected pods call this control plane.")
+    ] = "",
     access: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Who may do what through the admin API. Needed off loopback."),
@@ -119,6 +129,11 @@ def control_plane(
         cluster = cluster_of(context)
         reviewer = settings.kubernetes or _reviewer(cluster, token_audience)
         settings = replace(settings, cluster=cluster, writes_status=write_status, kubernetes=reviewer)
+    if webhook:
+        injection = _injection(inject_image, inject_control_plane, trust_domain, token_audience)
+        settings = replace(settings, webhook=address("--webhook", webhook), injection=injection)
+    elif inject_image:
+        raise CommandFailed("--inject-image has no meaning without --webhook")
     try:
         plane = ControlPlane(settings)
     except ValueError as error:
@@ -176,6 +191,16 @@ def review(url: str, audience: str) -> TokenReview:
     return TokenReview(
         url.rstrip("/"), token if token.exists() else None, ca if ca.exists() else None, audience=audience
     )
+
+
+def _injection(image: str, control_plane: str, trust_domain: str, audience: str) -> Injection | None:
+    from meshlib.controlplane.admission import Injection
+
+    if not image:
+        return None
+    if not control_plane:
+        raise CommandFailed("--inject-image needs --inject-control-plane HOST:PORT: how do pods call this one?")
+    return Injection(image, str(address("--inject-control-plane", control_plane)), trust_domain, audience)
 
 
 def _reviewer(cluster: KubeSettings, audience: str) -> TokenReview | None:

@@ -260,6 +260,17 @@ class CertificateAuthority:
         for tell in self._listeners:
             tell()
 
+    def exported(self) -> dict[str, bytes]:
+        """The signer with its key, in files named as Istio's `cacerts` secret has them."""
+        signer = self._state.signers[0]
+        certificates = x509.load_pem_x509_certificates(signer.chain)
+        return {
+            "ca-cert.pem": certificates[0].public_bytes(form.Encoding.PEM),
+            "ca-key.pem": signer.key,
+            "root-cert.pem": signer.root,
+            "cert-chain.pem": signer.chain,
+        }
+
     def _new_root(self) -> Signer:
         key = ec.generate_private_key(ec.SECP256R1())
         now = self._clock()

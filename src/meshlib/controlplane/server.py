@@ -31,6 +31,7 @@ from meshlib.controlplane.access_rules import AccessFile
 from meshlib.controlplane.admin import AdminServer, admin_app
 from meshlib.controlplane.admin_tls import admin_context
 from meshlib.controlplane.administrators import Administrators
+from meshlib.controlplane.admission import Injection, admission_app
 from meshlib.controlplane.ads import AggregatedDiscoveryService
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.audit_api import AuditRoutes
@@ -84,7 +85,8 @@ class ControlPlaneSettings:
       loopback only. Off loopback the admin API is served by TLS, with the same names.
     audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
     cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
-      with its objects is written to their status.
+      with its objects is written to their status. webhook: (host, port) of the admission webhooks, by TLS; injection:
+      what they add to pods, None for nothing.
     """
 
     folders: tuple[Path, ...] = ()
@@ -100,6 +102,8 @@ class ControlPlaneSettings:
     kubernetes: TokenReview | None = None
     cluster: KubeSettings | None = None
     writes_status: bool = False
+    webhook: tuple[str, int] | None = None
+    injection: Injection | None = None
     access: Path | None = None
     audit: Path | None = None
 
@@ -138,6 +142,7 @@ class ControlPlane:
         self._following: asyncio.Task[None] | None = None
         self._statuses: StatusWriter | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._webhook: AdminServer | None = None
         self._claims = Claims()
         self._administrators: Administrators | None = None
         self._audit: AuditLog | None = None
@@ -191,6 +196,8 @@ class ControlPlane:
         except OSError as error:
             host, port = self.settings.admin
             raise OSError(error.errno, f"the admin API can't be served on {host}:{port}: {error.strerror}") from None
+        if self.settings.webhook is not None:
+            await self._serve_webhook(*self.settings.webhook)
         if self._registry.workloads:
             self._forget = loop.call_later(self.settings.grace, self._registry.forget)
 
@@ -208,6 +215,9 @@ class ControlPlane:
             self._kube = None
         if self._forget is not None:
             self._forget.cancel()
+        if self._webhook is not None:
+            await self._webhook.stop()
+            self._webhook = None
         if self._admin is not None:
             await self._admin.stop()
             self._admin = None
@@ -241,6 +251,11 @@ class ControlPlane:
     def admin_url(self) -> str:
         assert self._admin is not None
         return self._admin.url
+
+    @property
+    def webhook_url(self) -> str:
+        assert self._webhook is not None
+        return self._webhook.url
 
     @property
     def local_admin_url(self) -> str:
@@ -414,6 +429,17 @@ class ControlPlane:
         self._picture.receiver.authenticate_by(
             authenticator, self._registry.accounts, grpc=settings.is_secure, http=access is not None
         )
+
+    async def _serve_webhook(self, host: str, port: int) -> None:
+        authority = self.authority
+        assert authority is not None
+        own = OwnIdentity(authority, (host, *self.settings.names))
+        app = admission_app(self.settings.injection, lambda: authority.bundle.decode("ascii"))
+        self._webhook = AdminServer(app, host, port, admin_context(own, lambda: authority.bundle, authority.on_change))
+        try:
+            await self._webhook.start()
+        except OSError as error:
+            raise OSError(error.errno, f"webhooks can't be served on {host}:{port}: {error.strerror}") from None
 
     async def _serve_xds(self) -> None:
         server = self._server = grpc.aio.server(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from meshlib.istio.analyze.messages import INJECTION_LABELS, NOT_INJECTED, Message
 from meshlib.istio.analyze.scene import SYSTEM, Scene
 
-INJECTION, REVISION = "istio-injection", "istio.io/rev"
+INJECTION, REVISION, OURS = "istio-injection", "istio.io/rev", "meshlib.io/injection"
 
 
 def check(scene: Scene) -> Iterator[Message]:
@@ -16,5 +16,5 @@ def check(scene: Scene) -> Iterator[Message]:
             continue
         if INJECTION in each.labels and REVISION in each.labels:
             yield INJECTION_LABELS.at(each, ("metadata", "name"), f"[{INJECTION} {REVISION}]")
-        elif INJECTION not in each.labels and REVISION not in each.labels:
+        elif not {INJECTION, REVISION, OURS} & set(each.labels):
             yield NOT_INJECTED.at(each, ("metadata", "name"), each.name)
