@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from gateway.gateways import everything_to, gateway, url
 from inbound.inbound_servers import uvicorn_server, werkzeug_server
@@ -20,8 +22,8 @@ from snapshots import mesh
 T = TypeVar("T")
 
 
-def _told(headers: dict[str, str], body: bytes, query: str) -> bytes:
-    return json.dumps({"headers": headers, "body": body.decode("latin-1"), "query": query}).encode()
+def _told(headers: dict[str, str], body: bytes, path: str, query: str) -> bytes:
+    return json.dumps({"headers": headers, "body": body.decode("latin-1"), "path": path, "query": query}).encode()
 
 
 async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
@@ -33,20 +35,23 @@ async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
         body += message.get("body", b"")
         more = message.get("more_body", False)
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": _told(headers, body, scope["query_string"].decode())})
+    told = _told(headers, body, scope["path"], scope["query_string"].decode())
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(told))]})
+    await send({"type": "http.response.body", "body": told})
 
 
 def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
     length = int(environ.get("CONTENT_LENGTH") or 0)
     headers = {key[5:].lower().replace("_", "-"): value for key, value in environ.items() if key.startswith("HTTP_")}
     body = environ["wsgi.input"].read(length) if length else b""
-    start_response("200 OK", [])
-    return [_told(headers, body, environ["QUERY_STRING"])]
+    told = _told(headers, body, environ["PATH_INFO"], environ["QUERY_STRING"])
+    start_response("200 OK", [("Content-Length", str(len(told)))])
+    return [told]
 
 
 def _behind(received: Received) -> Answer:
-    return Answer(body=_told(dict(received.headers), received.body, received.target.partition("?")[2]))
+    path, _, query = received.target.partition("?")
+    return Answer(body=_told(dict(received.headers), received.body, unquote(path), query))
 
 
 @contextlib.contextmanager
@@ -90,3 +95,16 @@ def in_a_thread(entered: AbstractAsyncContextManager[T]) -> Iterator[T]:
         thread.join(30)
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+def exchange(at: str, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
+    """Sends just these bytes to `at` (a URL); status and body of the first answer, 0 where there is none."""
+    host, _, port = at.removeprefix("http://").rstrip("/").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head + body)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    status, _, rest = answer.partition(b"\r\n")
+    return (int(status.split()[1]) if status else 0), rest.partition(b"\r\n\r\n")[2]

@@ -261,7 +261,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, why: str) -> None:
         """The client broke the rules. What is in flight before that is finished, if it can be."""
-        _log.debug("%s refused with %d: %s", self.client, status, why)
+        _log.info("%s refused with %d: %s", self.client, status, why)
         self._is_in_head = False
         running = self._running
         if running is None or running.response_complete:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -436,10 +436,9 @@ def _tls(port: _Port, peer: Peer) -> Deny | None:
 
 
 def _judge(port: _Port, request: Request, peer: Peer, allowed: Allow) -> Verdict:
-    """DENY, then ALLOW, for every way to read the path."""
+    """DENY, then ALLOW, for every way to read the host and the path."""
     notes: tuple[str, ...] = ()
-    for path in port.forms(request):
-        call = Call(request, peer, path, port.access.trusted_hops, allowed.claims)
+    for call in _calls(port, request, peer, allowed):
         if port.has_notes:
             notes = (*notes, *(each for each in _notes(port, call) if each not in notes))
         for each in port.deny:
@@ -453,6 +452,17 @@ def _judge(port: _Port, request: Request, peer: Peer, allowed: Allow) -> Verdict
             else:
                 return _denied("rbac_access_denied_matched_policy[none]", reason="no rule allows it", notes=notes)
     return allowed._replace(notes=notes) if notes else allowed
+
+
+def _calls(port: _Port, request: Request, peer: Peer, allowed: Allow) -> Iterator[Call]:
+    """The call in each way to read it. `reviews.` is `reviews` to DNS and to many applications."""
+    readings = [request]
+    authority = request.authority
+    if authority.endswith(".") or ".:" in authority:
+        readings.append(request._replace(authority=authority.rstrip(".").replace(".:", ":")))
+    for each in readings:
+        for path in port.forms(each):
+            yield Call(each, peer, path, port.access.trusted_hops, allowed.claims)
 
 
 def _notes(port: _Port, call: Call) -> list[str]:
@@ -570,8 +580,7 @@ def _custom(port: _Port, request: Request, peer: Peer, allowed: Allow) -> Admiss
         rule = each.rule
         if rule.provider in asked:
             continue
-        calls = (Call(request, peer, path, port.access.trusted_hops, allowed.claims) for path in forms)
-        if not any(each.holds(call) for call in calls):
+        if not any(each.holds(call) for call in _calls(port, request, peer, allowed)):
             continue
         if rule.dry_run:
             allowed = allowed._replace(notes=(*allowed.notes, f"dry run: {rule.name} would ask {rule.provider}"))
