@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 from stock_grpc import write_bootstrap
@@ -32,13 +33,19 @@ from meshlib.identity.folder import write_credentials
 from meshlib.identity.pem import credentials_of
 from meshlib.identity.relay import Relay
 from meshlib.inbound.peer import of_scope
+from meshlib.istio.parse import parse_text
+from meshlib.istio.translate import translate
 from meshlib.mesh import Mesh, Settings
-from meshlib.model import SpiffeId
+from meshlib.model import Node, Peer, Request, SpiffeId, UpstreamTls, Workload
+from meshlib.policy.admission import Deny
+from meshlib.policy.guard import Guard
 from meshlib.xds.bootstrap import ControlPlaneAddress, envoy_bootstrap
 from peers import unused_port
 
 ENVOY = Path(__file__).parents[2] / ".venv" / "envoy" / "bin" / "envoy"
 PATIENCE = 60.0
+DRAINING = ("--drain-strategy", "immediate", "--drain-time-s", "45")
+"""As Istio starts it, and how-to/envoy.md says."""
 
 pytestmark = [
     pytest.mark.processes,
@@ -93,6 +100,8 @@ class Service:
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body.encode())
+
+            do_POST = do_PUT = do_GET
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -185,7 +194,9 @@ class Hamlet:
     def run_envoy(self, name: str, file: Path) -> None:
         log = self.stack.enter_context((self.folder / f"envoy-{name}.log").open("wb"))
         process = subprocess.Popen(
-            [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"], stdout=log, stderr=log
+            [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning", *DRAINING],
+            stdout=log,
+            stderr=log,
         )
         self.stack.callback(process.wait, 30)
         self.stack.callback(process.terminate)
@@ -489,4 +500,147 @@ def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(hamlet: Ha
     shown = httpx.get(f"http://127.0.0.1:{admin}/certs", trust_env=False).json()["certificates"]
     names = [san for each in shown for one in each["cert_chain"] for san in one["subject_alt_names"]]
     assert "spiffe://cluster.local/ns/default/sa/shop" in [each.get("uri") for each in names]
+    hamlet.assert_accepted()
+
+
+RULES = {
+    "nobody": [],
+    "all": [{}],
+    "methods": [{"to": [{"operation": {"methods": ["GET"], "notPaths": ["/a*"]}}]}],
+    "paths": [{"to": [{"operation": {"paths": ["/a", "/b/*", "*/c", "/d/{*}/e", "/f/{**}"]}}]}],
+    "hosts": [{"to": [{"operation": {"hosts": ["A.example", "*.b.example"]}}]}],
+    "ports": [{"to": [{"operation": {"notPorts": ["1"], "ports": ["2"]}}]}],
+    "from": [{"from": [{"source": {"principals": ["cluster.local/ns/default/sa/friend"]}}]}],
+    "not from": [{"from": [{"source": {"notPrincipals": ["cluster.local/ns/default/sa/friend"]}}]}],
+    "anybody": [{"from": [{"source": {"principals": ["*"]}}]}],
+    "namespace": [{"from": [{"source": {"namespaces": ["def*"], "notNamespaces": ["default2"]}}]}],
+    "addresses": [{"from": [{"source": {"ipBlocks": ["127.0.0.0/8"], "notIpBlocks": ["127.0.0.9"]}}]}],
+    "remote": [{"from": [{"source": {"remoteIpBlocks": ["10.1.0.0/16"]}}]}],
+    "headers": [{"when": [{"key": "request.headers[x-user]", "values": ["a*", "*b"], "notValues": ["ab"]}]}],
+    "any header": [{"when": [{"key": "request.headers[x-user]", "values": ["*"]}]}],
+    "no header": [{"when": [{"key": "request.headers[x-user]", "notValues": ["a"]}]}],
+    "sni": [{"when": [{"key": "connection.sni", "values": ["outbound_*"]}]}],
+    "both": [
+        {"from": [{"source": {"namespaces": ["default"]}}], "to": [{"operation": {"paths": ["/b/*"]}}]},
+        {"to": [{"operation": {"paths": ["/a"]}}], "when": [{"key": "request.headers[x-user]", "values": ["a"]}]},
+    ],
+}
+REQUESTS: list[tuple[str, str, dict[str, str]]] = [
+    ("GET", "/a", {}),
+    ("GET", "/a?q=/b/", {"x-user": "a"}),
+    ("POST", "/b/1", {"x-user": "ab"}),
+    ("GET", "/b/../x/c", {"x-user": "b"}),
+    ("GET", "/d/1/e", {"host": "a.EXAMPLE", "x-user": "xb"}),
+    ("GET", "/d/1/2/e", {"host": "x.b.example", "x-forwarded-for": "10.1.2.3"}),
+    ("PUT", "/f/1/2", {"host": "b.example", "x-forwarded-for": "10.1.2.3, 10.2.0.1"}),
+    ("GET", "/f", {"x-user": ""}),
+]
+
+
+def test_an_envoy_decides_as_our_guard_does(hamlet: Hamlet) -> None:
+    """Every field of a rule, allowing and denying, for callers with an identity and without."""
+    shop = hamlet.stack.enter_context(Service().serving())
+    beside = hamlet.envoy("shop", shop)
+    friend = hamlet.member("friend")
+    assert friend.wait_for_credentials() is not None
+    context = friend.tls.client(UpstreamTls("ISTIO_MUTUAL", "outbound_.1_._.shop"), http2=False)
+    # A connection keeps the rules with which it was opened, until it is drained.
+    once = httpx.Limits(max_keepalive_connections=0)
+    certain = hamlet.stack.enter_context(httpx.Client(verify=context, trust_env=False, timeout=20, limits=once))
+    anonymous = hamlet.stack.enter_context(httpx.Client(trust_env=False, timeout=20, limits=once))
+    known = Peer(
+        SpiffeId.of("cluster.local", "default", "friend"),
+        True,
+        "127.0.0.1",
+        beside.port,
+        "outbound_.1_._.shop",
+        "127.0.0.1",
+    )
+    unknown = Peer(None, False, "127.0.0.1", beside.port, "", "127.0.0.1")
+    node = Node("n", Workload("shop", labels=(("app", "shop"),)))
+    wrong: list[str] = []
+    for action in ("ALLOW", "DENY"):
+        for number, (name, rules) in enumerate(RULES.items()):
+            if action == "DENY" and not rules:
+                continue  # it says nothing, so there is nothing to wait for
+            case = f"case-{action.lower()}-{number}"
+            text = yaml.safe_dump(
+                {
+                    "apiVersion": "security.istio.io/v1",
+                    "kind": "AuthorizationPolicy",
+                    "metadata": {"name": case, "namespace": "default"},
+                    "spec": {"selector": {"matchLabels": {"app": "shop"}}, "action": action, "rules": rules},
+                }
+            )
+            guard = Guard(translate(parse_text(text, "case").objects, (), node).snapshot.inbound)
+            hamlet.apply(text)
+            eventually(lambda c=case: f"policy[{c}]" in listeners(beside.admin), f"{case} is in force")
+            for method, path, headers in REQUESTS:
+                for client, peer, scheme in ((certain, known, "https"), (anonymous, unknown, "http")):
+                    url = f"{scheme}://127.0.0.1:{beside.port}"
+                    request = client.build_request(method, url, headers=headers, extensions={"sni_hostname": known.sni})
+                    request.url = request.url.copy_with(raw_path=path.encode())
+                    answer = client.send(request)
+                    asked = Request(method, scheme, request.headers["host"], path, request.headers)
+                    verdict = guard.admit(asked, peer, time.time())
+                    if (answer.status_code == 403) is not isinstance(verdict, Deny):
+                        wrong.append(
+                            f"{action} {name}: {method} {path} {headers} {scheme}: {answer.status_code} {verdict}"
+                        )
+            hamlet.admin.post("/v1/delete", content=text, headers={"content-type": api.YAML}).raise_for_status()
+    assert wrong == []
+    hamlet.assert_accepted()
+
+
+def listeners(admin: int) -> str:
+    url = f"http://127.0.0.1:{admin}/config_dump?resource=dynamic_listeners"
+    return httpx.get(url, timeout=20, trust_env=False).text
+
+
+def test_an_envoy_gateway_enforces_the_policies_that_select_it(hamlet: Hamlet) -> None:
+    """Gateway and VirtualService let everybody in, AuthorizationPolicy does not."""
+    shop = hamlet.stack.enter_context(Service().serving())
+    port, admin = unused_port(), unused_port()
+    hamlet.apply(
+        f"""
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: door, namespace: default}}
+spec:
+  selector: {{istio: door}}
+  servers: [{{port: {{number: {port}, name: http, protocol: HTTP}}, hosts: ["*"]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: shop, namespace: default}}
+spec:
+  hosts: [shop.example]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  endpoints: [{{address: 127.0.0.1, ports: {{http: {shop.port}}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: shop, namespace: default}}
+spec:
+  hosts: ["*"]
+  gateways: [door]
+  http: [{{route: [{{destination: {{host: shop.example}}}}]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: door, namespace: default}}
+spec:
+  selector: {{matchLabels: {{istio: door}}}}
+  action: DENY
+  rules: [{{to: [{{operation: {{paths: [/admin*]}}}}]}}]
+"""
+    )
+    words = ("--gateway", "--admin", f"127.0.0.1:{admin}")
+    file = write_bootstrap(hamlet.plane, hamlet.folder / "gateway.json", *words, MESHLIB_LABELS="istio=door")
+    hamlet.run_envoy("gateway", file)
+    eventually(lambda: reachable(port), "the gateway serves")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+        eventually(lambda: client.get("/").status_code == 200, "the shop is called")
+        assert [client.get(path).status_code for path in ("/", "/admin", "/x/../admin/1")] == [200, 403, 403]
     hamlet.assert_accepted()

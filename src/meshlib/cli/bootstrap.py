@@ -4,6 +4,7 @@ what keeps its certificate fresh."""
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import threading
@@ -79,7 +80,14 @@ def bootstrap(
     address("--control-plane", target)
     if watch and certificates is None:
         raise CommandFailed("--watch keeps a folder fresh: say which with --certificates DIR")
-    plan = _Plan(envoy or gateway, gateway, _ports(inbound or ()), outbound, address("--admin", admin), certificates)
+    plan = _Plan(
+        envoy or gateway,
+        gateway,
+        _ports(inbound or ()),
+        _numeric("--outbound", outbound),
+        address("--admin", admin),
+        certificates,
+    )
     try:
         if not watch:
             _write(plan.file(settings, _direct(settings, plan.is_envoy)), output)
@@ -145,8 +153,19 @@ def _ports(pairs: Iterable[str]) -> tuple[tuple[int, str], ...]:
         port, _, where = pair.partition("=")
         if not (port.isdecimal() and 0 < int(port) < 65536 and ":" in where):
             raise CommandFailed(f"--inbound {pair!r}: write PORT=HOST:PORT, as 9080=127.0.0.1:8080")
-        found[int(port)] = str(address("--inbound", where))
+        found[int(port)] = _numeric("--inbound", where)
     return tuple(sorted(found.items()))
+
+
+def _numeric(option: str, text: str) -> str:
+    """An Envoy binds and calls IP addresses here; `localhost` is one by another name."""
+    host, port = address(option, text)
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise CommandFailed(f"{option} {text!r}: give an IP address and a port") from None
+    return str(Address(host, port))
 
 
 def _direct(settings: Settings, is_envoy: bool) -> ControlPlaneAddress:

@@ -85,7 +85,7 @@ class Connection:
 
     def with_secrets(self, seen: Seen) -> Seen:
         """What an Envoy sees, with its secrets: the same object until something of it has changed."""
-        if self.reader.dialect is not Dialect.ENVOY:
+        if self.reader.dialect is not Dialect.ENVOY or SECRET not in self.state.subscriptions:
             return seen
         secrets = self.secrets.now(self.node.certificates)
         before = self.seen

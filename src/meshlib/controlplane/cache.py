@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from meshlib.controlplane.resource import Resource, combined_version, digest, resource_of
-from meshlib.controlplane.sight import Seen, Sight, Standpoint
+from meshlib.controlplane.sight import Form, Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import Object
@@ -73,6 +73,7 @@ class View:
         self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
         self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
         self._renamed: dict[tuple[str, bool], Resource | None] = {}
+        self._forms: dict[tuple[Reader, NodeKind], Form] = {}
         self._sights: dict[Standpoint, Sight] = {}
 
     def known_sight(self, standpoint: Standpoint) -> Seen | None:
@@ -87,7 +88,10 @@ class View:
         if found is None:
             if len(self._sights) >= SIGHTS_LIMIT:
                 self._sights = {}
-            found = self._sights[standpoint] = Sight(self, standpoint)
+            key = (standpoint.reader, standpoint.kind)
+            if key not in self._forms:
+                self._forms[key] = Form(self, *key)
+            found = self._sights[standpoint] = Sight(self._forms[key], standpoint)
         return found
 
     @cached_property

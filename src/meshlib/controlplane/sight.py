@@ -80,29 +80,90 @@ class Standpoint:
         return cls(reader, node.kind, node.workload.address, node.inbound, node.outbound)
 
 
-class Sight:
-    """A view as gRPC or an Envoy sees it."""
+class Form:
+    """A view in one reader's form, as far as it is the same for all of them."""
 
-    def __init__(self, view: View, standpoint: Standpoint) -> None:
-        self._view, self._standpoint = view, standpoint
-        self.snapshot = view.snapshot
-        self._reader = standpoint.reader
-        self._upstreams = Upstreams(view.snapshot)
-        self._servers: dict[str, Resource | None] = {}
-        self.resources: Mapping[str, Mapping[str, Resource]] = self._resources()
+    def __init__(self, view: View, reader: Reader, kind: NodeKind) -> None:
+        self.view, self.reader, self.kind = view, reader, kind
+        self.upstreams = Upstreams(view.snapshot)
+        snapshot, known = view.snapshot, view.resources
+        if self.is_sidecar:
+            self.upstreams.add_of(self.inbound.access)
+        listeners = self._listeners()
+        clusters, assignments = understood(snapshot, reader)
+        same = {id(each) for each in snapshot.clusters if each.tls is None or not each.tls.is_mesh}
+        same |= {id(each) for each in snapshot.assignments}
+        self.resources: Mapping[str, Mapping[str, Resource]] = {
+            CLUSTER: {
+                each.name: known[CLUSTER][each.name]
+                if id(each) in same
+                else resource_of(CLUSTER, each.name, encode_resource(CLUSTER, each, reader))
+                for each in (*clusters, *self.upstreams.clusters.values())
+                if not self.is_sidecar or sidecar.is_reachable(each)
+            },
+            ENDPOINT: {
+                each.cluster: known[ENDPOINT][each.cluster]
+                if id(each) in same
+                else resource_of(ENDPOINT, each.cluster, encode_resource(ENDPOINT, each))
+                for each in (*assignments, *self.upstreams.assignments.values())
+            },
+            LISTENER: listeners,
+            ROUTE: self._routes(),
+        }
         self.versions = {
             type_url: combined_version(resources.values()) for type_url, resources in self.resources.items()
         }
-        if self._reader.dialect is Dialect.GRPC:  # not by its own name: it bears each server's
-            self.versions[LISTENER] = view.versions[LISTENER]
+        if reader.dialect is Dialect.GRPC:
+            self.versions[LISTENER] = view.versions[LISTENER]  # which knows of the one that bears each server's name
+
+    @property
+    def is_sidecar(self) -> bool:
+        return self.reader.dialect is Dialect.ENVOY and self.kind is NodeKind.SIDECAR
+
+    @property
+    def inbound(self) -> Inbound:
+        """Who has not said how it may be called is not told that anybody may."""
+        return next(iter(self.view.snapshot.inbound), _UNTOLD)
+
+    def _listeners(self) -> Mapping[str, Resource]:
+        if self.is_sidecar:
+            return {}
+        if self.reader.dialect is Dialect.GRPC:
+            return self.view.resources[LISTENER]
+        return {each.name: self._gateway(each) for each in self.view.snapshot.listeners}
+
+    def _gateway(self, listener: Listener) -> Resource:
+        if listener.access is None:
+            return self.view.resources[LISTENER][listener.name]
+        self.upstreams.add_of(listener.access)
+        data = encode_resource(LISTENER, listener, self.reader, self.upstreams)
+        return resource_of(LISTENER, listener.name, data)
+
+    def _routes(self) -> Mapping[str, Resource]:
+        if not self.is_sidecar:
+            return self.view.resources[ROUTE]
+        table = sidecar.outbound_routes(self.view.snapshot)
+        return {table.name: resource_of(ROUTE, table.name, encode_resource(ROUTE, table))}
+
+
+class Sight:
+    """A view as one gRPC client or server, or one Envoy, sees it."""
+
+    def __init__(self, form: Form, standpoint: Standpoint) -> None:
+        self._form, self._standpoint = form, standpoint
+        self._servers: dict[str, Resource | None] = {}
+        self.snapshot = form.view.snapshot
+        self.resources, self.versions = form.resources, form.versions
+        if form.is_sidecar:
+            self._add_sockets()
 
     @property
     def routed(self) -> frozenset[str]:
-        return self._view.routed
+        return self._form.view.routed
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         found = self.resources.get(type_url, {}).get(name)
-        if found is not None or type_url != LISTENER or self._reader.dialect is not Dialect.GRPC:
+        if found is not None or type_url != LISTENER or self._form.reader.dialect is not Dialect.GRPC:
             return found
         for prefix in (INBOUND_PREFIX, SERVER_PREFIX):
             if name.startswith(prefix):
@@ -111,90 +172,45 @@ class Sight:
                         self._servers.clear()
                     self._servers[name] = self._server(name, name.removeprefix(prefix))
                 return self._servers[name]
-        return self._view.find(type_url, name, has_catch_all=has_catch_all)
+        return self._form.view.find(type_url, name, has_catch_all=has_catch_all)
 
-    def _resources(self) -> dict[str, dict[str, Resource]]:
-        view, reader = self._view, self._reader
-        found = {type_url: dict(resources) for type_url, resources in view.resources.items()}
-        clusters, assignments = understood(view.snapshot, reader)
-        found[LISTENER], found[ROUTE] = self._listeners(), self._routes()
-        clusters = (*clusters, *self._upstreams.clusters.values())
-        assignments = (*assignments, *self._upstreams.assignments.values())
-        known = {id(each): each.name for each in view.snapshot.clusters if each.tls is None or not each.tls.is_mesh}
-        is_sidecar = self._is_sidecar
-        found[CLUSTER] = {
-            each.name: view.resources[CLUSTER][each.name]
-            if id(each) in known
-            else resource_of(CLUSTER, each.name, encode_resource(CLUSTER, each, reader))
-            for each in clusters
-            if not is_sidecar or sidecar.is_reachable(each)
+    def _add_sockets(self) -> None:
+        """The Envoy's own: where it takes calls, and for whom."""
+        form, standpoint = self._form, self._standpoint
+        clusters, listeners = [], []
+        for port, address in standpoint.inbound:
+            clusters.append(sidecar.inbound_cluster(port, *_host_and_port(address)))
+            host, name = standpoint.address or "0.0.0.0", sidecar.inbound_cluster_name(port)
+            listeners.append(sidecar_listener(form.inbound, form.reader, host, port, name, form.upstreams))
+        if standpoint.outbound:
+            listeners.append(sidecar.outbound_listener(*_host_and_port(standpoint.outbound)))
+        own = {CLUSTER: clusters, LISTENER: listeners}
+        added = {kind: {each.name: _of_message(kind, each) for each in messages} for kind, messages in own.items()}
+        self.resources = {
+            **form.resources,
+            **{kind: {**form.resources[kind], **resources} for kind, resources in added.items()},
         }
-        same = {id(each) for each in view.snapshot.assignments}
-        found[ENDPOINT] = {
-            each.cluster: view.resources[ENDPOINT][each.cluster]
-            if id(each) in same
-            else resource_of(ENDPOINT, each.cluster, encode_resource(ENDPOINT, each))
-            for each in assignments
+        self.versions = {
+            **form.versions,
+            **{kind: combined_version(self.resources[kind].values()) for kind in added},
         }
-        if is_sidecar:
-            for port, address in self._standpoint.inbound:
-                host, _, application = address.rpartition(":")
-                made = sidecar.inbound_cluster(port, host.strip("[]") or "127.0.0.1", int(application))
-                found[CLUSTER][made.name] = _of_message(CLUSTER, made)
-        return found
-
-    @property
-    def _is_sidecar(self) -> bool:
-        return self._reader.dialect is Dialect.ENVOY and self._standpoint.kind is NodeKind.SIDECAR
-
-    @property
-    def _inbound(self) -> Inbound:
-        """Who has not said how it may be called is not told that anybody may."""
-        return next(iter(self._view.snapshot.inbound), _UNTOLD)
-
-    def _listeners(self) -> dict[str, Resource]:
-        view, reader, standpoint = self._view, self._reader, self._standpoint
-        if reader.dialect is Dialect.GRPC:
-            return dict(view.resources[LISTENER])
-        made: list[Any] = []
-        if self._is_sidecar:
-            self._upstreams.add_of(self._inbound.access)
-            for port, _ in standpoint.inbound:
-                name = sidecar.inbound_cluster_name(port)
-                host = standpoint.address or "0.0.0.0"
-                made.append(sidecar_listener(self._inbound, reader, host, port, name, self._upstreams))
-            if standpoint.outbound:
-                host, _, port_text = standpoint.outbound.rpartition(":")
-                made.append(sidecar.outbound_listener(host.strip("[]"), int(port_text)))
-            return {each.name: _of_message(LISTENER, each) for each in made}
-        return {each.name: self._gateway(each) for each in view.snapshot.listeners}
-
-    def _gateway(self, listener: Listener) -> Resource:
-        if listener.access is None:
-            return self._view.resources[LISTENER][listener.name]
-        self._upstreams.add_of(listener.access)
-        data = encode_resource(LISTENER, listener, self._reader, self._upstreams)
-        return resource_of(LISTENER, listener.name, data)
-
-    def _routes(self) -> dict[str, Resource]:
-        if not self._is_sidecar:
-            return dict(self._view.resources[ROUTE])
-        if not self._standpoint.outbound:
-            return {}
-        table = sidecar.outbound_routes(self._view.snapshot)
-        return {table.name: resource_of(ROUTE, table.name, encode_resource(ROUTE, table))}
 
     def _server(self, name: str, address: str) -> Resource | None:
         """The listener of a gRPC server; None for what is no address."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             return None
-        inbound = replace(self._inbound, name=name)
-        message = server_listener(inbound, self._reader, host.strip("[]"), int(port), self._upstreams)
-        return _of_message(LISTENER, message)
+        form = self._form
+        inbound = replace(form.inbound, name=name)
+        return _of_message(LISTENER, server_listener(inbound, form.reader, *_host_and_port(address), form.upstreams))
 
     def __repr__(self) -> str:
-        return f"<Sight {self._standpoint.reader.dialect} of {self._view!r}>"
+        return f"<Sight {self._form.reader.dialect} of {self._form.view!r}>"
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 _UNTOLD = Inbound("", tls=TlsMode.STRICT, access=Access((AccessRule("nobody has said who may", Action.ALLOW, NEVER),)))

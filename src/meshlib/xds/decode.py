@@ -8,6 +8,7 @@ check of a certificate, a filter that may turn a call away. Without it more woul
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -151,6 +152,25 @@ def _port(value: Any) -> int:
     if isinstance(value, str) and value.isdecimal():
         value = float(value)
     return int(value) if isinstance(value, float) and 0 < value < 65536 else 0
+
+
+def _inbound_port(value: Any) -> int:
+    if not (port := _port(value)):
+        raise InvalidResource("envoy.config.core.v3.Node", "", "metadata.MESHLIB_INBOUND", f"{value!r} is no port")
+    return port
+
+
+def _socket(value: Any) -> str:
+    """`10.0.0.1:80`, `[::1]:80`. An Envoy is told to bind, or to call, just that."""
+    host, _, port = str(value).rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        port = ""
+    if not _port(port):
+        reason = f"{value!r} is no IP address with a port"
+        raise InvalidResource("envoy.config.core.v3.Node", "", "metadata.MESHLIB_INBOUND or MESHLIB_OUTBOUND", reason)
+    return str(value)
 
 
 _NOT_IN_A_COOKIE = re.compile(r"[^\x20-\x3a\x3c-\x7e]")
