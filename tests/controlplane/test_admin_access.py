@@ -195,7 +195,16 @@ async def test_the_page_signs_in_with_a_cookie(plane: ControlPlane) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1", 200), ("192.0.2.7:443", 200), ("cp.example", 421), ("mesh.example:15014", 200), ("", 421)],
+    [
+        ("127.0.0.1", 200),
+        ("192.0.2.7:443", 200),
+        ("cp.example", 421),
+        ("mesh.example:15014", 200),
+        ("", 421),
+        ("127.0.0.1:80/v1/login?", 421),
+        ("[::1]/v1/login?", 421),
+        ("mesh.example@evil.example", 421),
+    ],
 )
 async def test_only_our_names_are_served(tmp_path: Path, host: str, status: int) -> None:
     """Those of the certificate, and addresses, which nobody can rebind."""
@@ -380,3 +389,19 @@ def files_of(folder: Path, credentials: Credentials) -> tuple[Path, Path]:
     chain.write_bytes(credentials.certificate_chain)
     key.write_bytes(credentials.private_key)
     return chain, key
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1/v1/login?", "[::1]/dashboard/?", "localhost:1/healthz#"])
+async def test_a_host_header_is_no_path(tmp_path: Path, host: str) -> None:
+    """Who is asked goes by the path of the request alone, in its very bytes."""
+    settings = settings_of(tmp_path, admin=("127.0.0.1", 0))
+    async with running(settings) as plane:
+        port = int(plane.admin_url.rpartition(":")[2])
+        for method, target in (("GET", "/v1/objects"), ("POST", "/v1/ca/rotate?step=begin"), ("GET", "//v1/objects")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(30):
+                answer = await reader.read()
+            writer.close()
+            assert answer.split(b" ")[1] in (b"400", b"421"), answer

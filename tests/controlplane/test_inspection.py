@@ -33,13 +33,16 @@ async def asked(powers: Powers, **query: str) -> tuple[int, str]:
 
 
 async def test_only_what_the_reader_may_see_is_there() -> None:
-    """A viewer of one namespace finds no process of another, by neither name, and is not told that there is one."""
+    """An operator of one namespace finds no process of another, by neither name, and is not told that there is one; a
+    viewer finds none, since what was sent has credentials in it."""
     viewer = Powers(((Role.VIEWER, frozenset({"dev"})),))
-    assert (await asked(viewer, of="a"))[0] == 200
-    status, told = await asked(viewer, of="a-1.default")
+    assert (await asked(viewer, of="a"))[0] == 404
+    operator = Powers(((Role.OPERATOR, frozenset({"dev"})),))
+    assert (await asked(operator, of="a"))[0] == 200
+    status, told = await asked(operator, of="a-1.default")
     assert (status, "there are: a-2.dev" in told, "default, " in told) == (404, True, False)
     assert (await asked(EVERYTHING, of="a-1.default"))[0] == 200
-    assert '"alike":1' in (await asked(viewer, of="a"))[1]
+    assert '"alike":1' in (await asked(operator, of="a"))[1]
     assert '"alike":2' in (await asked(EVERYTHING, of="a"))[1]
 
 

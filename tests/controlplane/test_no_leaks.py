@@ -37,7 +37,14 @@ spec:
   - headers: {{request: {{set: {{authorization: "Bearer {HEADER_SECRET}"}}}}}}
     route: [{{destination: {{host: reviews}}}}]
 """
+SERVICE = """---
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {ports: [{name: http, port: 9080}]}
+"""
 READS = (
+    "/v1/services/default/reviews", "/v1/config?of=vm", "/metrics", "/sd/prometheus",
     "/version", "/v1/objects", "/v1/problems", "/v1/clients", "/v1/endpoints", "/v1/graph", "/v1/traces", "/v1/changes",
     "/v1/audit", "/v1/tokens", "/v1/ca", "/v1/whoami", "/healthz", "/readyz",
 )  # fmt: skip
@@ -84,13 +91,14 @@ async def test_nothing_that_proves_anything_is_told(tmp_path: Path, caplog: pyte
                     answer = await page.get("/v1/objects", headers={"authorization": f"Bearer {token}"})
                     said.append(answer.text)
                     said.append(await asyncio.to_thread(refused, plane, token))
-                for text in (RULE, RULE.replace("hosts", "hots"), "{", f"token: {HEADER_SECRET}\x00"):
+                for text in (RULE + SERVICE, RULE.replace("hosts", "hots"), "{", f"token: {HEADER_SECRET}\x00"):
                     await alice.post("/v1/apply", content=text, headers=YAML)
                 for step in ("begin", "switch", "finish"):
                     said.append((await alice.post(f"/v1/ca/rotate?step={step}&force=true", headers=YAML)).text)
                     secrets |= {f"{step} {name}": each for name, each in keys_of(plane).items()}
                 async with client_of(plane, "alice") as again, client_of(plane, "vera") as vera:
                     answers = [await client.get(path) for client in (again, vera) for path in READS]
+                    assert (await vera.get("/v1/services/default/reviews")).status_code == 200
                 said += [each.text for each in answers]
                 viewed = [each for each in answers if each.request.headers["authorization"].endswith(TOKENS["vera"])]
                 assert not [each.url.path for each in viewed if HEADER_SECRET in each.text]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -38,12 +39,13 @@ from meshlib.controlplane.authentication import NotAuthenticated, TooManyFailure
 
 logger = logging.getLogger("meshlib.controlplane.access")
 
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 COOKIE = "meshlib-session"
 CSRF = "x-csrf-token"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/v1/login"})
 """With /dashboard/..., whose files are the same for everybody and hold nothing of the mesh."""
-CHECKED = frozenset({"/v1/apply", "/v1/delete", "/v1/tokens", "/v1/tokens/revoke", "/v1/logout", "/v1/explain"})
+CHECKED = frozenset({"/v1/apply", "/v1/delete", "/v1/tokens", "/v1/tokens/revoke", "/v1/logout"})
 """Routes that change something and ask for the powers that it takes by themselves."""
 NARROWED = frozenset(
     {
@@ -163,7 +165,7 @@ class Gate:
         if self._administrators.is_open:
             actor = Actor(ANYBODY.name, ANYBODY.method, address, agent)
             return Admission(ANYBODY, lambda: EVERYTHING, actor, self._audit)
-        path = request.url.path
+        path: str = request.scope["path"]  # what routes go by; a URL made of the Host header may say another
         if path in PUBLIC or path == "/dashboard" or path.startswith("/dashboard/"):
             nobody = Administrator("nobody", "none", frozenset())
             return Admission(nobody, Powers, Actor("nobody", "none", address, agent), self._audit)
@@ -173,7 +175,7 @@ class Gate:
         who, session = await self._who(request, address, is_change)
 
         def current() -> Powers:
-            if session is not None and self._administrators.session(request.cookies.get(COOKIE, "")) is None:
+            if session is not None and self._administrators.session(_cookie(request)) is None:
                 return Powers()
             return self._administrators.powers(who)
 
@@ -210,6 +212,8 @@ class Gate:
         return session.administrator, session
 
     def _is_ours(self, authority: str) -> bool:
+        if not _AUTHORITY.fullmatch(authority):
+            return False
         host = host_of(authority)
         if host in self._hosts or host == "localhost":
             return True
@@ -230,7 +234,7 @@ def host_of(authority: str) -> str:
 def _check_origin(request: Request, host: str) -> None:
     """Browsers send Origin with whatever is not GET or HEAD; programs do not."""
     origin = request.headers.get("origin")
-    if origin is not None and origin.lower() != f"{request.url.scheme}://{host}".lower():
+    if origin is not None and origin.lower() != f"{request.scope['scheme']}://{host}".lower():
         raise HTTPException(403, f"a page of {origin[:200]!r} may change nothing here")
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise HTTPException(403, "a page of another site may change nothing here")
@@ -341,7 +345,7 @@ class SignIn:
             text,
             max_age=max(1, int(session.ends - self._administrators.now())),
             path="/",
-            secure=request.url.scheme == "https",
+            secure=request.scope["scheme"] == "https",
             httponly=True,
             samesite="strict",
         )

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meshlib.controlplane.access_rules import Powers
+from meshlib.controlplane.access_rules import Powers, Role
 from meshlib.controlplane.admin import query_of
 from meshlib.controlplane.gate import JSON, admission_of
 
@@ -59,11 +59,12 @@ class Inspection:
         return JSON(Configuration(found.name, found.version, alike, resources))
 
     def _find(self, name: str, powers: Powers) -> tuple[Client, int]:
-        """The client of this name; or one of this workload, and how many there are."""
+        """The client of this name; or one of this workload, and how many there are. For operators of its namespace:
+        what it was sent has the credentials of headers in it, as it sends them."""
         if not name:
             raise HTTPException(400, "of is missing: which process?")
         everybody = sorted(
-            (each for each in self._clients() if powers.sees(each.namespace)), key=lambda each: each.name
+            (each for each in self._clients() if powers.has(Role.OPERATOR, each.namespace)), key=lambda each: each.name
         )
         for names in (
             [each for each in everybody if each.name == name],

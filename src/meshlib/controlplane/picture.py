@@ -20,8 +20,9 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
-from meshlib.controlplane.access_rules import EVERYWHERE
+from meshlib.controlplane.access_rules import EVERYWHERE, Role
 from meshlib.controlplane.admin import query_of
+from meshlib.controlplane.audit import redacted
 from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
@@ -212,10 +213,13 @@ class Picture:
 
     async def _service(self, request: Request) -> Response:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
-        sees = admission_of(request).powers.sees
+        powers = admission_of(request).powers
         for each in self._view.endpoints():
-            if (each.namespace, each.name) == (namespace, name) and sees(namespace):
-                return JSON(detail_of(each, [told for told in self._view.objects() if sees(told.namespace)]))
+            if (each.namespace, each.name) == (namespace, name) and powers.sees(namespace):
+                detail = detail_of(each, [told for told in self._view.objects() if powers.sees(told.namespace)])
+                if not powers.has(Role.OPERATOR, namespace):
+                    detail = msgspec.structs.replace(detail, rule=redacted(detail.rule))
+                return JSON(detail)
         raise HTTPException(404, f"there is no service {namespace}/{name}")
 
     async def _traces(self, request: Request) -> Response:
