@@ -554,6 +554,8 @@ class Mesh:
             # Every source checks what it hands over, so this is a defect; calls go on with what they had.
             _log.exception("configuration %s can't be used; %s stays in force", given, self._live)
             return False
+        if self.telemetry is not None:
+            self._observer = self.telemetry.follow(snapshot.reporting)
         self._check_health()
         self._share_breakers()
         self._quotas.prepare(service for limiter in self._live.limiters for service in limiter.services)

@@ -142,7 +142,20 @@ virtual_hosts = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
 route_configurations = st.builds(md.RouteConfiguration, names, virtual_hosts)
 
 listener_tls = st.builds(md.ListenerTls, names, names, names, st.booleans())
-listeners = st.builds(md.Listener, names, names) | st.builds(
+told = st.builds(
+    md.Told,
+    st.none() | st.integers(0, 1_000_000),
+    st.booleans(),
+    st.lists(
+        st.builds(md.SpanTag, names, st.sampled_from(["literal", "header", "environment"]), names), max_size=2
+    ).map(tuple),
+    st.none() | st.booleans(),
+    names,
+    st.lists(names, max_size=2).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+)
+reporting = st.none() | st.builds(md.Reporting, told, told, names)
+listeners = st.builds(md.Listener, names, names, reporting=reporting) | st.builds(
     md.Listener,
     names,
     st.just(""),
@@ -153,6 +166,7 @@ listeners = st.builds(md.Listener, names, names) | st.builds(
         min_size=1,
         max_size=2,
     ).map(tuple),
+    reporting=reporting,
 )
 
 localities = st.builds(md.Locality, st.sampled_from(["", "eu"]), st.sampled_from(["", "a", "b"]))

@@ -26,6 +26,7 @@ from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.limit_checks import check_limits, check_quotas, check_rate_limit
 from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.istio.security_checks import check_security
+from meshlib.istio.telemetry_checks import check_telemetry, telemetry_warnings
 from meshlib.model import SHADOWABLE
 
 MAX_TEXT = 16 * 1024 * 1024
@@ -364,6 +365,8 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
         _check_addresses(spec)
     elif isinstance(spec, r.PeerAuthentication | r.AuthorizationPolicy | r.RequestAuthentication):
         check_security(spec)
+    elif isinstance(spec, r.Telemetry):
+        check_telemetry(spec)
 
 
 def _check_addresses(spec: r.Pod | r.Endpoints | r.EndpointSlice) -> None:
@@ -1066,6 +1069,7 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
         return
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
+    yield from telemetry_warnings(given)
     if isinstance(given.spec, r.DestinationRule):
         for field, reason in _pointless(given.spec):
             yield ConfigurationWarning(given.source, given.title, field, reason)

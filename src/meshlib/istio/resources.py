@@ -38,8 +38,10 @@ NETWORKING_KINDS = frozenset(
 ISTIO_VERSIONS = ("v1alpha3", "v1beta1", "v1")
 SECURITY = "security.istio.io"
 SECURITY_VERSIONS = ("v1beta1", "v1")
+TELEMETRY = "telemetry.istio.io"
+TELEMETRY_VERSIONS = ("v1alpha1", "v1")
 OWN_VERSIONS = ("v1alpha1",)
-STRICT_GROUPS = (NETWORKING, SECURITY, OWN)
+STRICT_GROUPS = (NETWORKING, SECURITY, TELEMETRY, OWN)
 """Their objects may hold no field that is not known."""
 
 
@@ -808,6 +810,101 @@ class RequestAuthentication(_Istio, frozen=True):
     jwt_rules: list[JwtRule] = []
 
 
+# telemetry.istio.io
+
+TelemetryMode = Literal["CLIENT_AND_SERVER", "CLIENT", "SERVER"]
+
+
+class TelemetryMatch(_Istio, frozen=True):
+    mode: TelemetryMode = "CLIENT_AND_SERVER"
+
+
+class ProviderRef(_Istio, frozen=True):
+    name: str
+
+
+class LiteralTag(_Istio, frozen=True):
+    value: str
+
+
+class NamedTag(_Istio, frozen=True):
+    name: str
+    default_value: str = ""
+
+
+class CustomTag(_Istio, frozen=True):
+    literal: LiteralTag | None = None
+    environment: NamedTag | None = None
+    header: NamedTag | None = None
+    formatter: LiteralTag | None = None
+
+
+class Tracing(_Istio, frozen=True):
+    match: TelemetryMatch | None = None
+    providers: list[ProviderRef] = []
+    random_sampling_percentage: Percent100 | None = None
+    disable_span_reporting: bool | None = None
+    custom_tags: dict[str, CustomTag] = {}
+    enable_istio_tags: bool | None = None
+    use_request_id_for_trace_sampling: bool | None = None
+
+
+class MetricSelector(_Istio, frozen=True):
+    metric: Literal[
+        "",
+        "ALL_METRICS",
+        "REQUEST_COUNT",
+        "REQUEST_DURATION",
+        "REQUEST_SIZE",
+        "RESPONSE_SIZE",
+        "TCP_OPENED_CONNECTIONS",
+        "TCP_CLOSED_CONNECTIONS",
+        "TCP_SENT_BYTES",
+        "TCP_RECEIVED_BYTES",
+        "GRPC_REQUEST_MESSAGES",
+        "GRPC_RESPONSE_MESSAGES",
+    ] = ""
+    custom_metric: str = ""
+    mode: TelemetryMode = "CLIENT_AND_SERVER"
+
+
+class TagOverride(_Istio, frozen=True):
+    operation: Literal["UPSERT", "REMOVE"] = "UPSERT"
+    value: str = ""
+
+
+class MetricsOverride(_Istio, frozen=True):
+    match: MetricSelector | None = None
+    disabled: bool | None = None
+    tag_overrides: dict[str, TagOverride] = {}
+
+
+class TelemetryMetrics(_Istio, frozen=True):
+    providers: list[ProviderRef] = []
+    overrides: list[MetricsOverride] = []
+    reporting_interval: Unsupported = None
+
+
+class AccessLogFilter(_Istio, frozen=True):
+    expression: str = ""
+
+
+class AccessLogging(_Istio, frozen=True):
+    match: TelemetryMatch | None = None
+    providers: list[ProviderRef] = []
+    disabled: bool | None = None
+    filter: AccessLogFilter | None = None
+
+
+class Telemetry(_Istio, frozen=True):
+    selector: WorkloadSelector | None = None
+    target_ref: TargetRef | None = None
+    target_refs: list[TargetRef] = []
+    tracing: list[Tracing] = []
+    metrics: list[TelemetryMetrics] = []
+    access_logging: list[AccessLogging] = []
+
+
 # meshlib.io: what a call may need and Istio has no word for
 
 
@@ -978,6 +1075,7 @@ Spec = (
     | gateway_kinds.Gateway
     | gateway_kinds.GatewayClass
     | gateway_kinds.ReferenceGrant
+    | Telemetry
 )
 
 
@@ -1002,6 +1100,7 @@ SHAPES: Mapping[str, KindShape] = {
     "PeerAuthentication": KindShape(PeerAuthentication, SECURITY, SECURITY_VERSIONS),
     "AuthorizationPolicy": KindShape(AuthorizationPolicy, SECURITY, SECURITY_VERSIONS),
     "RequestAuthentication": KindShape(RequestAuthentication, SECURITY, SECURITY_VERSIONS),
+    "Telemetry": KindShape(Telemetry, TELEMETRY, TELEMETRY_VERSIONS),
     "RateLimit": KindShape(RateLimitPolicy, OWN, OWN_VERSIONS),
     "EnvoyFilter": KindShape(EnvoyFilter, NETWORKING, ("v1alpha3",)),
     "Service": KindShape(Service, "", ("v1",)),

@@ -18,7 +18,7 @@ GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 
 
 def targets(spec: object) -> tuple[r.TargetRef, ...]:
-    if not isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication):
+    if not isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication | r.Telemetry):
         return ()
     return (*spec.target_refs, *([spec.target_ref] if spec.target_ref is not None else []))
 

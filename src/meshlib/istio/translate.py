@@ -18,6 +18,7 @@ from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_setti
 from meshlib.istio.problems import in_order
 from meshlib.istio.routes import MESH, RouteMaker, default_route, qualified
 from meshlib.istio.services import Service, cluster_name, fqdn, names
+from meshlib.istio.telemetry import reporting_of
 from meshlib.istio.world import World
 from meshlib.model import (
     CATCH_ALL,
@@ -111,7 +112,7 @@ class _Asked:
                         locality = locality or bool(settings_near)
             elif isinstance(spec, r.Sidecar | r.PeerAuthentication):
                 labels.update(_selected(spec.workload_selector if isinstance(spec, r.Sidecar) else spec.selector))
-            elif isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication | r.RateLimitPolicy):
+            elif isinstance(spec, r.AuthorizationPolicy | r.RequestAuthentication | r.RateLimitPolicy | r.Telemetry):
                 labels.update(_selected(spec.selector))
             elif isinstance(spec, r.BackendTrafficPolicy):
                 locality = locality or spec.outlier_detection is not None
@@ -193,6 +194,11 @@ class _View:
             listeners, configurations = self._outbound(visible)
             for service in visible:
                 self._add_clusters(service)
+        served = targets.services_of(self._world.objects, self._node.workload)
+        reporting = reporting_of(self._world.objects, self._settings, self._node, served)
+        if reporting is not None:
+            listeners = [replace(each, reporting=reporting) for each in listeners]
+            inbound = tuple(replace(each, reporting=reporting) for each in inbound)
         return Translation(
             Snapshot(
                 "",

@@ -54,6 +54,7 @@ from meshlib.model.cluster import (
 from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
+from meshlib.model.reporting import AS_SET, Reporting, SpanTag, Told
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -89,6 +90,7 @@ from meshlib.model.telemetry import canonical_revision, canonical_service, peer_
 
 __all__ = [
     "ALWAYS",
+    "AS_SET",
     "CATCH_ALL",
     "INBOUND_PREFIX",
     "NEVER",
@@ -158,6 +160,7 @@ __all__ = [
     "RateBudget",
     "RateLimit",
     "Redirect",
+    "Reporting",
     "Request",
     "ResetHeader",
     "RetryBudget",
@@ -170,10 +173,12 @@ __all__ = [
     "ServiceName",
     "SlowStart",
     "Snapshot",
+    "SpanTag",
     "SpiffeId",
     "StringMatch",
     "TcpKeepalive",
     "TlsMode",
+    "Told",
     "UpstreamTls",
     "VirtualHost",
     "WeightedCluster",

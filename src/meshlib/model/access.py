@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Literal
 
 from meshlib.model.rate_limit import Quota, RateLimit
+from meshlib.model.reporting import Reporting
 from meshlib.model.route import HeaderMatch, StringMatch
 
 _WILD = {"{*}": "[^/]+", "{**}": ".*"}
@@ -225,6 +226,7 @@ class Inbound:
     """How one workload is called (xDS: a server's Listener).
 
     port: 0 is every port that no other Inbound is for. tls: of the ports that `port_tls` does not name.
+    reporting: what is told of its calls; None is as the process is set.
     """
 
     name: str
@@ -233,6 +235,7 @@ class Inbound:
     tls: TlsMode = TlsMode.PERMISSIVE
     port_tls: tuple[tuple[int, TlsMode], ...] = ()
     access: Access = NO_ACCESS_RULES
+    reporting: Reporting | None = None
 
     def tls_mode(self, port: int) -> TlsMode:
         return next((mode for number, mode in self.port_tls if number == port), self.tls)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from meshlib.model.access import Access
+    from meshlib.model.reporting import Reporting
 
 CATCH_ALL = "*"
 """The name of the listener that answers for every host the registry does not know (Istio's outboundTrafficPolicy)."""
@@ -297,7 +298,7 @@ class FilterChain:
 class Listener:
     """Either outbound (an xDS ApiListener): `name` is the authority that callers use (`reviews:9080`) and
     `route_configuration` says how it is routed. Or bound (a gateway): `address`, `port`, `filter_chains`, and who may
-    come in."""
+    come in. reporting: what is told of its calls; None is as the process is set."""
 
     name: str
     route_configuration: str = ""
@@ -305,6 +306,7 @@ class Listener:
     port: int = 0
     filter_chains: tuple[FilterChain, ...] = ()
     access: Access | None = None
+    reporting: Reporting | None = None
 
     @property
     def is_bound(self) -> bool:

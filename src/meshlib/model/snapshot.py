@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from meshlib.model.access import Inbound
 from meshlib.model.cluster import Cluster, ClusterType, LoadAssignment
+from meshlib.model.reporting import AS_SET, Reporting
 from meshlib.model.route import Listener, RouteConfiguration
 
 
@@ -32,6 +33,12 @@ class Snapshot:
     complete: bool = False
     absent: tuple[str, ...] = ()
     inbound: tuple[Inbound, ...] = ()
+
+    @property
+    def reporting(self) -> Reporting:
+        """What is told of this process's calls: the same in whatever says it."""
+        said = [each.reporting for each in self.inbound] + [each.reporting for each in self.listeners[:1]]
+        return next((each for each in said if each is not None), AS_SET)
 
     def same_content(self, other: Snapshot) -> bool:
         """Whether only the version differs."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any, Self
 
 import msgspec
 
-from meshlib.model import HeaderOperations, HeaderView
+from meshlib.model import HeaderOperations, HeaderView, Reporting, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served, head_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.scrub import scrubbed
@@ -40,12 +41,86 @@ _NOTHING: Mapping[str, object] = dict.fromkeys(_FIELDS)
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 34, 92, 127)}
 
 
+class _Chosen:
+    """Which requests of one direction get a line. expression: CEL, "" takes all; one that can't be compiled or answers
+    with no boolean takes all too, and says so once: a line too many is better than one too few."""
+
+    __slots__ = ("_expression", "_program", "is_on")
+
+    def __init__(self, is_on: bool, expression: str = "") -> None:
+        self.is_on, self._expression = is_on, expression
+        self._program: Any = None
+        if is_on and expression:
+            try:
+                import cel
+
+                self._program = cel.compile(expression)
+            except ImportError:
+                LOGGER.warning("the filter %r takes everything: install meshlib-proxyless[telemetry]", expression)
+            except ValueError as error:
+                LOGGER.warning("the filter %r takes everything: %s", expression, error)
+
+    @classmethod
+    def by(cls, told: Told, is_set: bool) -> Self:
+        return cls(is_set if told.access_log is None else told.access_log, told.log_filter)
+
+    def takes(self, fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> bool:
+        program = self._program
+        if program is None:
+            return True
+        try:
+            return program.execute(_attributes(fields, request, response)) is not False
+        except Exception as error:  # the library raises several kinds; a line must not cost a request
+            self._program = None
+            LOGGER.warning("the filter %r takes everything from now on: %s", self._expression, error)
+            return True
+
+
+def _attributes(fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> dict[str, Any]:
+    """Envoy's attributes, as Istio's filters name them."""
+    path, _, query = str(fields["path"] or "").partition("?")
+    return {
+        "request": {
+            "method": fields["method"] or "",
+            "path": fields["path"] or "",
+            "url_path": path,
+            "query": query,
+            "host": fields["authority"] or "",
+            "headers": _pairs(request),
+            "useragent": fields["user_agent"] or "",
+            "id": fields["request_id"] or "",
+            "size": fields["bytes_received"] or 0,
+            "duration": fields["duration"],
+            "protocol": fields["protocol"] or "HTTP/1.1",
+        },
+        "response": {
+            "code": fields["response_code"],
+            "flags": fields["response_flags"],
+            "code_details": fields["response_code_details"] or "",
+            "headers": _pairs(response),
+            "size": fields["bytes_sent"] or 0,
+        },
+        "xds": {"cluster_name": fields["upstream_cluster"] or "", "route_name": fields["route_name"] or ""},
+    }
+
+
+def _pairs(headers: HeaderView | None) -> dict[str, str]:
+    raw = getattr(headers, "raw", ())
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+
+
 class AccessLog:
-    """An Observer around `inner`, which is told the same. kind: `text` or `json`. epoch: Unix seconds at monotonic
-    zero."""
+    """An Observer around `inner`, which is told the same. kind: `text` or `json`; "" is text, where the configuration
+    asks for a log. epoch: Unix seconds at monotonic zero."""
 
     def __init__(self, inner: Observer, kind: str, epoch: float) -> None:
-        self._inner, self._is_json, self._epoch = inner, kind == "json", epoch
+        self._inner, self._kind, self._epoch = inner, kind, epoch
+        self._client, self._server = _Chosen(bool(kind)), _Chosen(bool(kind))
+
+    def follow(self, rules: Reporting) -> None:
+        """What the configuration says; it has the last word. May be called at any time."""
+        is_set = bool(self._kind)
+        self._client, self._server = _Chosen.by(rules.client, is_set), _Chosen.by(rules.server, is_set)
 
     def call_began(self, call: Call) -> None:
         self._inner.call_began(call)
@@ -61,8 +136,8 @@ class AccessLog:
 
     def call_ended(self, call: Call) -> None:
         self._inner.call_ended(call)
-        request = call.request
-        if request is None or not LOGGER.isEnabledFor(logging.INFO):
+        request, chosen = call.request, self._client
+        if request is None or not chosen.is_on or not LOGGER.isEnabledFor(logging.INFO):
             return
         answer = head_of(call.response_headers)
         fields = self._fields(call.began, call.ended, request.headers, call.carried)
@@ -83,11 +158,13 @@ class AccessLog:
             fields["upstream_cluster"] = call.cluster.name
         if call.decision is not None:
             fields["route_name"] = call.decision.route.name or "default"
-        self._log(fields)
+        if chosen.takes(fields, request.headers, call.response_headers):
+            self._log(fields)
 
     def served(self, served: Served) -> None:
         self._inner.served(served)
-        if not LOGGER.isEnabledFor(logging.INFO):
+        chosen = self._server
+        if not chosen.is_on or not LOGGER.isEnabledFor(logging.INFO):
             return
         fields = self._fields(served.began, served.ended, served.headers, served.carried)
         fields["method"], fields["path"], fields["protocol"] = served.method, scrubbed(served.path), served.protocol
@@ -99,7 +176,8 @@ class AccessLog:
         fields["requested_server_name"] = served.peer.sni or None
         fields["upstream_cluster"] = f"inbound|{served.peer.local_port or ''}||"
         fields["route_name"] = served.route or "default"
-        self._log(fields)
+        if chosen.takes(fields, served.headers, None):
+            self._log(fields)
 
     def _fields(self, began: float, ended: float, headers: HeaderView, carried: Carried | None) -> dict[str, object]:
         """The id of a request that came without one is that which was made for it."""
@@ -114,7 +192,7 @@ class AccessLog:
         }
 
     def _log(self, fields: dict[str, object]) -> None:
-        if self._is_json:
+        if self._kind == "json":
             line = msgspec.json.encode(fields).decode()
         else:
             shown = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshlib.model import HeaderOperations, Node
+from meshlib.model import HeaderOperations, Node, Reporting, Told
 from meshlib.policy.observer import Attempt, Call, Served, head_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
@@ -14,7 +14,7 @@ from meshlib.telemetry.labels import (
     of_call,
     of_served,
 )
-from meshlib.telemetry.recorder import Recorder
+from meshlib.telemetry.recorder import Recorder, without
 
 
 class Meter:
@@ -22,12 +22,18 @@ class Meter:
 
     def __init__(self, recorder: Recorder, node: Node, strict: bool = False) -> None:
         self._recorder, self._strict = recorder, strict
+        self._client = self._server = Told()
         self._here = described(node)
         workload = node.workload
         self._principal = f"spiffe://{node.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
         name = workload.service or self._here.service
         self._service = (f"{name}.{workload.namespace}.svc.cluster.local", name)
         self._introduction = HeaderOperations(set=((METADATA, metadata_of(node)), (METADATA_ID, node.id)))
+
+    def follow(self, rules: Reporting) -> None:
+        """What the configuration leaves out. May be called at any time; what was counted stays."""
+        self._client, self._server = rules.client, rules.server
+        self._recorder.forget_keys()
 
     def call_began(self, call: Call) -> None:
         pass
@@ -52,7 +58,7 @@ class Meter:
         is_grpc = call.is_grpc or sent.is_grpc
         self._recorder.request(
             (cluster, workload, peer, call.status, call.flags, call.grpc_status, is_grpc, is_tls, last is None),
-            lambda: of_call(call, self._here, self._principal, self._strict),
+            lambda: without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels),
             call.ended - call.began,
             sent.size + (call.request_bytes if call.request_bytes >= 0 else sent.content_length),
             answer.size + (call.response_bytes if call.response_bytes >= 0 else answer.content_length),
@@ -75,7 +81,7 @@ class Meter:
         )
         self._recorder.request(
             key,
-            lambda: of_served(served, self._here, self._principal, self._service),
+            lambda: without(of_served(served, self._here, self._principal, self._service), self._server.no_labels),
             served.ended - served.began,
             served.request_bytes,
             served.response_bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -118,8 +118,15 @@ class Deltas:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._since = began
 
-    def request(self, series: Sequence[Series], values: Iterable[Value], now: float) -> bytes | None:
-        """A serialised ExportMetricsServiceRequest; None when nothing has happened. now: Unix seconds."""
+    def request(
+        self,
+        series: Sequence[Series],
+        values: Iterable[Value],
+        now: float,
+        hidden: Collection[tuple[str, str]] = (),
+    ) -> bytes | None:
+        """A serialised ExportMetricsServiceRequest; None when nothing has happened. now: Unix seconds. hidden: (metric,
+        reporter) pairs that are not told."""
         message = ExportMetricsServiceRequest()
         resource = message.resource_metrics.add()
         set_attributes(resource.resource.attributes, self._resource.items())
@@ -131,22 +138,27 @@ class Deltas:
             for each in series
             if (before := self._sent.get(each.labels, _NOTHING)) is _NOTHING or before.count != each.count
         ]
-        if changed:
+
+        def told(name: str) -> list[tuple[Series, Series]]:
+            return [pair for pair in changed if (name, pair[0].labels[0]) not in hidden]
+
+        if requests := told("istio_requests_total"):
             total = scope.metrics.add(name="istio_requests_total", unit="1")
             _delta(total.sum, True)
-            for each, before in changed:
+            for each, before in requests:
                 point = total.sum.data_points.add(
                     start_time_unix_nano=start, time_unix_nano=end, as_int=each.count - before.count
                 )
                 set_attributes(point.attributes, zip(LABELS, each.labels, strict=True))
-            for name, unit, buckets, sum_of in (
-                ("istio_request_duration_milliseconds", "ms", "durations", "milliseconds"),
-                ("istio_request_bytes", "By", "requests", "request_bytes"),
-                ("istio_response_bytes", "By", "responses", "response_bytes"),
-            ):
+        for name, unit, buckets, sum_of in (
+            ("istio_request_duration_milliseconds", "ms", "durations", "milliseconds"),
+            ("istio_request_bytes", "By", "requests", "request_bytes"),
+            ("istio_response_bytes", "By", "responses", "response_bytes"),
+        ):
+            if measured := told(name):
                 metric = scope.metrics.add(name=name, unit=unit)
                 _delta(metric.histogram)
-                for each, before in changed:
+                for each, before in measured:
                     fallen = zip(getattr(each, buckets), getattr(before, buckets), strict=True)
                     part = metric.histogram.data_points.add(
                         start_time_unix_nano=start,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from meshlib.model import Node
+from meshlib.model import AS_SET, Node, Reporting
 from meshlib.policy.observer import Observer
 from meshlib.telemetry.access_log import AccessLog
 from meshlib.telemetry.gauges import values
@@ -55,7 +55,8 @@ class Telemetry:
         self._node, self._read_live = node, read_live
         self._port: Port | None = None
         self._began = time.time()
-        self.observer, self._tracer = self._observers()
+        self._rules = AS_SET
+        self._observe()
         self._forget_threads()
 
     def _forget_threads(self) -> None:
@@ -64,16 +65,33 @@ class Telemetry:
         self._thread: threading.Thread | None = None
         self._folder: Folder | None = None
 
-    def _observers(self) -> tuple[Observer, Tracer | None]:
-        """Spans are made only where somebody takes them."""
+    def _observe(self) -> None:
+        """Spans are made only where somebody takes them, and lines of a log only once somebody has asked for them."""
         epoch = time.time() - time.monotonic()
-        observer: Observer = Meter(self.recorder, self._node, self.setup.strict)
-        tracer = None
-        if self.setup.target:
-            observer = tracer = Tracer(observer, self.setup.sampling, random.Random(), epoch)
-        if self.setup.access_log:
-            observer = AccessLog(observer, self.setup.access_log, epoch)
-        return observer, tracer
+        self._meter = Meter(self.recorder, self._node, self.setup.strict)
+        self._tracer = Tracer(self._meter, self.setup.sampling, random.Random(), epoch) if self.setup.target else None
+        self._access_log: AccessLog | None = None
+        self.observer: Observer = self._tracer or self._meter
+        self._obey()
+
+    def follow(self, rules: Reporting) -> Observer:
+        """What the configuration says is to be told. The observer from now on."""
+        if rules != self._rules:
+            self._rules = rules
+            self._obey()
+        return self.observer
+
+    def _obey(self) -> None:
+        rules = self._rules
+        self._meter.follow(rules)
+        if self._tracer is not None:
+            self._tracer.rules = rules
+        is_logging = self.setup.access_log or rules.client.access_log or rules.server.access_log
+        if self._access_log is None and is_logging:
+            epoch = time.time() - time.monotonic()
+            self.observer = self._access_log = AccessLog(self.observer, self.setup.access_log, epoch)
+        if self._access_log is not None:
+            self._access_log.follow(rules)
 
     def start(self) -> None:
         """Begin to push and to answer scrapes, if that is wanted and not begun."""
@@ -98,7 +116,7 @@ class Telemetry:
             self._port = None
         self.recorder.forget()
         self._node, self._began = node, time.time()
-        self.observer, self._tracer = self._observers()
+        self._observe()
         self._forget_threads()
         return self.observer
 
@@ -124,10 +142,18 @@ class Telemetry:
         return OPENMETRICS if openmetrics else TEXT, render(self._all_processes(), openmetrics).encode()
 
     def _counted(self) -> Counted:
-        return Counted(self.recorder.series(), list(values(self.recorder, self._read_live(), __version__)))
+        sides = (("source", self._rules.client), ("destination", self._rules.server))
+        hidden = frozenset((name, reporter) for reporter, told in sides for name in told.no_metrics)
+        found = values(self.recorder, self._read_live(), __version__)
+        shown = [
+            each for each in found if not hidden or (each.name, dict(each.labels).get("reporter", "")) not in hidden
+        ]
+        return Counted(self.recorder.series(), shown, hidden)
 
     def _all_processes(self) -> Counted:
-        return merged([self._counted(), *(self._folder.others() if self._folder is not None else ())])
+        own = self._counted()
+        others = self._folder.others() if self._folder is not None else ()
+        return merged([own, *others])._replace(hidden=own.hidden)
 
     # The thread
 
@@ -213,7 +239,7 @@ class _Pushing:
 
     def _push_metrics(self, counted: Counted, timeout: float) -> None:
         now = time.time()
-        body = self._deltas.request(counted.series, counted.values, now)
+        body = self._deltas.request(counted.series, counted.values, now, counted.hidden)
         if body is None:
             return
         try:

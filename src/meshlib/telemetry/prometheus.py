@@ -30,10 +30,11 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class Counted(NamedTuple):
-    """All that one process says at one time."""
+    """All that one process says at one time. hidden: (metric, reporter) pairs that are not told."""
 
     series: Sequence[Series]
     values: Sequence[Value]
+    hidden: frozenset[tuple[str, str]] = frozenset()
 
 
 def merged(parts: Iterable[Counted]) -> Counted:
@@ -78,17 +79,22 @@ def _add(to: Series, other: Series) -> None:
 def render(counted: Counted, openmetrics: bool = False) -> str:
     """The exposition. Exemplars are in OpenMetrics only, the older format has no place for them."""
     lines: list[str] = []
-    told = [(each, _labels(zip(LABELS, each.labels, strict=True))) for each in counted.series]
-    if told:
+    labelled = [(each, _labels(zip(LABELS, each.labels, strict=True))) for each in counted.series]
+
+    def told(name: str) -> list[tuple[Series, str]]:
+        return [pair for pair in labelled if (name, pair[0].labels[0]) not in counted.hidden]
+
+    if requests := told("istio_requests_total"):
         _head(lines, "istio_requests_total", "counter", openmetrics)
-        lines += [f"istio_requests_total{{{labels}}} {each.count}" for each, labels in told]
-        for name, buckets, total, has_exemplars in (
-            ("istio_request_duration_milliseconds", "durations", "milliseconds", openmetrics),
-            ("istio_request_bytes", "requests", "request_bytes", False),
-            ("istio_response_bytes", "responses", "response_bytes", False),
-        ):
+        lines += [f"istio_requests_total{{{labels}}} {each.count}" for each, labels in requests]
+    for name, buckets, total, has_exemplars in (
+        ("istio_request_duration_milliseconds", "durations", "milliseconds", openmetrics),
+        ("istio_request_bytes", "requests", "request_bytes", False),
+        ("istio_response_bytes", "responses", "response_bytes", False),
+    ):
+        if series := told(name):
             _head(lines, name, "histogram", openmetrics)
-            for each, labels in told:
+            for each, labels in series:
                 exemplars = each.exemplars if has_exemplars else {}
                 _histogram(lines, name, labels, getattr(each, buckets), getattr(each, total), exemplars)
     names: dict[str, list[Value]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -68,6 +68,13 @@ MESSAGE_LABELS = tuple(
 """Of istio_request_messages_total and istio_response_messages_total."""
 _OF_MESSAGES = tuple(LABELS.index(name) for name in MESSAGE_LABELS)
 _SLOTS = len(BOUNDS) + 1
+
+
+def without(labels: tuple[str, ...], removed: Collection[str]) -> tuple[str, ...]:
+    """LABELS with nothing in those that are removed, which is what Prometheus takes an absent one for."""
+    if not removed:
+        return labels
+    return tuple("" if name in removed else value for name, value in zip(LABELS, labels, strict=True))
 
 
 class Exemplar(NamedTuple):
@@ -135,6 +142,11 @@ class Recorder:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._messages: dict[tuple[str, ...], list[int]] = {}
         self.overflowed = 0
+
+    def forget_keys(self) -> None:
+        """Labels are made otherwise from now on. What was counted stays."""
+        with self._lock:
+            self._found.clear()
 
     def request(
         self,

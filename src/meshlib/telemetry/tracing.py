@@ -10,15 +10,16 @@ anyone can know how many attempts there will be.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshlib.model import HeaderOperations, HeaderView
+from meshlib.model import AS_SET, HeaderOperations, HeaderView, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import is_grpc
@@ -57,11 +58,13 @@ class Ended(NamedTuple):
 class Tracer:
     """An Observer around `inner`, which is told the same. sampling: percent of the traces that begin here.
 
-    epoch: Unix seconds at monotonic zero.
+    epoch: Unix seconds at monotonic zero. rules: what the configuration says; it has the last word, and may be replaced
+    at any time.
     """
 
     def __init__(self, inner: Observer, sampling: float, rng: random.Random, epoch: float) -> None:
-        self._inner, self._share, self._rng, self._epoch = inner, sampling / 100, rng, epoch
+        self._inner, self._default, self._rng, self._epoch = inner, round(sampling * 10_000), rng, epoch
+        self.rules = AS_SET
         self._spans: deque[Ended] = deque()
         self._lock = threading.Lock()
         self.dropped = 0
@@ -72,6 +75,10 @@ class Tracer:
             found = list(self._spans)
             self._spans.clear()
         return found
+
+    def _is_sampled(self, told: Told) -> bool:
+        """Whether a trace that begins here leaves spans."""
+        return self._rng.random() * 1_000_000 < (self._default if told.sampling is None else told.sampling)
 
     def _id(self, bits: int) -> str:
         return f"{self._rng.getrandbits(bits) or 1:0{bits // 4}x}"
@@ -84,7 +91,7 @@ class Tracer:
         # What the caller wrote itself, or came through a gateway, else what the request being served has brought.
         parent = _of_application() or _of_headers(call.request.headers)
         if parent is None:
-            if self._rng.random() < self._share:
+            if self._is_sampled(self.rules.client):
                 call.mark = Trace(self._id(128), self._id(64))
         elif parent[2]:
             call.mark = Trace(parent[0], self._id(64), parent[1])
@@ -135,8 +142,8 @@ class Tracer:
         if call.mark is not None and len(call.tried) == 1:
             call.mark = call.mark._replace(span_id=call.tried[0][0].mark)  # before an exemplar names it
         self._inner.call_ended(call)
-        mark = call.mark
-        if mark is None or call.request is None:
+        mark, told = call.mark, self.rules.client
+        if mark is None or call.request is None or not told.spans:
             return
         request, last = call.request, call.last
         host, _, port = request.authority.partition(":")
@@ -159,6 +166,7 @@ class Tracer:
             attributes.append(("mesh.endpoint", last.endpoint.authority))
         if call.fault or "FI" in call.flags:
             attributes.append(("mesh.fault", "abort" if "FI" in call.flags else call.fault))
+        attributes += _tags(told, request.headers)
         error = _error(call.status, call.flags)
         if len(call.tried) > 1:
             for attempt, status, failure in call.tried:
@@ -178,7 +186,7 @@ class Tracer:
         parent = _of_headers(carried)
         if parent is not None and not parent[2]:
             return None
-        is_sampled = parent is not None or self._rng.random() < self._share
+        is_sampled = parent is not None or self._is_sampled(self.rules.server)
         at = Trace(parent[0] if parent else self._id(128), self._id(64), parent[1] if parent else "")
         if is_sampled:
             served.mark = at
@@ -186,9 +194,9 @@ class Tracer:
         return carried.with_header(told)
 
     def served(self, served: Served) -> None:
-        mark = served.mark
+        mark, told = served.mark, self.rules.server
         self._inner.served(served)
-        if mark is None:
+        if mark is None or not told.spans:
             return
         path, _, query = served.path.partition("?")
         attributes: list[tuple[str, object]] = [
@@ -208,6 +216,7 @@ class Tracer:
             attributes.append(("user_agent.original", agent))
         if served.route:
             attributes.append(("http.route", served.route))
+        attributes += _tags(told, served.headers)
         error = _error(served.status, served.flags) if served.status >= 500 or not served.status else ""
         name = f"{served.method} {served.route}".rstrip()
         if served.grpc_status or is_grpc(served.headers.get("content-type")):
@@ -245,6 +254,17 @@ class Tracer:
                 set_attributes(span.attributes, [("error.type", each.error)])
             found.append(span)
         return found
+
+
+def _tags(told: Told, headers: HeaderView) -> Iterator[tuple[str, object]]:
+    """What the configuration wants every span to bear."""
+    for tag in told.tags:
+        if tag.kind == "literal":
+            found: str | None = tag.value
+        else:
+            found = headers.get(tag.value) if tag.kind == "header" else os.environ.get(tag.value)
+        if found := found or tag.default:
+            yield tag.name, found
 
 
 def _rpc(method: str, status: str) -> list[tuple[str, object]]:

@@ -18,18 +18,18 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, cast
 
-from meshlib.model import Access, AddressIs, Condition, Inbound, PathTemplate, Quota, RateLimit, StringMatch
+from meshlib.model import Access, AddressIs, Condition, Inbound, PathTemplate, Quota, RateLimit, Reporting, StringMatch
 from meshlib.xds import fields as checks
 from meshlib.xds import notes
 from meshlib.xds.fields import Wrong
 
-_T = TypeVar("_T", Access, Inbound)
+_T = TypeVar("_T", Access, Inbound, Reporting)
 _CONDITIONS = {kind.__name__: kind for kind in typing.get_args(Condition)}
 _KIND = "is"
 _PORTS = frozenset({"port", "last"})
 
 
-def write(value: Access | Inbound) -> str:
+def write(value: Access | Inbound | Reporting) -> str:
     """Equal values give equal text."""
     return json.dumps(_writable(value), sort_keys=True, separators=(",", ":"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from meshlib.model import (
     NodeKind,
     QueryMatch,
     Redirect,
+    Reporting,
     ResetHeader,
     RetryPolicy,
     Rewrite,
@@ -63,6 +64,7 @@ from meshlib.xds.encode import (
     INBOUND,
     NO_RESET_HEADERS,
     REDIRECT_CODES,
+    REPORTING,
     WHOLE_PATH,
 )
 from meshlib.xds.fields import HEADER_NAME, Wrong
@@ -185,10 +187,11 @@ def _listener(message: Any) -> Listener | Inbound:
     noted = message.metadata.filter_metadata
     own = read.plain(noted[OWN]) if OWN in noted else {}
     if INBOUND in own or message.name.startswith(INBOUND_PREFIX):
-        return _inbound(message.name, own.get(INBOUND))
+        return replace(_inbound(message.name, own.get(INBOUND)), reporting=_reporting(own))
     if message.HasField("api_listener"):
         manager = read.unpacked(message.api_listener.api_listener, m.HttpConnectionManager, "api_listener.api_listener")
-        return Listener(message.name, _rds_name(manager, "api_listener.api_listener"))
+        routes = _rds_name(manager, "api_listener.api_listener")
+        return Listener(message.name, routes, reporting=_reporting(own))
     if not message.filter_chains:
         raise Wrong("api_listener", "is missing, and there are no filter_chains")
     chains = tuple(_chain(chain, f"filter_chains[{i}]") for i, chain in enumerate(message.filter_chains))
@@ -198,7 +201,14 @@ def _listener(message: Any) -> Listener | Inbound:
     rules = None
     if ACCESS in own:
         rules = access.read(Access, notes.text(own[ACCESS], f"{_NOTED}.{ACCESS}"), f"{_NOTED}.{ACCESS}")
-    return Listener(message.name, "", address.address, address.port_value, chains, rules)
+    return Listener(message.name, "", address.address, address.port_value, chains, rules, _reporting(own))
+
+
+def _reporting(own: Mapping[str, Any]) -> Reporting | None:
+    if REPORTING not in own:
+        return None
+    field = f"{_NOTED}.{REPORTING}"
+    return access.read(Reporting, notes.text(own[REPORTING], field), field)
 
 
 def _inbound(name: str, note: Any) -> Inbound:

@@ -8,6 +8,7 @@ another form of the same meaning, and comes back in that form. Everything else c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from meshlib.model import (
@@ -26,6 +27,7 @@ from meshlib.model import (
     LoadAssignment,
     Node,
     Redirect,
+    Reporting,
     RetryPolicy,
     Rewrite,
     Route,
@@ -56,8 +58,9 @@ DEFAULT_PORT = "default_port"
 NO_RESET_HEADERS = "no_reset_headers"
 """In a route's metadata: its retries heed none. Where nothing is said, those that everybody sends are heeded."""
 REDIRECT_CODES = {301: 0, 302: 1, 303: 2, 307: 3, 308: 4}
-ACCESS, INBOUND = "access", "inbound"
-"""In a listener's metadata: who may come in at a gateway's; everything of the one that a server asks for."""
+ACCESS, INBOUND, REPORTING = "access", "inbound", "reporting"
+"""In a listener's metadata: who may come in at a gateway's; everything of the one that a server asks for, but what is
+told of its calls, which stands beside it: a reader that does not know that goes on."""
 _OVERWRITE, _APPEND = 2, 0
 
 
@@ -146,6 +149,7 @@ def _listener(listener: Listener, reader: Reader, upstreams: Upstreams | None) -
         message.api_listener.api_listener.CopyFrom(
             m.pack(outbound_manager(listener.route_configuration, listener.name))
         )
+        _note_reporting(message, listener.reporting)
         return message
     message.address.socket_address.address = listener.address
     message.address.socket_address.port_value = listener.port
@@ -156,6 +160,7 @@ def _listener(listener: Listener, reader: Reader, upstreams: Upstreams | None) -
         _add_chain(message, chain, listener, reader, upstreams)
     if listener.access is not None:
         message.metadata.filter_metadata[OWN].update({ACCESS: access.write(listener.access)})
+    _note_reporting(message, listener.reporting)
     return message
 
 
@@ -163,8 +168,14 @@ def _inbound(inbound: Inbound) -> Any:
     """For our own clients only (for others, encode_inbound.py): without a filter chain, no other server can take it for
     one that lets everybody in."""
     message = m.Listener(name=inbound.name)
-    message.metadata.filter_metadata[OWN].update({INBOUND: access.write(inbound)})
+    message.metadata.filter_metadata[OWN].update({INBOUND: access.write(replace(inbound, reporting=None))})
+    _note_reporting(message, inbound.reporting)
     return message
+
+
+def _note_reporting(message: Any, reporting: Reporting | None) -> None:
+    if reporting is not None:
+        message.metadata.filter_metadata[OWN].update({REPORTING: access.write(reporting)})
 
 
 def _add_chain(

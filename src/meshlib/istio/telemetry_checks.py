@@ -1,0 +1,80 @@
+"""Which Telemetry objects are refused, and what do they ask for that they do not get?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from meshlib.istio import resources as r
+from meshlib.istio.problems import ConfigurationWarning, Refused
+
+METRICS = {
+    "REQUEST_COUNT": "istio_requests_total",
+    "REQUEST_DURATION": "istio_request_duration_milliseconds",
+    "REQUEST_SIZE": "istio_request_bytes",
+    "RESPONSE_SIZE": "istio_response_bytes",
+    "GRPC_REQUEST_MESSAGES": "istio_request_messages_total",
+    "GRPC_RESPONSE_MESSAGES": "istio_response_messages_total",
+}
+"""Istio's names of what is counted here; its TCP metrics are not, since there is no TCP proxy."""
+EVERY_METRIC = tuple(METRICS.values())
+
+
+def metrics_of(match: r.MetricSelector | None) -> tuple[str, ...]:
+    """The metrics that an override is about, by our names; () for those that are not counted here."""
+    if match is None or (match.metric in ("", "ALL_METRICS") and not match.custom_metric):
+        return EVERY_METRIC
+    if match.custom_metric:
+        return (match.custom_metric,) if match.custom_metric in EVERY_METRIC else ()
+    return (METRICS[match.metric],) if match.metric in METRICS else ()
+
+
+def check_telemetry(spec: r.Telemetry) -> None:
+    """Raises Refused."""
+    if spec.selector is not None and spec.selector.labels:
+        raise Refused("selector.labels", "there is no such field; there is matchLabels")
+    if spec.selector is not None and (spec.target_ref is not None or spec.target_refs):
+        raise Refused("targetRefs", "is given beside selector: only one of them may be")
+    for index, tracing in enumerate(spec.tracing):
+        for name, tag in tracing.custom_tags.items():
+            given = [each for each in (tag.literal, tag.header, tag.environment, tag.formatter) if each is not None]
+            if not name or len(given) != 1:
+                raise Refused(
+                    f"tracing[{index}].customTags.{name}", "needs exactly one of literal, environment and header"
+                )
+    for index, metrics in enumerate(spec.metrics):
+        for number, override in enumerate(metrics.overrides):
+            for name, change in override.tag_overrides.items():
+                field = f"metrics[{index}].overrides[{number}].tagOverrides.{name}"
+                if change.operation == "UPSERT" and not change.value:
+                    raise Refused(f"{field}.value", "is missing: UPSERT needs one")
+                if change.operation == "REMOVE" and change.value:
+                    raise Refused(f"{field}.value", "is given with REMOVE, which has none")
+    for index, logging in enumerate(spec.access_logging):
+        if logging.filter is not None and not logging.filter.expression.strip():
+            raise Refused(f"accessLogging[{index}].filter.expression", "is empty")
+
+
+def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
+    """What a Telemetry asks for and does not get."""
+    spec = given.spec
+    if not isinstance(spec, r.Telemetry):
+        return
+
+    def warn(field: str, reason: str) -> ConfigurationWarning:
+        return ConfigurationWarning(given.source, given.title, f"spec.{field}", reason)
+
+    for index, tracing in enumerate(spec.tracing):
+        for name, tag in tracing.custom_tags.items():
+            if tag.formatter is not None:
+                yield warn(f"tracing[{index}].customTags.{name}.formatter", "has no effect yet")
+    for index, metrics in enumerate(spec.metrics):
+        for number, override in enumerate(metrics.overrides):
+            at = f"metrics[{index}].overrides[{number}]"
+            if not metrics_of(override.match):
+                yield warn(f"{at}.match", "names a metric that is not counted here")
+            for name, change in override.tag_overrides.items():
+                if change.operation == "UPSERT":
+                    yield warn(f"{at}.tagOverrides.{name}", "has no effect yet: labels can be removed, not made")
+                elif metrics_of(override.match) != EVERY_METRIC:
+                    reason = "has no effect: a label is removed from ALL_METRICS, since they are counted together"
+                    yield warn(f"{at}.tagOverrides.{name}", reason)

@@ -1,0 +1,48 @@
+"""What is told of a workload's calls? Istio's Telemetry, as it holds for one workload: spans, metrics, access log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTag:
+    """One attribute of every span. kind: `literal`, the value itself; `header`, of the request; `environment`, a
+    variable of this process. default: where header or variable is not there; "" leaves the attribute out."""
+
+    name: str
+    kind: Literal["literal", "header", "environment"]
+    value: str
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of the calls of one direction. None: as the process itself is set.
+
+    sampling: of traces that begin here, per million. spans: whether any are made; who is called next is told all the
+    same. access_log: whether there is a line for each. log_filter: a CEL expression that must hold; "" is all.
+    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without.
+    """
+
+    sampling: int | None = None
+    spans: bool = True
+    tags: tuple[SpanTag, ...] = ()
+    access_log: bool | None = None
+    log_filter: str = ""
+    no_metrics: tuple[str, ...] = ()
+    no_labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """client: of calls that this workload makes. server: of those that it serves. origin: the objects that say so."""
+
+    client: Told = Told()
+    server: Told = Told()
+    origin: str = ""
+
+
+AS_SET = Reporting()
+"""No Telemetry says anything."""

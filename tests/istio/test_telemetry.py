@@ -1,0 +1,163 @@
+"""Which Telemetry holds for a workload, and what does it say there? After pilot/pkg/model/telemetry.go."""
+
+from __future__ import annotations
+
+import pytest
+from views import node, objects, view
+
+from meshlib.istio.parse import parse_text
+from meshlib.istio.translate import view_key
+from meshlib.model import AS_SET, NodeKind, Reporting, SpanTag
+
+HEAD = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: %s, namespace: %s}\nspec:\n"
+EVERY = (
+    "istio_request_bytes",
+    "istio_request_duration_milliseconds",
+    "istio_request_messages_total",
+    "istio_requests_total",
+    "istio_response_bytes",
+    "istio_response_messages_total",
+)
+
+
+def telemetry(spec: str, namespace: str = "default", name: str = "x", created: str = "") -> str:
+    head = HEAD % (name, namespace)
+    if created:
+        head = head.replace("}\nspec", f", creationTimestamp: '{created}'}}\nspec")
+    return head + "".join(f"  {line}\n" for line in spec.strip().splitlines())
+
+
+def reporting(*texts: str, **labels: str) -> Reporting:
+    return view(*texts, given=node(**labels)).snapshot.reporting
+
+
+def test_what_is_nearer_has_the_last_word_field_by_field() -> None:
+    """Root, namespace, workload; another workload's is not ours, and another namespace's neither."""
+    found = reporting(
+        telemetry("tracing: [{randomSamplingPercentage: 10, disableSpanReporting: true}]", "istio-system"),
+        telemetry("tracing: [{randomSamplingPercentage: 20}]"),
+        telemetry("tracing: [{disableSpanReporting: false}]\nselector: {matchLabels: {app: w}}", name="w"),
+        telemetry("tracing: [{randomSamplingPercentage: 90}]\nselector: {matchLabels: {app: other}}", name="o"),
+        telemetry("tracing: [{randomSamplingPercentage: 80}]", "elsewhere"),
+        app="w",
+    )
+    assert (found.client.sampling, found.client.spans) == (200_000, True)
+    assert found.server == found.client
+    assert found.origin.count("Telemetry") == 3
+
+
+def test_of_two_in_one_place_the_older_holds() -> None:
+    """And of two of the same age, the first by name."""
+    young = telemetry("tracing: [{randomSamplingPercentage: 1}]", name="a", created="2026-02-01T00:00:00Z")
+    old = telemetry("tracing: [{randomSamplingPercentage: 2}]", name="b", created="2026-01-01T00:00:00Z")
+    assert reporting(young, old).client.sampling == 20_000
+    assert reporting(young.replace("a,", "c,"), young).client.sampling == 10_000
+
+
+def test_nothing_said_is_as_the_process_is_set() -> None:
+    """A percentage of 0 is something said."""
+    assert reporting() == AS_SET
+    assert reporting(telemetry("tracing: [{randomSamplingPercentage: 0}]")).client.sampling == 0
+
+
+def test_directions_are_told_apart() -> None:
+    """match.mode of tracing and of the access log; of an override by its own match."""
+    found = reporting(
+        telemetry(
+            """
+tracing: [{match: {mode: CLIENT}, randomSamplingPercentage: 5}]
+accessLogging: [{match: {mode: SERVER}, filter: {expression: response.code >= 400}}]
+metrics:
+- overrides:
+  - {match: {mode: SERVER}, disabled: true}
+  - {match: {metric: REQUEST_COUNT, mode: SERVER}, disabled: false}
+  - {match: {metric: ALL_METRICS, mode: CLIENT}, tagOverrides: {source_version: {operation: REMOVE}}}
+"""
+        )
+    )
+    assert (found.client.sampling, found.server.sampling) == (50_000, None)
+    assert (found.client.access_log, found.server.access_log) == (None, True)
+    assert found.server.log_filter == "response.code >= 400"
+    assert found.server.no_metrics == tuple(each for each in EVERY if each != "istio_requests_total")
+    assert (found.client.no_metrics, found.client.no_labels) == ((), ("source_version",))
+
+
+def test_tags_come_from_three_places() -> None:
+    """A header's name is compared in lower case."""
+    tags = (
+        "{a: {literal: {value: x}}, b: {header: {name: End-User, defaultValue: nobody}}, c: {environment: {name: E}}}"
+    )
+    assert reporting(telemetry(f"tracing: [{{customTags: {tags}}}]")).client.tags == (
+        SpanTag("a", "literal", "x"),
+        SpanTag("b", "header", "end-user", "nobody"),
+        SpanTag("c", "environment", "E"),
+    )
+
+
+def test_a_gateway_is_told_too() -> None:
+    """By its listeners, since nobody calls it through an inbound one."""
+    gateway = """apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: g}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
+"""
+    at = node(kind=NodeKind.ROUTER, istio="ingressgateway")
+    found = view(gateway, telemetry("accessLogging: [{disabled: true}]"), given=at).snapshot
+    assert found.listeners and found.reporting.server.access_log is False
+
+
+def test_the_labels_that_it_selects_by_tell_nodes_apart() -> None:
+    """Or one of them would get the view of the other."""
+    given = objects(telemetry("selector: {matchLabels: {app: w}}\ntracing: [{randomSamplingPercentage: 1}]"))
+    assert view_key(given, node(app="w")) != view_key(given, node(app="v"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "reason"),
+    [
+        ("tracing: [{randomSamplingPercentage: 101}]", "spec.tracing[0].randomSamplingPercentage", "<= 100"),
+        ("tracing: [{customTags: {a: {}}}]", "spec.tracing[0].customTags.a", "exactly one"),
+        ("accessLogging: [{filter: {expression: ' '}}]", "spec.accessLogging[0].filter.expression", "is empty"),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: x}}}]}]",
+            "spec.metrics[0].overrides[0].tagOverrides.a.value",
+            "with REMOVE",
+        ),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {operation: UPSERT}}}]}]",
+            "spec.metrics[0].overrides[0].tagOverrides.a.value",
+            "needs one",
+        ),
+        ("selector: {matchLabels: {app: a}}\ntargetRefs: [{kind: Service, name: a}]", "spec.targetRefs", "only one"),
+        ("sampling: 1", "spec.sampling", "no such field"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(spec: str, field: str, reason: str) -> None:
+    """With the field that is to blame."""
+    (problem,) = parse_text(telemetry(spec), "t.yaml").problems
+    assert (problem.field, reason in problem.reason) == (field, True), problem
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ("metrics: [{reportingInterval: 5s}]", "spec.metrics[0].reportingInterval"),
+        ("metrics: [{overrides: [{match: {metric: TCP_SENT_BYTES}}]}]", "spec.metrics[0].overrides[0].match"),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {value: request.host}}}]}]",
+            "spec.metrics[0].overrides[0].tagOverrides.a",
+        ),
+        (
+            "metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, tagOverrides: {a: {operation: REMOVE}}}]}]",
+            "spec.metrics[0].overrides[0].tagOverrides.a",
+        ),
+        ("tracing: [{customTags: {a: {formatter: {value: x}}}}]", "spec.tracing[0].customTags.a.formatter"),
+    ],
+)
+def test_what_is_not_given_is_told(spec: str, field: str) -> None:
+    """A warning; the rest of the object holds."""
+    parsed = parse_text(telemetry(spec), "t.yaml")
+    assert [each.field for each in parsed.warnings] == [field]
+    assert parsed.objects

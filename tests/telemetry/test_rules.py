@@ -1,0 +1,129 @@
+"""Does the process tell what the configuration says, from the moment on in which it says so?"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from inbound.inbound_servers import uvicorn_server
+from meshlib.mesh import Mesh
+from meshlib.model import Inbound, Reporting, Snapshot, SpanTag, Told
+from meshlib.telemetry.tracing import Ended
+from snapshots import mesh, publish, service
+from telemetry.test_both_ends import _asgi
+
+PUSHED = {"telemetry": "http://127.0.0.1:9", "telemetry_interval": 3600.0}
+"""To nobody: spans are looked at here, before they would be pushed."""
+
+
+def with_rules(given: Snapshot, client: Told = Told(), server: Told = Told()) -> Snapshot:  # noqa: B008 -- frozen
+    reporting = Reporting(client, server)
+    return replace(
+        given,
+        listeners=tuple(replace(each, reporting=reporting) for each in given.listeners),
+        inbound=(Inbound("inbound", reporting=reporting),),
+    )
+
+
+def spans_of(by: Mesh) -> list[Ended]:
+    assert by.telemetry is not None and by.telemetry._tracer is not None
+    return by.telemetry._tracer.taken()
+
+
+def counted(by: Mesh) -> dict[str, list[dict[str, str]]]:
+    assert by.telemetry is not None
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(by.telemetry.exposition()[1].decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(dict(sample.labels))
+    return found
+
+
+def test_sampling_and_tags_follow_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All, then none, then all without spans; the process itself is set to none."""
+    monkeypatch.setenv("BUILD", "7")
+    tags = (
+        SpanTag("build", "environment", "BUILD"),
+        SpanTag("user", "header", "end-user", "nobody"),
+        SpanTag("team", "literal", "books"),
+        SpanTag("gone", "environment", "NOT_SET"),
+    )
+    with (
+        mesh(service="reviews") as server,
+        uvicorn_server(server.asgi(_asgi)) as url,
+        mesh(service="productpage", trace_sampling=0.0, **PUSHED) as client,
+        client.Client() as http,
+    ):
+        reviews = service("reviews:9080", [("127.0.0.1", httpx.URL(url).port or 0)])
+        publish(client, with_rules(reviews, Told(sampling=1_000_000, tags=tags)))
+        http.get("http://reviews:9080/200", headers={"end-user": "jason"})
+        (span,) = spans_of(client)
+        told = dict(span.attributes)
+        assert (told["build"], told["user"], told["team"], "gone" in told) == ("7", "jason", "books", False)
+        for rules in (Told(sampling=0), Told(sampling=1_000_000, spans=False), Told()):
+            publish(client, with_rules(reviews, rules))
+            http.get("http://reviews:9080/200")
+            assert spans_of(client) == []
+
+
+def test_the_log_begins_and_ends_by_the_configuration(caplog: pytest.LogCaptureFixture) -> None:
+    """Though the process itself is set to write none; only lines that the filter takes, and by direction."""
+    caplog.set_level(logging.INFO, "meshlib.access")
+
+    def codes() -> list[Any]:
+        found = [each.mesh["response_code"] for each in caplog.records if hasattr(each, "mesh")]
+        caplog.clear()
+        return found
+
+    with mesh(service="reviews", **PUSHED) as server, uvicorn_server(server.asgi(_asgi)) as url:
+        nobody = service("other:80", [])
+
+        def ask(*paths: str) -> None:
+            for path in paths:
+                httpx.get(f"{url}/{path}", trust_env=False, headers={"user-agent": "probe"})
+
+        ask("200")
+        assert codes() == []
+        errors = "response.code >= 400 && request.method == 'GET' && request.headers['user-agent'] == 'probe'"
+        publish(server, with_rules(nobody, server=Told(access_log=True, log_filter=errors)))
+        ask("200", "404", "503")
+        assert codes() == [404, 503]
+        publish(server, with_rules(nobody, client=Told(access_log=True), server=Told(access_log=False)))
+        ask("503")
+        assert codes() == []
+
+
+@pytest.mark.parametrize("expression", ["response.code >=", "no.such.thing == 1", "1 + 1"])
+def test_a_filter_that_can_not_decide_takes_everything(expression: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And says so, once if it could not even be read."""
+    caplog.set_level(logging.INFO, "meshlib.access")
+    with mesh(service="a", access_log="json") as client, client.Client() as http:
+        publish(client, with_rules(service("b:80", []), Told(log_filter=expression)))
+        for _ in range(2):
+            http.get("http://b/")
+    lines = [each for each in caplog.records if hasattr(each, "mesh")]
+    assert [json.loads(each.getMessage())["response_code"] for each in lines] == [503, 503]
+    assert sum("takes everything" in each.getMessage() for each in caplog.records) == (expression != "1 + 1")
+
+
+def test_metrics_and_labels_are_left_out() -> None:
+    """What is left out by the source is told by nobody here; a label that is removed joins what differed in it."""
+    with mesh(service="a", **PUSHED) as client, client.Client() as http:
+        nobody = service("b:80", [])
+        publish(client, nobody)
+        http.get("http://b/")
+        assert counted(client)["istio_requests_total"][0]["response_flags"] == "UH"
+        told = Told(no_metrics=("istio_request_bytes",), no_labels=("response_flags", "source_workload"))
+        publish(client, with_rules(nobody, told))
+        http.get("http://b/")
+        found = counted(client)
+        assert [each["response_flags"] for each in found["istio_requests_total"]] == ["UH", ""]
+        assert found["istio_requests_total"][1]["source_workload"] == ""
+        assert "istio_request_bytes_count" not in found
+        assert "istio_response_bytes_count" in found
