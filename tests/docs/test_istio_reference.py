@@ -216,7 +216,7 @@ def test_every_kind_of_the_page_is_known() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`([A-Z]\w+)`", line.split("|")[1])
     ]
-    own = (resources.OWN, resources.SECURITY)
+    own = (resources.OWN, resources.SECURITY, resources.TELEMETRY)
     assert section("EnvoyFilter")  # of which only patches are read that limit rates
     assert {*KINDS, *table, "EnvoyFilter"} == {
         kind for kind, shape in resources.SHAPES.items() if shape.group not in own
