@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -846,12 +846,16 @@ class Mesh:
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     ) -> grpc.aio.Channel:
-        """`grpc_channel`, for asyncio: a grpc.aio.Channel, used on one event loop and closed there."""
+        """`grpc_channel`, for asyncio: a grpc.aio.Channel, used on one event loop and closed there.
+
+        interceptors: as for grpc.aio.insecure_channel; each sees a call once, however often it is tried.
+        """
         from meshlib.outbound.function import authority
         from meshlib.outbound.grpc_aio import MeshAioChannel
 
-        return MeshAioChannel(self, authority(target), options, compression, credentials)
+        return MeshAioChannel(self, authority(target), options, compression, credentials, interceptors)
 
     def grpc_client_interceptors(self, target: str = "") -> list[Any]:
         """Interceptors for `grpc.intercept_channel(channel, *...)`, where the channel is not ours: it connects by

@@ -184,3 +184,72 @@ def test_a_breaker_opens_around_any_channel(kind: str, here: Mesh, peer: GrpcPee
         assert raised.value.code() is expected  # type: ignore[attr-defined]
     assert isinstance(raised.value, meshlib.errors.CircuitOpen)
     assert len(peer.requests) == 2
+
+
+def _met(peer: GrpcPeer, request: bytes) -> None:
+    deadline = time.monotonic() + LIMIT
+    while request not in peer.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class _Noting:
+    """Notes the kind of each call that passes, and adds to its metadata."""
+
+    def __init__(self, noted: list[str]) -> None:
+        self.noted = noted
+
+    async def _note(self, kind: str, continuation: Any, details: Any, request: Any) -> Any:
+        self.noted.append(kind)
+        details.metadata.add("x-noted", kind)
+        return await continuation(details, request)
+
+
+class NotingUnary(_Noting, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._note("unary_unary", continuation, client_call_details, request)
+
+
+class NotingStream(_Noting, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._note("unary_stream", continuation, client_call_details, request)
+
+
+class NotingCollect(_Noting, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await self._note("stream_unary", continuation, client_call_details, request_iterator)
+
+
+class NotingBoth(_Noting, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await self._note("stream_stream", continuation, client_call_details, request_iterator)
+
+
+async def test_a_channel_of_asyncio_runs_interceptors_of_ones_own(here: Mesh, peer: GrpcPeer) -> None:
+    """Of each arity, once for a call that is tried twice; requests may be written, and calls be cancelled."""
+    publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2)))
+    noted: list[str] = []
+    own: list[Any] = [make(noted) for make in (NotingUnary, NotingStream, NotingCollect, NotingBoth)]
+    async with asyncio.timeout(LIMIT), here.grpc_aio_channel(TARGET, interceptors=[*own, AioIterating()]) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/UnaryUnary")(b"fail 1", metadata=(("x-own", "1"),))
+        assert await call == b"peer:fail 1"
+        assert (await call.code(), dict(await call.initial_metadata())["x-peer"]) == (grpc.StatusCode.OK, "peer")
+        assert (peer.metadata[-1]["x-own"], peer.metadata[-1]["x-noted"]) == ("1", "unary_unary")
+        stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"a")
+        assert [message async for message in stream] == [b"<0>", b"<1>", b"<2>"]
+        assert await channel.stream_unary(f"/{SERVICE}/StreamUnary")(iter([b"a", b"b"])) == b"peer:a,b"
+        both = channel.stream_stream(f"/{SERVICE}/StreamStream")()
+        await both.write(b"a")
+        assert await both.read() == b"a"
+        await both.done_writing()
+        assert await both.read() is grpc.aio.EOF
+        with pytest.raises(grpc.RpcError) as raised:
+            await channel.unary_unary(f"/{SERVICE}/UnaryUnary")(b"status NOT_FOUND")
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        held = channel.unary_unary(f"/{SERVICE}/UnaryUnary")(b"hold")
+        await asyncio.to_thread(_met, peer, b"hold")
+        held.cancel()
+        assert await held.code() is grpc.StatusCode.CANCELLED
+    assert noted == ["unary_unary", "unary_stream", "stream_unary", "stream_stream", "unary_unary", "unary_unary"]
+    with pytest.raises(ValueError, match="none of"):
+        here.grpc_aio_channel(TARGET, interceptors=[object()])  # type: ignore[list-item]

@@ -2,13 +2,11 @@
 
 A channel to `host:port`, or `dns:///host:port`, becomes one of the mesh's; every other target (a socket file, `xds:`, a
 resolver of one's own) says itself where it leads to, and stays. So does a channel with the option `meshlib.mesh` of 0.
-Interceptors of an application's own that are given to a channel of asyncio's need gRPC's channel, so that one gets the
-mesh's interceptors behind them, and connects by itself. Servers get the mesh's interceptors before their own.
+Servers get the mesh's interceptors before their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -69,9 +67,8 @@ def _aio(aio: ModuleType, patches: Patches) -> None:
         service = "" if is_ours(2) else _service(target, options)
         if not service:
             return original(target, options, compression, interceptors)
-        if interceptors:
-            return original(target, options, compression, _behind(interceptors, service))
-        return patches.mesh().grpc_aio_channel(service, options=options or (), compression=compression)
+        told = {"options": options or (), "compression": compression, "interceptors": interceptors or ()}
+        return patches.mesh().grpc_aio_channel(service, **told)
 
     def secure(
         original: Any,
@@ -84,13 +81,8 @@ def _aio(aio: ModuleType, patches: Patches) -> None:
         service = "" if is_ours(2) else _service(target, options)
         if not service:
             return original(target, credentials, options, compression, interceptors)
-        if interceptors:
-            return original(target, credentials, options, compression, _behind(interceptors, service))
-        told = {"options": options or (), "compression": compression, "credentials": credentials}
-        return patches.mesh().grpc_aio_channel(service, **told)
-
-    def _behind(interceptors: Iterable[Any], service: str) -> list[Any]:
-        return [*interceptors, *patches.mesh().grpc_aio_client_interceptors(service)]
+        told = {"options": options or (), "compression": compression, "interceptors": interceptors or ()}
+        return patches.mesh().grpc_aio_channel(service, credentials=credentials, **told)
 
     def server(
         original: Any, pool: Any = None, handlers: Any = None, interceptors: Any = None, *args: Any, **options: Any

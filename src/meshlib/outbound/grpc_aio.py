@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import importlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -18,12 +19,33 @@ from meshlib.outbound.grpc_terms import Call, Home, Terms
 from meshlib.outbound.mirrors import AsyncMirrors
 from meshlib.policy.steps import Flow, Send
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    "unary_unary": (aio.UnaryUnaryClientInterceptor, "InterceptedUnaryUnaryCall"),
+    "unary_stream": (aio.UnaryStreamClientInterceptor, "InterceptedUnaryStreamCall"),
+    "stream_unary": (aio.StreamUnaryClientInterceptor, "InterceptedStreamUnaryCall"),
+    "stream_stream": (aio.StreamStreamClientInterceptor, "InterceptedStreamStreamCall"),
+}
+"""The interceptors of each kind of call, and what gRPC runs them in: there is no public way to that."""
+
+
+class _Last:
+    """Behind the user's interceptors: the call itself, made of what they have made of it."""
+
+    def __init__(self, call: Callable[[Any, Any, Any, Any, Any], Any]) -> None:
+        self._call = call
+
+    async def _goes_out(self, continuation: Any, details: Any, request: Any) -> Any:
+        return self._call(request, details.timeout, details.metadata, details.credentials, details.wait_for_ready)
+
+    intercept_unary_unary = intercept_unary_stream = _goes_out
+    intercept_stream_unary = intercept_stream_stream = _goes_out
+
 
 class _MultiCallable:
-    """One method of a stub, whatever its arity."""
+    """One method of a stub, whatever its arity. interceptors: the user's, of this arity."""
 
-    def __init__(self, method: Method) -> None:
-        self._method, self._made = method, CALLS[method.kind]
+    def __init__(self, method: Method, interceptors: Sequence[Any]) -> None:
+        self._method, self._made, self._interceptors = method, CALLS[method.kind], interceptors
 
     def __call__(
         self,
@@ -38,6 +60,37 @@ class _MultiCallable:
     ) -> Any:
         if request is None:
             request = request_iterator
+        if not self._interceptors:
+            return self._call(request, timeout, metadata, credentials, wait_for_ready, compression)
+
+        def last(request: Any, timeout: Any, metadata: Any, credentials: Any, wait_for_ready: Any) -> Any:
+            return self._call(request, timeout, metadata, credentials, wait_for_ready, compression)
+
+        method = self._method
+        intercepted = getattr(importlib.import_module("grpc.aio._interceptor"), _KINDS[method.kind][1])
+        return intercepted(
+            [*self._interceptors, _Last(last)],
+            request,
+            timeout,
+            aio.Metadata(*(metadata or ())),
+            credentials,
+            wait_for_ready,
+            None,  # their channel, which only their own last step would need
+            method.path.encode(),
+            method.serializer,
+            method.deserializer,
+            asyncio.get_running_loop(),
+        )
+
+    def _call(
+        self,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        credentials: grpc.CallCredentials | None,
+        wait_for_ready: bool | None,
+        compression: grpc.Compression | None,
+    ) -> Any:
         call = self._method.call(Terms(timeout, metadata, credentials, wait_for_ready, compression))
 
         async def start(step: Send, sent: Any) -> Any:
@@ -103,14 +156,23 @@ class MeshAioChannel(Arities, aio.Channel):
         options: Iterable[tuple[str, Any]] = (),
         compression: grpc.Compression | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
+        """Raises ValueError, as grpc.aio's, for what is no interceptor."""
         self.home, self.authority = home, authority
+        self.interceptors: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
+        for each in interceptors:
+            # As grpc.aio: one that is of several kinds is of the first.
+            kind = next((kind for kind, (one, _) in _KINDS.items() if isinstance(each, one)), None)
+            if kind is None:
+                raise ValueError(f"{each!r} is none of grpc.aio's client interceptors")
+            self.interceptors[kind].append(each)
         self.subchannels = SubChannels(_opener(compression), tuple(options), home.tls, credentials)
         self.mirrors = AsyncMirrors()
         self._closing: set[asyncio.Task[Any]] = set()
 
     def callable(self, method: Method) -> Any:
-        return _MultiCallable(method)
+        return _MultiCallable(method, self.interceptors[method.kind])
 
     def subchannel(self, step: Send) -> SubChannel:
         """Where an attempt goes; to be given back."""

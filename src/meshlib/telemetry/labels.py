@@ -17,11 +17,13 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
-from meshlib.model import PASSTHROUGH, Endpoint, Node, canonical_revision, canonical_service
+from meshlib.model import PASSTHROUGH, Endpoint, HeaderView, Node, canonical_revision, canonical_service
 from meshlib.policy.observer import Call, Served
 
 METADATA = "x-envoy-peer-metadata"
 METADATA_ID = "x-envoy-peer-metadata-id"
+METADATA_GRPC = "x-meshlib-peer-metadata"
+"""The same, in gRPC calls: gRPC's core keeps Istio's name to itself, and no server in Python sees it."""
 UNKNOWN = "unknown"
 _LONGEST_METADATA = 8192
 _LONGEST_VALUE = 253
@@ -71,6 +73,11 @@ def metadata_of(node: Node) -> str:
         }
     )
     return base64.b64encode(told.SerializeToString(deterministic=True)).decode("ascii")
+
+
+def metadata_in(headers: HeaderView) -> str | None:
+    """As the peer has written it."""
+    return headers.get(METADATA) or headers.get(METADATA_GRPC)
 
 
 @lru_cache(maxsize=1024)
@@ -178,7 +185,7 @@ def is_grpc(content_type: str | None) -> bool:
 
 def of_served(served: Served, here: Described, principal: str, service: tuple[str, str]) -> tuple[str, ...]:
     """recorder.LABELS of an inbound request. service: host and name of the one that this process serves."""
-    metadata = served.headers.get(METADATA)
+    metadata = metadata_in(served.headers)
     source = NOBODY if metadata is None else read_metadata(metadata)
     identity = served.peer.identity
     if identity is not None and identity.namespace:

@@ -7,9 +7,11 @@ from meshlib.policy.observer import Attempt, Call, Served, head_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
     METADATA,
+    METADATA_GRPC,
     METADATA_ID,
     described,
     is_grpc,
+    metadata_in,
     metadata_of,
     of_call,
     of_served,
@@ -28,7 +30,9 @@ class Meter:
         self._principal = f"spiffe://{node.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
         name = workload.service or self._here.service
         self._service = (f"{name}.{workload.namespace}.svc.cluster.local", name)
-        self._introduction = HeaderOperations(set=((METADATA, metadata_of(node)), (METADATA_ID, node.id)))
+        told, who = metadata_of(node), (METADATA_ID, node.id)
+        self._introduction = HeaderOperations(set=((METADATA, told), who))
+        self._grpc_introduction = HeaderOperations(set=((METADATA, told), (METADATA_GRPC, told), who))
 
     def follow(self, rules: Reporting) -> None:
         """What the configuration leaves out. May be called at any time; what was counted stays."""
@@ -40,7 +44,9 @@ class Meter:
 
     def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
         # Those outside of the mesh are told nothing of it: who is inside, the control plane names.
-        return self._introduction if attempt.endpoint.peer else None
+        if not attempt.endpoint.peer:
+            return None
+        return self._grpc_introduction if call.is_grpc else self._introduction
 
     def attempt_ended(self, call: Call, attempt: Attempt) -> None:
         if attempt.number > 1:
@@ -72,7 +78,7 @@ class Meter:
     def served(self, served: Served) -> None:
         headers = served.headers
         key = (
-            headers.get(METADATA),
+            metadata_in(headers),
             served.peer.identity,
             served.status,
             served.flags,
