@@ -123,7 +123,8 @@ async function follow(seconds: number, services: boolean, signal: AbortSignal): 
         needsToken.value = true;
         return;
       }
-      trouble.value = "The control plane does not answer; what you see is the last that it told.";
+      trouble.value =
+        error instanceof Refused ? error.message : "The control plane does not answer; what you see is the last that it told.";
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
     pause = Math.min(pause * 2, 5000);

@@ -20,6 +20,7 @@ from controlplane.access import POLICY, TOKENS, VIRTUAL_SERVICE, write_access
 from meshlib.cli import connection
 from meshlib.cli.app import app
 from meshlib.cli.connection import BadConnection, chosen
+from meshlib.cli.control_plane import issuer, review
 from meshlib.controlplane.access_rules import token_hash
 
 pytestmark = pytest.mark.processes
@@ -104,7 +105,11 @@ def test_a_root_is_rotated_by_two_commands(home: Path, plane: ControlPlaneProces
 
 def test_contexts_hold_url_root_and_token(tmp_path: Path) -> None:
     """As kubeconfig does: the current one without a word, another by its name; a token goes nowhere else."""
-    access = write_access(tmp_path / "access")
+    people = TestCA("people.example")
+    more = "- {role: viewer, to: ['cn:carol'], namespaces: [default]}\ncertificates: {roots: people.pem}\n"
+    (tmp_path / "access").mkdir()
+    (tmp_path / "access" / "people.pem").write_bytes(people.root)
+    access = write_access(tmp_path / "access", more)
     words = (*ANYWHERE, "--san", "mesh.example", "--access", str(access), "--state", str(tmp_path / "state"))
     with control_plane(tmp_path / "elsewhere", *words) as plane:
         url = plane.admin.replace("0.0.0.0", "127.0.0.1")
@@ -117,7 +122,10 @@ def test_contexts_hold_url_root_and_token(tmp_path: Path) -> None:
         contexts = [
             {"name": "vera", "url": url, "ca": "root.pem", "token_file": "vera.token"},
             {"name": "alice", "url": url, "ca": "root.pem", "token": TOKENS["alice"]},
+            {"name": "carol", "url": url, "ca": "root.pem", "certificate": "carol.pem", "key": "carol.key"},
         ]
+        for name, content in zip(("carol.pem", "carol.key"), people.issue(common_name="carol"), strict=True):
+            (folder / name).write_bytes(content)
         file.write_text(yaml.safe_dump({"current": "vera", "contexts": contexts}))
         readable = here(tmp_path, "identity")
         assert "chmod 600" in readable.stderr
@@ -125,6 +133,8 @@ def test_contexts_hold_url_root_and_token(tmp_path: Path) -> None:
         file.chmod(0o600)
         assert "token:vera" in here(tmp_path, "identity").stdout
         assert "token:alice" in here(tmp_path, "identity", "--context", "alice").stdout
+        carol = here(tmp_path, "identity", "--context", "carol").stdout
+        assert "cn:carol" in carol and "certificate" in carol
         other = here(tmp_path, "identity", "--control-plane", "http://127.0.0.1:1")
         assert "no control plane is running" in other.stderr
         missing = here(tmp_path, "identity", "--context", "nobody")
@@ -178,6 +188,17 @@ def test_what_can_not_be_served_is_told_in_a_sentence(
     assert found.stderr.startswith("error: ") or "\nerror: " in found.stderr, found.stderr
     assert told in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_whose_tokens_are_believed(tmp_path: Path) -> None:
+    """A key set by URL or by file; Kubernetes by its API server."""
+    (tmp_path / "keys.json").write_text("{}")
+    found = issuer(f"https://a.example,meshlib,{tmp_path / 'keys.json'}")
+    assert (found.issuer, found.audience, found.jwks) == ("https://a.example", "meshlib", str(tmp_path / "keys.json"))
+    assert issuer("a,b,https://a.example/keys").jwks == "https://a.example/keys"
+    assert issuer("a,b,http://127.0.0.1:80/keys").jwks == "http://127.0.0.1:80/keys"
+    asked = review("https://api.example/", "mesh")
+    assert (asked.api, asked.audience) == ("https://api.example", "mesh")
 
 
 def test_a_ca_is_plugged_in(tmp_path: Path) -> None:

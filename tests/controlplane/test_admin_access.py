@@ -36,6 +36,7 @@ from meshlib.controlplane.server import ControlPlane
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.proof import prove
 from meshlib.model import SpiffeId
+from pushes import REVIEWS, metrics, spans
 
 CI = SpiffeId.of("cluster.local", "ops", "ci")
 READS = (
@@ -138,6 +139,35 @@ async def test_what_is_read_is_of_the_readers_namespaces(plane: ControlPlane) ->
             assert (await vera.get(path)).status_code in (200, 403), path
 
 
+async def test_traffic_is_seen_from_both_of_its_ends(plane: ControlPlane) -> None:
+    """And nobody else's: not in the graph, nor in the series and traces."""
+    now = time.time()
+    inside = REVIEWS._replace(source_workload_namespace="dev")
+    elsewhere = REVIEWS._replace(
+        source_workload_namespace="prod", destination_workload_namespace="prod", destination_service_namespace="prod"
+    )
+    receiver = plane._picture.receiver
+    receiver.metrics(metrics({inside: [5.0] * 60, elsewhere: [5.0] * 120}, now))
+    receiver.traces(spans(("a", "01" * 8, "", now, 1.0, False)), SpiffeId.of("cluster.local", "dev", "a"))
+    receiver.traces(spans(("b", "02" * 8, "01" * 8, now, 1.0, False)), SpiffeId.of("cluster.local", "prod", "b"))
+
+    async def seen(name: str) -> tuple[set[str], float, int]:
+        async with client_of(plane, name) as client:
+            graph = (await client.get("/v1/graph?services=false")).json()
+            (head,) = (await client.get("/v1/traces")).json()["traces"] or [{"spans": 0}]
+            series = (await client.get("/v1/series?node=workload:prod/reviews-v1")).json()["points"]
+        return (
+            {node["namespace"] for node in graph["nodes"]},
+            sum(point["rates"]["rps"] for point in series),
+            head["spans"],
+        )
+
+    namespaces, rps, count = await seen("alice")
+    assert (namespaces, rps > 0, count) == ({"default", "dev", "prod"}, True, 2)
+    assert await seen("dora") == ({"default", "dev"}, 0, 1)
+    assert await seen("vera") == ({"default", "dev"}, 0, 0)
+
+
 async def test_every_route_is_known_to_the_gate(plane: ControlPlane) -> None:
     """One that is not asks for everything; so what is listed as checking by itself is what was looked at here."""
     assert plane._admin is not None
@@ -222,7 +252,10 @@ async def test_a_token_that_is_taken_out_is_good_no_more(tmp_path: Path) -> None
         (tmp_path / "access" / "access.yaml").write_text("grants: nonsense")
         file._looked = 0.0
         assert (await olaf.get("/v1/objects")).status_code == 200
-        assert "grants" in file.problem
+        async with client_of(plane, "alice") as alice:
+            (problem,) = (await alice.get("/v1/problems")).json()["problems"]
+        assert problem["source"] == str(tmp_path / "access" / "access.yaml")
+        assert "grants" in problem["reason"] and "stay in force" in problem["reason"]
         async with page.stream("GET", "/v1/stream") as stream:
             lines = stream.aiter_lines()
             assert (await anext(lines)).startswith("event")

@@ -76,6 +76,9 @@ def admin_app(
     async def problems(request: Request) -> Response:
         powers = admission_of(request).powers
         found = [*(problem_of(problem) for problem in store.problems()), *view.problems()]
+        if (access := administrators.access) is not None and access.problem:
+            reason = f"{access.problem.removeprefix(f'{access.file}: ')}; the rules of before stay in force"
+            found.append(api.Problem(str(access.file), "", "", reason))
         return JSON(api.Problems(tuple(each for each in found if powers.sees(namespace_of(each.object)))))
 
     async def clients(request: Request) -> Response:
