@@ -402,7 +402,9 @@ class ApiServer:
     async def _review(self, request: web.Request) -> web.Response:
         body = await request.json()
         user = self.tokens.get(body["spec"].get("token", ""))
-        status = {"authenticated": True, "user": {"username": user}} if user else {"error": "invalid bearer token"}
+        audiences = body["spec"].get("audiences") or []
+        known = {"authenticated": True, "user": {"username": user}, "audiences": audiences}
+        status = known if user else {"error": "invalid bearer token"}
         return web.json_response({**body, "status": status}, status=201)
 
     async def _list(

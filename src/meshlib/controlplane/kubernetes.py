@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,10 +142,11 @@ class KubernetesSource:
     async def _first(self) -> None:
         for reflector in self.reflectors.values():
             while not reflector.has_synced.is_set():
-                with contextlib.suppress(TimeoutError):
+                try:
                     await asyncio.wait_for(reflector.has_synced.wait(), PATIENCE)
-                for title, missing in self._missing():
-                    logger.warning("nobody is served before Kubernetes has told its %s: %s", title, missing)
+                except TimeoutError:
+                    for title, missing in self._missing():
+                        logger.warning("nobody is served before Kubernetes has told its %s: %s", title, missing)
         self._is_complete = True
         self._tell()
 
