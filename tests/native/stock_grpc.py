@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from typer.testing import CliRunner
 
 from meshlib.cli.app import app
 from meshlib.controlplane.server import ControlPlane
+from meshlib.identity.folder import write_credentials
+from meshlib.identity.pem import credentials_of
+from meshlib.model import SpiffeId
+from peers import unused_port
 
 # Plaintext is what both fall back to where the control plane sends no TLS: so nothing may rest on it.
 SERVER = """
 import grpc, sys
 from concurrent import futures
 def who(request, context):
-    return b" ".join(context.peer_identities() or [b"nobody"])
+    return next((each for each in context.peer_identities() or () if each.startswith(b"spiffe:")), b"nobody")
 server = grpc.server(futures.ThreadPoolExecutor(4), xds=True)
 method = grpc.unary_unary_rpc_method_handler(who)
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", {"Say": method, "Other": method}),))
@@ -131,3 +135,45 @@ class Admin:
         """Nobody has refused anything."""
         refused = {each["id"]: each["errors"] for each in (await self.get("/v1/clients"))["clients"] if each["errors"]}
         assert refused == {}
+
+
+class Village:
+    """A control plane with its authority, and stock processes."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, stack: AsyncExitStack) -> None:
+        self.plane, self.admin, self._folder, self._stack = plane, Admin(plane), folder, stack
+        self.address = f"127.0.0.1:{unused_port()}"
+
+    def certificates(self, account: str) -> str:
+        folder = self._folder / account
+        if not folder.exists():
+            assert self.plane.authority is not None
+            chain, key = self.plane.authority.issue(SpiffeId.of("cluster.local", "default", account))
+            write_credentials(folder, credentials_of(b"".join(chain[:-1]), key, chain[-1]))
+        return str(folder)
+
+    def bootstrap(self, name: str, *more: str, certificates: bool = True, **environment: str) -> Path:
+        words: tuple[str, ...] = ()
+        if certificates:
+            words = ("--certificates", self.certificates(name))
+        file = self._folder / f"{name}-{certificates}.json"
+        return write_bootstrap(self.plane, file, *words, *more, MESHLIB_SERVICE_ACCOUNT=name, **environment)
+
+    async def server(self, *, certificates: bool = True) -> None:
+        file = self.bootstrap(
+            "echo",
+            certificates=certificates,
+            MESHLIB_SERVICE="echo",
+            MESHLIB_LABELS="app=echo",
+            MESHLIB_ADDRESS=self.address,
+        )
+        await self._stack.enter_async_context(stock(SERVER, self.address, bootstrap=file))
+        await self.admin.until_serving(self.address)
+
+    @property
+    def target(self) -> str:
+        return f"echo:{self.address.rpartition(':')[2]}"
+
+    async def client(self, name: str, *, certificates: bool = True) -> Stock:
+        file = self.bootstrap(name, certificates=certificates)
+        return await self._stack.enter_async_context(stock(CLIENT, self.target, bootstrap=file))

@@ -147,6 +147,5 @@ async def test_a_join_token_is_all_that_a_stock_server_needs(plane: ControlPlane
     ):
         await Admin(plane).until_serving(address)
         async with stock(CLIENT, f"echo:{address.rpartition(':')[2]}", bootstrap=client_file) as client:
-            whom = await client.call()
-            assert whom.split() == ["spiffe://cluster.local/ns/default/sa/friend", "friend.default.sa.cluster.local"]
+            assert await client.call() == "spiffe://cluster.local/ns/default/sa/friend"
         await Admin(plane).assert_accepted()

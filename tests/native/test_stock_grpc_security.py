@@ -8,12 +8,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from stock_grpc import CLIENT, SERVER, Admin, Stock, stock, write_bootstrap
+from stock_grpc import Village
 
-from certificates import TestCA
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.identity.folder import write_credentials
-from peers import unused_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -35,39 +32,6 @@ spec:
     to: [{operation: {paths: [/echo.Echo/Say]}}]
 """
 FRIEND = "spiffe://cluster.local/ns/default/sa/friend"
-
-
-class Village:
-    """A control plane, a certificate authority, and stock processes."""
-
-    def __init__(self, plane: ControlPlane, folder: Path, stack: AsyncExitStack) -> None:
-        self.plane, self.admin, self._folder, self._stack = plane, Admin(plane), folder, stack
-        self._authority = TestCA()
-        self.address = f"127.0.0.1:{unused_port()}"
-
-    def bootstrap(self, name: str, *, certificates: bool = True, **environment: str) -> Path:
-        words: tuple[str, ...] = ()
-        if certificates:
-            write_credentials(self._folder / name, self._authority.credentials(name))
-            words = ("--certificates", str(self._folder / name))
-        file = self._folder / f"{name}-{certificates}.json"
-        return write_bootstrap(self.plane, file, *words, MESHLIB_SERVICE_ACCOUNT=name, **environment)
-
-    async def server(self, *, certificates: bool = True) -> None:
-        file = self.bootstrap(
-            "echo",
-            certificates=certificates,
-            MESHLIB_SERVICE="echo",
-            MESHLIB_LABELS="app=echo",
-            MESHLIB_ADDRESS=self.address,
-        )
-        await self._stack.enter_async_context(stock(SERVER, self.address, bootstrap=file))
-        await self.admin.until_serving(self.address)
-
-    async def client(self, name: str, *, certificates: bool = True) -> Stock:
-        file = self.bootstrap(name, certificates=certificates)
-        target = f"echo:{self.address.rpartition(':')[2]}"
-        return await self._stack.enter_async_context(stock(CLIENT, target, bootstrap=file))
 
 
 @pytest.fixture
