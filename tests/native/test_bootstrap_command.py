@@ -112,7 +112,12 @@ async def watching(plane: ControlPlane, folder: Path, name: str, **environment: 
     )
     file = folder / f"{name}.json"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MESHLIB_", "MESHCTL_"))}
-    given = {"MESHLIB_SERVICE_ACCOUNT": name, "MESHLIB_TOKEN_FILE": str(folder / f"{name}.token"), **environment}
+    given = {
+        "MESHLIB_SERVICE_ACCOUNT": name,
+        "MESHLIB_TOKEN_FILE": str(folder / f"{name}.token"),
+        "MESHLIB_IDENTITY_TIMEOUT": "60",
+        **environment,
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "meshlib.cli", "bootstrap", "--watch", "--certificates", str(folder / name)),
         *("-o", str(file)),

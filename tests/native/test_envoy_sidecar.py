@@ -561,8 +561,8 @@ def test_an_envoy_decides_as_our_guard_does(hamlet: Hamlet) -> None:
     wrong: list[str] = []
     for action in ("ALLOW", "DENY"):
         for number, (name, rules) in enumerate(RULES.items()):
-            if action == "DENY" and not rules:
-                continue  # it says nothing, so there is nothing to wait for
+            if action == "DENY" and name not in ("paths", "hosts", "from", "not from", "remote", "both"):
+                continue  # the conditions are the same; a few show that they deny
             case = f"case-{action.lower()}-{number}"
             text = yaml.safe_dump(
                 {
