@@ -143,7 +143,7 @@ def test_a_redis_that_is_silent_or_gone_holds_up_nobody(edge: QuotaEdge, caplog:
         began = time.monotonic()
         assert over(edge, quota) is None
         assert asyncio.run(edge.ask_async(Question(quota, ((),)))) is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     assert over(edge, quota) is None  # nobody listens there now
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert len(warnings) == 1
@@ -195,7 +195,7 @@ def test_a_service_that_is_silent_holds_up_nobody(edge: QuotaEdge) -> None:
         quota = at_service(address, timeout=0.2)
         assert over(edge, quota, (("user", "jason"),)) is None
         assert asyncio.run(edge.ask_async(Question(quota, ((("user", "jason"),),)))) is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_service_that_comes_back_is_asked_again(edge: QuotaEdge) -> None:

@@ -141,6 +141,9 @@ def test_every_field_has_the_specifications_number_and_type() -> None:
 PUBLISHED = [
     "envoy.service.auth.v3.external_auth_pb2",
     "envoy.service.ratelimit.v3.rls_pb2",
+    "envoy.config.ratelimit.v3.rls_pb2",
+    "envoy.extensions.filters.http.local_ratelimit.v3.local_rate_limit_pb2",
+    "envoy.extensions.filters.http.ratelimit.v3.rate_limit_pb2",
     "envoy.extensions.common.ratelimit.v3.ratelimit_pb2",
     "envoy.service.discovery.v3.ads_pb2",
     "envoy.service.discovery.v3.discovery_pb2",

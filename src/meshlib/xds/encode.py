@@ -187,7 +187,7 @@ def _add_chain(
     filters: list[tuple[str, Any]] = []
     access = listener.access or NO_ACCESS_RULES
     if reader.dialect is Dialect.ENVOY and upstreams is not None:
-        filters = http_filters(access, reader, upstreams)
+        filters = http_filters(access, reader, upstreams, listener.port)
     manager = outbound_manager(chain.route_configuration, listener.name, filters)
     # As at the edge: the client's address is the peer's, not what a header says.
     manager.use_remote_address.value = True

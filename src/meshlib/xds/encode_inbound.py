@@ -31,7 +31,7 @@ def server_listener(inbound: Inbound, reader: Reader, host: str, port: int, upst
     modes = _modes(inbound.tls_mode(port), reader)
     access = _access(inbound, port, reader)
     for is_tls in modes[:1]:
-        manager = _manager(inbound.name, access, reader, upstreams)
+        manager = _manager(inbound.name, access, reader, upstreams, port)
         _everything(manager, inbound.name).non_forwarding_action.SetInParent()
         _add_chain(message, manager, reader, is_tls)
     return message
@@ -46,7 +46,7 @@ def sidecar_listener(inbound: Inbound, reader: Reader, host: str, port: int, clu
         inspector.typed_config.CopyFrom(m.pack(m.TlsInspector()))
     access = _access(inbound, port, reader)
     for is_tls in modes:
-        manager = _manager(f"inbound_{port}", access, reader, upstreams)
+        manager = _manager(f"inbound_{port}", access, reader, upstreams, port)
         # As a sidecar: whom remoteIpBlocks mean is the last entry of x-forwarded-for, which a gateway has written.
         manager.use_remote_address.value = False
         set_normalization(manager, access)
@@ -91,9 +91,9 @@ def _listener(name: str, host: str, port: int) -> Any:
     return message
 
 
-def _manager(name: str, access: Access, reader: Reader, upstreams: Upstreams) -> Any:
+def _manager(name: str, access: Access, reader: Reader, upstreams: Upstreams, port: int) -> Any:
     manager = m.HttpConnectionManager(stat_prefix=name)
-    for filter_name, config in http_filters(access, reader, upstreams):
+    for filter_name, config in http_filters(access, reader, upstreams, port):
         manager.http_filters.add(name=filter_name).typed_config.CopyFrom(m.pack(config))
     manager.http_filters.add(name=ROUTER_FILTER).typed_config.CopyFrom(m.pack(m.Router()))
     return manager

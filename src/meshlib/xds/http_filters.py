@@ -1,5 +1,5 @@
 """Which HTTP filters carry out the rules for calls that come in? Access -> the filters of a server's listener, in the
-order in which Istio's pilot has them: tokens, external authorizers, AUDIT, DENY, ALLOW."""
+order in which Istio's pilot has them: tokens, external authorizers, AUDIT, DENY, ALLOW. Limits come last."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from meshlib.model import Access, AccessRule, Action, Authorizer, JwtProvider, S
 from meshlib.xds import messages as m
 from meshlib.xds import rbac
 from meshlib.xds.encode_matches import set_string
+from meshlib.xds.limit_filters import limit_filters
 from meshlib.xds.pieces import set_seconds
 from meshlib.xds.reader import Dialect, Reader
 
@@ -28,8 +29,9 @@ class Upstreams(Protocol):
     def cluster(self, host: str, port: int, *, tls: bool = False, http2: bool = False) -> str: ...
 
 
-def http_filters(access: Access, reader: Reader, upstreams: Upstreams) -> list[tuple[str, Any]]:
-    """(name, configuration) pairs; the names are all different, as gRPC wants them."""
+def http_filters(access: Access, reader: Reader, upstreams: Upstreams, port: int = 0) -> list[tuple[str, Any]]:
+    """(name, configuration) pairs; the names are all different, as gRPC wants them. port: of the listener; 0 is for
+    all."""
     if reader.dialect is Dialect.GRPC:
         return _of_grpc(access, reader)
     found: list[tuple[str, Any]] = []
@@ -39,6 +41,7 @@ def http_filters(access: Access, reader: Reader, upstreams: Upstreams) -> list[t
     if audit := rbac.by_action(access.rules, Action.AUDIT):
         found.append((f"{RBAC_FILTER}.audit", m.RbacFilter(rules=rbac.rbac(audit, rbac.LOG, reader))))
     found += _enforced(access, reader)
+    found += limit_filters(access, upstreams, port)
     return found
 
 
