@@ -343,6 +343,25 @@ def test_ones_own_tls_is_for_where_the_destination_says_nothing(name: str, here:
 
 
 @every_channel
+def test_hosts_outside_of_the_mesh_are_called_as_ever(name: str, here: Mesh) -> None:
+    """By the target's own address and name, with one's own TLS."""
+    ca = TestCA()
+    shown = ca.credentials("ratings", dns=("localhost",))
+    credentials = grpc.ssl_channel_credentials(ca.root)
+    with (
+        GrpcPeer(credentials=grpc.ssl_server_credentials([(shown.private_key, shown.certificate_chain)])) as secured,
+        GrpcPeer() as plain,
+    ):
+        options = (("grpc.enable_http_proxy", 0),)
+        for call in (
+            face(name, here, f"localhost:{secured.port}", secured, options=options, credentials=credentials),
+            face(name, here, f"127.0.0.1:{plain.port}", plain, options=options),
+        ):
+            assert call.every(b"a") == [b"peer:a", b"0", b"peer:a", b"a"]
+            call.close()
+
+
+@every_channel
 def test_no_endpoint_is_unavailable_and_a_patient_call_waits(
     name: str, open_face: Open, here: Mesh, peer: GrpcPeer
 ) -> None:

@@ -148,35 +148,32 @@ class SubChannels:
         return len(self._open) + len(self._retired)
 
     def _opened(self, key: tuple[str, str, str], cluster: Cluster, how: Secured | None, now: float) -> SubChannel:
-        limits = cluster.limits
-        idle = IDLE if limits.idle_timeout is None else limits.idle_timeout
-        shown = key[2]
+        idle = IDLE if cluster.limits.idle_timeout is None else cluster.limits.idle_timeout
+        ours: Options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.client_idle_timeout_ms", max(1000, int(idle * 1000))),
+        )
+        # Of two values gRPC takes the first: the name that is verified is ours, unless the credentials are the user's;
+        # everything else is the user's to say.
+        if cluster.type is ClusterType.ORIGINAL_DST and key[1] == key[2]:
+            told = (*self._options, *ours)  # where the target itself leads: as without a mesh
+        else:
+            ours += (*_of_the_cluster(cluster), *self._names(key[2], how))
+            is_own = how is not None and how.credentials is self._own
+            verified: Options = () if how is None else ((_VERIFIED, how.target_name),)
+            told = (*self._options, *verified, *ours) if is_own else (*verified, *self._options, *ours)
+        channel = self._make(_target(key[1]), told, None if how is None else how.credentials)
+        return SubChannel(key, channel, cluster, None if how is None else how.version, now)
+
+    def _names(self, authority: str, how: Secured | None) -> Options:
+        """What the server sees as the call's authority."""
         if how is not None and how.is_mesh:
             # gRPC refuses a call whose authority the server's certificate does not bear, unless it is the channel's own
             # name, which it compares without a port.
-            shown = shown.rpartition(":")[0] or shown
-        options: list[tuple[str, Any]] = [
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.client_idle_timeout_ms", max(1000, int(idle * 1000))),
-        ]
-        if cluster.type is not ClusterType.ORIGINAL_DST:  # which is called as without a mesh
-            options += [
-                ("grpc.enable_retries", 0),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.service_config_disable_resolution", 1),
-                ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),
-                ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF),
-                ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
-            ]
-        is_own = how is not None and how.credentials is self._own
-        if not (is_own and any(name == _VERIFIED for name, _ in self._options)):  # the user's name stands for both
-            options.append(("grpc.default_authority", shown))
-        verified: Options = () if how is None else ((_VERIFIED, how.target_name),)
-        # Of two values gRPC takes the first: the name that is verified is ours, unless the credentials are the user's;
-        # everything else is the user's to say.
-        told = (*self._options, *verified, *options) if is_own else (*verified, *self._options, *options)
-        channel = self._make(_target(key[1]), told, None if how is None else how.credentials)
-        return SubChannel(key, channel, cluster, None if how is None else how.version, now)
+            authority = authority.rpartition(":")[0] or authority
+        elif how is not None and how.credentials is self._own and any(name == _VERIFIED for name, _ in self._options):
+            return ()  # the name that the user has verified stands for both
+        return (("grpc.default_authority", authority),)
 
     def _sweep(self, live: Live, now: float) -> list[Any]:
         """Retire what no call will want again; native channels of those that are drained. With the lock held."""
@@ -210,6 +207,18 @@ class SubChannels:
 
     def __repr__(self) -> str:
         return f"<SubChannels {len(self._open)} open, {len(self._retired)} draining>"
+
+
+def _of_the_cluster(cluster: Cluster) -> Options:
+    """gRPC neither resolves nor balances nor tries again by itself."""
+    return (
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF),
+        ("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF),
+    )
 
 
 def _target(authority: str) -> str:
