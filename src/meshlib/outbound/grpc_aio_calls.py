@@ -200,14 +200,15 @@ class Exchange:
         call, request, began = self._call, self._request, time.monotonic()
         self._endpoint, self._error, self._failure = step.endpoint, None, ""
         self.ending = None
-        limit = asyncio.timeout(step.timeout if self._is_stream else None)
         try:
             native = self.native = await self._start(step, sendable(request))
             if _is_streamed(request):
                 self.ending = _Ending(native)
-            async with limit:
-                self.first = await (self.read() if self._is_stream else native)
-            if not self._is_stream:
+            if self._is_stream:
+                async with asyncio.timeout(step.timeout):
+                    self.first = await self.read()
+            else:
+                self.first = await native
                 call.messages.responses = 1
         except aio.AioRpcError as error:
             self._error = error if self.ending is None else await self.ending.of(error)
