@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import logging
 import socket
 import ssl
@@ -25,8 +27,12 @@ from gateways import (
     secured,
     url,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from meshlib.gateway import doors, tls
+from meshlib.gateway import doors, secrets, tls
+from meshlib.gateway.hello import NoHello
+from meshlib.gateway.hello import server_name as hello_name
 from meshlib.gateway.limits import Limits
 from meshlib.model import DirectResponse, Snapshot
 from peers import Answer, Peer, Received
@@ -414,27 +420,145 @@ async def test_a_filter_chain_that_goes_drains_its_connections_alone(tmp_path, a
         assert (await stays.response())[2] == b"a"
 
 
-async def test_mutual_tls_asks_for_a_certificate(tmp_path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
-    """A port of MUTUAL servers with one CA lets only those in whom it signed; mixed with SIMPLE it is not served."""
-    pair = Pair(tmp_path, authority, "a.example")
-    root = str(tmp_path / "ca.pem")
+def with_certificate(authority: trustme.CA, by: trustme.CA | None = None) -> ssl.SSLContext:
+    """A client that shows one."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    (by or authority).issue_cert("client@example.org").configure_cert(context)
+    return context
+
+
+async def answered(made, context: ssl.SSLContext, name: str) -> bytes | None:
+    """The body that a client gets there; None when it gets no connection."""
+    try:
+        async with raw(made, 443, context, name) as client:
+            await client.send("GET / HTTP/1.1", f"Host: {name}")
+            return (await client.response())[2]
+    except (*REFUSED, asyncio.IncompleteReadError):
+        return None
+
+
+async def test_servers_of_every_mode_stand_on_one_port(tmp_path, authority: trustme.CA, trusting) -> None:
+    """MUTUAL lets only those in whom its CA signed, OPTIONAL_MUTUAL also who shows nothing, SIMPLE asks nobody."""
+    root, other = str(tmp_path / "ca.pem"), trustme.CA()
     authority.cert_pem.write_to_path(root)
-    mutual = secured("https.a", pair.certificate, pair.key, "a.example", ca_file=root, mutual=True)
-    simple = secured("https.b", pair.certificate, pair.key, "b.example")
-    known = ssl.create_default_context()
-    authority.configure_trust(known)
-    authority.issue_cert("client@example.org").configure_cert(known)
-    routes = [said("a", "https.a"), said("b", "https.b")]
-    async with gateway(configured([listener(443, mutual)], routes, {})) as made:
-        async with raw(made, 443, known, "a.example") as client:
-            await client.send("GET / HTTP/1.1", "Host: a")
-            assert (await client.response())[2] == b"a"
-        with pytest.raises((*REFUSED, asyncio.IncompleteReadError)):
-            async with raw(made, 443, trusting, "a.example") as client:
-                await client.send("GET / HTTP/1.1", "Host: a")
-                await client.response()
-        await reconfigure(made, configured([listener(443, mutual, simple)], routes, {}, version="2"))
-        assert made.problems == ("https.a: MUTUAL beside other servers on one port is not supported",)
-        with pytest.raises(REFUSED):
-            async with raw(made, 443, known, "a.example"):
-                pass
+    pairs = {name: Pair(tmp_path, authority, f"{name}.example") for name in ("mutual", "optional", "simple")}
+    checks = {"mutual": {"ca_file": root, "mutual": True}, "optional": {"ca_file": root, "optional": True}}
+    chains = [
+        secured(f"https.{name}", pair.certificate, pair.key, f"{name}.example", **checks.get(name, {}))
+        for name, pair in pairs.items()
+    ]
+    snapshot = configured([listener(443, *chains)], [said(name, f"https.{name}") for name in pairs], {})
+    known, foreign = with_certificate(authority), with_certificate(authority, by=other)
+    async with gateway(snapshot) as made:
+        found = {
+            name: [await answered(made, context, f"{name}.example") for context in (known, trusting, foreign)]
+            for name in pairs
+        }
+        assert made.problems == ()
+    assert found == {
+        "mutual": [b"mutual", None, None],
+        "optional": [b"optional", b"optional", None],
+        "simple": [b"simple"] * 3,
+    }
+
+
+SECRET = """
+apiVersion: v1
+kind: Secret
+metadata: {{name: {name}, namespace: {namespace}}}
+type: kubernetes.io/tls
+data:
+  tls.crt: {chain}
+  tls.key: {key}
+"""
+
+
+def secret_of(authority: trustme.CA, name: str, namespace: str = "istio-system") -> str:
+    issued = authority.issue_cert(f"{name}.example")
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    coded = [base64.b64encode(each).decode() for each in (chain, issued.private_key_pem.bytes())]
+    return SECRET.format(name=name, namespace=namespace, chain=coded[0], key=coded[1])
+
+
+async def test_secrets_are_found_by_their_names_and_read_anew(
+    tmp_path, authority: trustme.CA, trusting, monkeypatch
+) -> None:
+    """Mounted as a folder, or written as YAML, with a CA beside it; one of another namespace is not the gateway's."""
+    monkeypatch.setattr(tls.Credentials.__init__, "__defaults__", (tls.Credentials.__init__.__defaults__[0], 0.0))
+    monkeypatch.setattr(secrets, "TOGETHER", 0.0)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    issued = authority.issue_cert("mounted.example")
+    issued.private_key_pem.write_to_path(mounted / "tls.key")
+    (mounted / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    ca = base64.b64encode(authority.cert_pem.bytes()).decode()
+    beside = f"\napiVersion: v1\nkind: Secret\nmetadata: {{name: written-cacert}}\ndata: {{ca.crt: {ca}}}\n"
+    foreign = secret_of(authority, "foreign", "elsewhere")
+    (tmp_path / "secrets.yaml").write_text("---".join((secret_of(authority, "written"), beside, foreign)))
+    names = ("mounted", "written", "foreign", "../written")
+    chains = [
+        secured(f"https.{name}", "", "", f"{name}.example", credential=name, mutual=name == "written") for name in names
+    ]
+    snapshot = configured([listener(443, *chains)], [said(name, f"https.{name}") for name in names], {})
+    known = with_certificate(authority)
+    async with gateway(snapshot, credentials=tmp_path) as made:
+        assert await answered(made, trusting, "mounted.example") == b"mounted"
+        assert await answered(made, known, "written.example") == b"written"
+        assert await answered(made, trusting, "written.example") is None
+        assert await answered(made, trusting, "foreign.example") is None
+        assert made.problems == tuple(
+            f"https.{name}: certificate secret {name} can't be used" for name in ("foreign", "../written")
+        )
+
+        async def serial() -> str:
+            async with raw(made, 443, known, "written.example") as client:
+                return client.writer.get_extra_info("peercert")["serialNumber"]
+
+        async with raw(made, 443, known, "written.example") as kept:
+            first = await serial()
+            (tmp_path / "secrets.yaml").write_text("---".join((secret_of(authority, "written"), beside)))
+            assert await serial() != first
+            await kept.send("GET / HTTP/1.1", "Host: written.example")
+            assert (await kept.response())[2] == b"written"
+
+
+async def test_a_hello_may_come_byte_by_byte_and_never_holds_a_door_open(
+    tmp_path, authority: trustme.CA, trusting
+) -> None:
+    """What is none is sent away; half a hello ends with the handshake's time; neither keeps others out."""
+    pair = Pair(tmp_path, authority, "a.example")
+    snapshot = configured([listener(443, secured("https.a", pair.certificate, pair.key))], [said("a", "https.a")], {})
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        trusting.wrap_bio(incoming, outgoing, server_hostname="a.example").do_handshake()
+    hello = outgoing.read()
+    assert hello_name(hello) == "a.example"
+    assert {hello_name(hello[:end]) for end in range(len(hello))} == {None}
+    with pytest.raises(NoHello):
+        hello_name(b"GET / HTTP/1.1\r\n")
+    async with gateway(snapshot, limits=Limits(handshake=1.0)) as made:
+        reader, writer = await asyncio.open_connection(*address(made, 443))
+        for byte in hello:
+            writer.write(bytes((byte,)))
+            await writer.drain()
+        async with asyncio.timeout(20):
+            assert await reader.read(1) == b"\x16"  # its ServerHello
+        half, slow = await asyncio.open_connection(*address(made, 443))
+        slow.write(hello[:50])
+        assert await answered(made, trusting, "a.example") == b"a"
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionError):
+                assert await half.read() == b""
+        for each in (writer, slow):
+            each.close()
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_are_a_hello_by_accident(data: bytes) -> None:
+    """Whatever comes: a name, not yet, or refused; no other error."""
+    with contextlib.suppress(NoHello):
+        hello_name(b"\x16\x03\x01" + len(data).to_bytes(2, "big") + data)
+    with contextlib.suppress(NoHello):
+        body = b"\x01" + len(data).to_bytes(3, "big") + data
+        hello_name(b"\x16\x03\x01" + len(body).to_bytes(2, "big") + body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from views import PREFIX, decide, node, service, view, virtual_service
 
 from meshlib.istio.translate import Translation
-from meshlib.model import NodeKind, Route, VirtualHost
+from meshlib.model import ListenerTls, NodeKind, Route, VirtualHost
 
 INGRESS = node("istio-system", NodeKind.ROUTER, istio="ingressgateway", app="gw")
 TO_A = "[{route: [{destination: {host: a}}]}]"
@@ -112,7 +114,7 @@ def test_servers_that_collide_are_told_and_the_first_stands() -> None:
 
 
 def test_tls_for_every_host_asks_no_server_name() -> None:
-    """And MUTUAL asks for a certificate."""
+    """MUTUAL asks for a certificate, OPTIONAL_MUTUAL lets in who has none; a secret is named, not read."""
     mutual = "mode: MUTUAL, caCertificates: /ca"
     made = view(gateway(https("['*']", mode=mutual)), given=INGRESS).snapshot
     (chain,) = made.listeners[0].filter_chains
@@ -120,6 +122,14 @@ def test_tls_for_every_host_asks_no_server_name() -> None:
     assert chain.tls is not None
     assert (chain.tls.mutual, chain.tls.ca_file) == (True, "/ca")
     assert chain.route_configuration == "https.443.https.g.default"
+    optional = gateway(https("['*']", mode="mode: OPTIONAL_MUTUAL, caCertificates: /ca"))
+    (chain,) = view(optional, given=INGRESS).snapshot.listeners[0].filter_chains
+    assert chain.tls == replace(chain.tls, mutual=False, optional=True, ca_file="/ca")
+    by_name = gateway(
+        https("['*']", mode="mode: MUTUAL").replace("serverCertificate: /c, privateKey: /k", "credentialName: shop")
+    )
+    (chain,) = view(by_name, given=INGRESS).snapshot.listeners[0].filter_chains
+    assert chain.tls == ListenerTls("", "", mutual=True, credential="shop")
 
 
 def test_a_selector_chooses_gateways_by_label() -> None:

@@ -141,7 +141,14 @@ virtual_hosts = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
 )
 route_configurations = st.builds(md.RouteConfiguration, names, virtual_hosts)
 
-listener_tls = st.builds(md.ListenerTls, names, names, names, st.booleans())
+client_checks = st.sampled_from([{}, {"mutual": True}, {"optional": True}])
+listener_tls = st.builds(
+    lambda certificate, key, ca, checks: md.ListenerTls(certificate, key, ca if checks else "", **checks),
+    names,
+    names,
+    names,
+    client_checks,
+) | st.builds(lambda name, checks: md.ListenerTls("", "", credential=name, **checks), names, client_checks)
 told = st.builds(
     md.Told,
     st.none() | st.integers(0, 1_000_000),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,13 @@ def gateway(
         int,
         typer.Option(min=0, help="How many proxies of yours stand in front; what they say of the client is believed."),
     ] = 0,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where credentialName is found: a folder for each Secret, or YAML. Default: the mesh's folder.",
+        ),
+    ] = None,
     max_body: Annotated[
         int, typer.Option(min=0, metavar="BYTES", help="Refuse larger request bodies with 413; 0 for no limit.")
     ] = 0,
@@ -69,7 +77,10 @@ def gateway(
     ports = dict(_two_ports(pair) for pair in port or ())
     with Mesh(settings, kind=NodeKind.ROUTER) as mesh:
         limits = Limits(body=max_body or None)
-        asyncio.run(_serve(Gateway(mesh, bind=bind, ports=ports, limits=limits, trusted_hops=trusted_hops)))
+        serving = Gateway(
+            mesh, bind=bind, ports=ports, limits=limits, trusted_hops=trusted_hops, credentials=credentials
+        )
+        asyncio.run(_serve(serving))
 
 
 def _two_ports(pair: str) -> tuple[int, int]:

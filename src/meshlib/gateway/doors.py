@@ -19,8 +19,10 @@ from typing import cast
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from meshlib.gateway.entrance import Entrance
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import GatewayProtocol
+from meshlib.gateway.secrets import Secrets
 from meshlib.gateway.tls import ChainContext, Credentials
 from meshlib.model import FilterChain, Listener
 
@@ -35,8 +37,19 @@ RETRY = 1.0
 class Door:
     """One listening socket, and the connections that came in by it."""
 
-    def __init__(self, listener: Listener, host: str, port: int, config: Config, limits: Limits, server: str) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        host: str,
+        port: int,
+        config: Config,
+        limits: Limits,
+        server: str,
+        secrets: Secrets,
+    ) -> None:
         self.listener = listener
+        self._secrets = secrets
+        self._entering: set[Entrance] = set()
         self.limits = limits
         self.server_name = server.encode("ascii")
         self.state = ServerState()
@@ -51,34 +64,31 @@ class Door:
 
     async def serve(self, listener: Listener) -> None:
         """Serve `listener` from now on, on the socket as it is. Connections whose filter chain is gone are drained."""
-        was_tls, is_tls = self._credentials is not None, _is_tls(listener)
-        before = None if self._credentials is None else self._credentials.context
         self.listener = listener
-        if is_tls:
-            self._credentials = self._credentials or Credentials()
+        if _is_tls(listener):
+            self._credentials = self._credentials or Credentials(self._secrets)
             self._credentials.update(listener.filter_chains)
         else:
             self._credentials = None
-        after = None if self._credentials is None else self._credentials.context
-        if self._server is None or was_tls != is_tls or before is not after:
-            await self._accept(after)
+        if self._server is None:
+            await self._accept()
         for connection in list(self.connections):
             if connection.filter_chain not in listener.filter_chains:
                 connection.shutdown()
 
-    async def _accept(self, context: ssl.SSLContext | None) -> None:
-        """(Re)start accepting. asyncio's server owns a duplicate, so that clients that queue at ours are not lost."""
-        if self._server is not None:
-            self._server.close()
+    async def _accept(self) -> None:
         self._server = await asyncio.get_running_loop().create_server(
-            self._enter,
-            sock=self._socket.dup(),
-            ssl=context,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=self.limits.handshake if context else None,
+            self._enter, sock=self._socket.dup(), backlog=BACKLOG
         )
 
-    def _enter(self) -> GatewayProtocol:
+    def _enter(self) -> asyncio.Protocol:
+        if self._credentials is None:
+            return self._inside()
+        entrance = Entrance(self._credentials.context, self._inside, self.limits.handshake, left=self._entering.discard)
+        self._entering.add(entrance)
+        return entrance
+
+    def _inside(self) -> GatewayProtocol:
         self._empty.clear()
         return GatewayProtocol(self._config, self)
 
@@ -107,6 +117,8 @@ class Door:
         if self._server is not None:
             self._server.close()
         self._socket.close()
+        for entrance in list(self._entering):
+            entrance.abort()
         for connection in list(self.connections):
             connection.shutdown()
 
@@ -136,9 +148,19 @@ class Doors:
     """All doors of a gateway.
 
     bind: where listeners stand that Istio binds to every address. ports: local port by the one a Gateway names.
+    secrets: those that a Gateway's credentialName may name.
     """
 
-    def __init__(self, config: Config, limits: Limits, server_name: str, bind: str, ports: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        limits: Limits,
+        server_name: str,
+        bind: str,
+        ports: Mapping[int, int],
+        secrets: Secrets,
+    ) -> None:
+        self._secrets = secrets
         self._config, self._limits, self._server_name = config, limits, server_name
         self._bind, self._ports = bind, dict(ports)
         self._open: dict[tuple[str, int], Door] = {}
@@ -193,7 +215,7 @@ class Doors:
         host = self._bind if address in _ANY else address
         port = self._ports.get(wanted, wanted)
         try:
-            door = Door(listener, host, port, self._config, self._limits, self._server_name)
+            door = Door(listener, host, port, self._config, self._limits, self._server_name, self._secrets)
         except (OSError, TypeError, ValueError) as error:  # the last two for what can be no address
             hint = ""
             if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):

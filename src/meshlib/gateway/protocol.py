@@ -77,6 +77,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self.filter_chain = self._door.filter_chain(transport.get_extra_info("ssl_object"))
         self.app_state = {FILTER_CHAIN: self.filter_chain}
         self._await_head()
+        if self.filter_chain is not None and self.filter_chain not in self._door.listener.filter_chains:
+            self.shutdown()  # it went during the handshake
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

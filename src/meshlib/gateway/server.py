@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ from meshlib.errors import SettingsError
 from meshlib.gateway.doors import RETRY, Doors
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.proxy import Proxy
+from meshlib.gateway.secrets import Secrets
 from meshlib.gateway.upstream import UpstreamEngine
 from meshlib.mesh import Mesh
 from meshlib.policy.live import Live
@@ -39,6 +41,8 @@ class Gateway:
     trusted_hops: proxies of yours in front of this one, whose X-Forwarded-* and X-Request-Id are believed (Envoy
       xff_num_trusted_hops). With 0, nothing that a client claims is.
     server_name: the Server header of every response, whatever the upstream said, as in Envoy.
+    credentials: the folder of the secrets that a Gateway's credentialName names (meshlib.gateway.secrets); default the
+      folder that the mesh is configured by, where it is one.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Gateway:
         limits: Limits | None = None,
         trusted_hops: int = 0,
         server_name: str = "meshlib",
+        credentials: Path | None = None,
     ) -> None:
         if trusted_hops < 0:
             raise SettingsError(f"trusted_hops={trusted_hops}: it is a number of proxies")
@@ -68,7 +73,11 @@ class Gateway:
             timeout_keep_alive=limits.keep_alive,  # type: ignore[arg-type]  # it is handed to call_later
         )
         config.load()
-        self._doors = Doors(config, limits, server_name, bind, ports or {})
+        folder = Path(mesh.settings.control_plane)
+        if credentials is None and mesh.settings.control_plane and folder.is_dir():
+            credentials = folder
+        secrets = Secrets(credentials, mesh.settings.namespace)
+        self._doors = Doors(config, limits, server_name, bind, ports or {}, secrets)
         self._followed: Live | None = None
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None

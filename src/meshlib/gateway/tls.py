@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from meshlib.gateway.secrets import Pem, Secrets
+from meshlib.identity.tls import load_pem
 from meshlib.model import DomainTable, FilterChain, ListenerTls
 
 _log = logging.getLogger("meshlib.gateway")
@@ -38,12 +40,12 @@ def _new_context() -> ChainContext:
 class Credential:
     """One filter chain's certificate, read anew when its files change."""
 
-    __slots__ = ("_context", "_looked_at", "_stamp", "chain")
+    __slots__ = ("_context", "_looked_at", "_secrets", "_stamp", "chain")
 
-    def __init__(self, chain: FilterChain) -> None:
-        self.chain = chain
+    def __init__(self, chain: FilterChain, secrets: Secrets) -> None:
+        self.chain, self._secrets = chain, secrets
         self._context: ChainContext | None = None
-        self._stamp: Stamp | None = None
+        self._stamp: Stamp | Pem | None = None
         self._looked_at = float("-inf")
 
     def context(self, now: float, recheck: float) -> ChainContext | None:
@@ -52,26 +54,44 @@ class Credential:
             self._looked_at = now
             tls = self.chain.tls
             assert tls is not None
-            stamp = _stamp(tls)  # taken before reading, so that a change while we read is seen the next time
+            # Taken before reading, so that a change while we read is seen the next time.
+            stamp = self._secret(tls) if tls.credential else _stamp(tls)
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._load(tls)
+                self._load(tls, stamp if isinstance(stamp, Pem) else None)
         return self._context
 
-    def _load(self, tls: ListenerTls) -> None:
+    def _secret(self, tls: ListenerTls) -> Pem:
+        try:
+            return self._secrets.find(tls.credential) or Pem()
+        except OSError as error:
+            _log.warning("%s: %s can't be read: %s", self.chain.route_configuration, tls.title, error)
+            return self._stamp if isinstance(self._stamp, Pem) else Pem()
+
+    def _load(self, tls: ListenerTls, pem: Pem | None) -> None:
         context = _new_context()
         try:
-            # Without a password function, OpenSSL would ask for an encrypted key's at the terminal.
-            context.load_cert_chain(tls.certificate_file, tls.private_key_file, password=lambda: "")
-            if tls.mutual:
-                context.load_verify_locations(tls.ca_file)
-                context.verify_mode = ssl.CERT_REQUIRED
+            if pem is None:
+                # Without a password function, OpenSSL would ask for an encrypted key's at the terminal.
+                context.load_cert_chain(tls.certificate_file, tls.private_key_file, password=lambda: "")
+            elif pem.chain and pem.key:
+                load_pem(context, pem.chain, pem.key)
+            else:
+                raise ValueError(f"there is no such secret in {self._secrets!r}, or it has no certificate and key")
+            if tls.mutual or tls.optional:
+                if pem is None:
+                    context.load_verify_locations(tls.ca_file)
+                elif pem.roots:
+                    context.load_verify_locations(cadata=pem.roots.decode("ascii"))
+                else:
+                    raise ValueError("the secret has no ca.crt to check clients by")
+                context.verify_mode = ssl.CERT_REQUIRED if tls.mutual else ssl.CERT_OPTIONAL
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             _log.warning(
                 "%s: certificate %s with key %s can't be used, %s: %s",
                 self.chain.route_configuration,
-                tls.certificate_file,
-                tls.private_key_file,
+                tls.title,
+                tls.private_key_file or "of its own",
                 "the one before stays in force" if self._context else "handshakes are refused",
                 error,
             )
@@ -79,7 +99,7 @@ class Credential:
         context.set_alpn_protocols(list(tls.alpn))
         context.chain = self.chain
         if self._context is not None:
-            _log.info("%s: certificate %s read anew", self.chain.route_configuration, tls.certificate_file)
+            _log.info("%s: certificate %s read anew", self.chain.route_configuration, tls.title)
         self._context = context
 
 
@@ -96,42 +116,21 @@ def _stamp(tls: ListenerTls) -> Stamp:
 
 
 class Credentials:
-    """Every certificate of one listener, behind one context that asyncio is given."""
+    """Every certificate of one listener. secrets: where those are that have no files."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, recheck: float = RECHECK) -> None:
-        self._clock, self._recheck = clock, recheck
+    def __init__(
+        self, secrets: Secrets, clock: Callable[[], float] = time.monotonic, recheck: float | None = None
+    ) -> None:
+        self._secrets, self._clock = secrets, clock
+        self._recheck = RECHECK if recheck is None else recheck
         self._by_name: DomainTable[Credential] = DomainTable(())
         self._known: dict[FilterChain, Credential] = {}
-        self._refused: tuple[str, ...] = ()
-        self.context: ssl.SSLContext = _new_context()
-        self.context.sni_callback = self._choose
+        self._refusing = {alert: _refusing(alert) for alert in (_UNKNOWN, _UNUSABLE)}
 
     def update(self, chains: Iterable[FilterChain]) -> None:
-        """Serve these from the next handshake on. `context` may be another one after that."""
+        """Serve these from the next handshake on."""
         served = [chain for chain in chains if chain.tls is not None]
-        self._refused = ()
-        mutual = [chain for chain in served if chain.tls is not None and chain.tls.mutual]
-        self.context.verify_mode = ssl.CERT_NONE
-        if mutual:
-            # OpenSSL settles whether to ask for a client's certificate before it tells the SNI name. So a listener
-            # asks everyone, with one CA, or no one; what would have to be asked for beside that is not served at all.
-            authorities = {chain.tls.ca_file if chain.tls and chain.tls.mutual else "" for chain in served}
-            reason = "MUTUAL beside other servers on one port is not supported"
-            if len(authorities) == 1:
-                try:
-                    context = _new_context()
-                    context.load_verify_locations(authorities.pop())
-                    context.verify_mode = ssl.CERT_REQUIRED
-                    context.sni_callback = self._choose
-                    self.context, reason = context, ""
-                except OSError as error:
-                    reason = f"its CA certificates can't be used: {error}"
-            if reason:
-                self._refused = tuple(f"{chain.route_configuration}: {reason}" for chain in mutual)
-                for problem in self._refused:
-                    _log.warning("%s", problem)
-                served = [chain for chain in served if chain not in mutual]
-        self._known = {chain: self._known.get(chain) or Credential(chain) for chain in served}
+        self._known = {chain: self._known.get(chain) or Credential(chain, self._secrets) for chain in served}
         self._by_name = DomainTable(
             (name, credential) for chain, credential in self._known.items() for name in chain.server_names or ("*",)
         )
@@ -141,27 +140,29 @@ class Credentials:
     @property
     def problems(self) -> tuple[str, ...]:
         """One sentence for each filter chain that can't be served now."""
-        unusable = [
-            f"{chain.route_configuration}: certificate {chain.tls.certificate_file if chain.tls else ''} can't be used"
+        return tuple(
+            f"{chain.route_configuration}: certificate {chain.tls.title if chain.tls else ''} can't be used"
             for chain, credential in self._known.items()
             if credential.context(self._clock(), self._recheck) is None
-        ]
-        return (*self._refused, *unusable)
+        )
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
-        """OpenSSL's question during a handshake. An alert number refuses it: Envoy closes where no chain matches."""
-        try:
-            credential = self._by_name.find(name or "")
-            if credential is None:
-                return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
-            context = credential.context(self._clock(), self._recheck)
-            if context is None:
-                return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
-            connection.context = context
-            return None
-        except Exception:  # it would end in sys.unraisablehook
-            _log.exception("no certificate for %r", name)
-            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+    def context(self, name: str) -> ssl.SSLContext:
+        """What to shake hands by with a client that asks for `name`; "" where it says none. One that refuses where no
+        chain has that name (Envoy closes, too), or its certificate can't be used."""
+        credential = self._by_name.find(name)
+        if credential is None:
+            return self._refusing[_UNKNOWN]
+        return credential.context(self._clock(), self._recheck) or self._refusing[_UNUSABLE]
 
     def __repr__(self) -> str:
         return f"<Credentials of {len(self._known)} filter chains>"
+
+
+_UNKNOWN = ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+_UNUSABLE = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+
+
+def _refusing(alert: int) -> ssl.SSLContext:
+    context = _new_context()
+    context.sni_callback = lambda *_: alert
+    return context

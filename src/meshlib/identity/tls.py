@@ -155,15 +155,24 @@ def is_borne(wanted: str, kind: str, name: str) -> bool:
 
 
 def load_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
+    load_pem(context, credentials.certificate_chain, credentials.private_key)
+
+
+def _no_password() -> str:
+    """Without this OpenSSL would ask for an encrypted key's at the terminal."""
+    return ""
+
+
+def load_pem(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
     """Python loads keys from files only: one that exists in memory, where the system has such, or one that is gone
-    again before it is of use to anybody."""
-    text = credentials.private_key.rstrip() + b"\n" + credentials.certificate_chain
+    again before it is of use to anybody. Raises ssl.SSLError."""
+    text = key.rstrip() + b"\n" + chain
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("meshlib", os.MFD_CLOEXEC)
         try:
             with os.fdopen(file, "wb", closefd=False) as written:
                 written.write(text)
-            context.load_cert_chain(f"/proc/self/fd/{file}")
+            context.load_cert_chain(f"/proc/self/fd/{file}", password=_no_password)
         finally:
             os.close(file)
         return
@@ -171,7 +180,7 @@ def load_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
     try:
         with os.fdopen(file, "wb") as written:
             written.write(text)
-        context.load_cert_chain(path)
+        context.load_cert_chain(path, password=_no_password)
     finally:
         Path(path).unlink()
 

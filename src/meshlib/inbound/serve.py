@@ -138,7 +138,7 @@ class Listening:
                 early = bytes(held)
                 held.clear()
                 starting = writer.start_tls(self.tls.server(http2=True), ssl_handshake_timeout=self.handshake)
-                await _start_tls(starting, transport, early)
+                await start_tls(starting, transport, early)
             return peer._replace(identity=peer_identity(writer.get_extra_info("ssl_object")), is_tls=True)
         except OSError as error:
             transport.abort()
@@ -152,7 +152,7 @@ class Listening:
 _CLOSED = "it was closed before its first byte"
 
 
-async def _start_tls(starting: Coroutine[Any, Any, _T], transport: Any, early: bytes) -> _T:
+async def start_tls(starting: Coroutine[Any, Any, _T], transport: Any, early: bytes) -> _T:
     """Runs `starting`, asyncio's start_tls on `transport`, which knows nothing of the bytes that came before: they are
     the first that its protocol gets, after it was connected and before the loop looks for more.
 
@@ -263,7 +263,7 @@ class Door(asyncio.Protocol):
                 server_side=True,
                 ssl_handshake_timeout=listening.handshake,
             )
-            secured: Any = await _start_tls(starting, self._transport, hello)
+            secured: Any = await start_tls(starting, self._transport, hello)
             if secured is None or self._has_ended:
                 raise ConnectionResetError("it was closed in the handshake")
             connection = secured.get_extra_info("ssl_object")

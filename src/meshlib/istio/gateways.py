@@ -91,8 +91,10 @@ def listeners(
                         ListenerTls(
                             tls.server_certificate,
                             tls.private_key,
-                            tls.ca_certificates if tls.mode == "MUTUAL" else "",
+                            "" if tls.mode == "SIMPLE" else tls.ca_certificates,
                             tls.mode == "MUTUAL",
+                            optional=tls.mode == "OPTIONAL_MUTUAL",
+                            credential=tls.credential_name,
                         ),
                     )
                 )

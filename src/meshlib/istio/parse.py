@@ -1042,14 +1042,18 @@ def _check_gateway(spec: r.Gateway) -> None:
         if protocol == "HTTPS":
             if tls is None or tls.mode is None:
                 raise Refused(f"{at}.tls.mode", "is missing: HTTPS needs SIMPLE")
-            if tls.mode not in ("SIMPLE", "MUTUAL"):
-                raise Refused(f"{at}.tls.mode", f"{tls.mode} is not there yet; there are SIMPLE and MUTUAL")
-            if tls.credential_name or tls.credential_names:
-                raise Refused(f"{at}.tls.credentialName", "secrets are not read yet; name files")
-            if not (tls.server_certificate and tls.private_key):
-                raise Refused(f"{at}.tls", "needs serverCertificate and privateKey (files)")
-            if tls.mode == "MUTUAL" and not tls.ca_certificates:
-                raise Refused(f"{at}.tls.caCertificates", "is missing: MUTUAL checks the client's certificate")
+            if tls.mode not in ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"):
+                there = "there are SIMPLE, MUTUAL and OPTIONAL_MUTUAL"
+                raise Refused(f"{at}.tls.mode", f"{tls.mode} is not there yet; {there}")
+            if tls.credential_names:
+                raise Refused(f"{at}.tls.credentialNames", "there is one certificate for a server: use credentialName")
+            has_files = bool(tls.server_certificate or tls.private_key or tls.ca_certificates)
+            if tls.credential_name and has_files:
+                raise Refused(f"{at}.tls.credentialName", "contradicts the files that are named beside it")
+            if not tls.credential_name and not (tls.server_certificate and tls.private_key):
+                raise Refused(f"{at}.tls", "needs credentialName, or serverCertificate and privateKey (files)")
+            if tls.mode != "SIMPLE" and not tls.credential_name and not tls.ca_certificates:
+                raise Refused(f"{at}.tls.caCertificates", f"is missing: {tls.mode} checks the client's certificate")
             for name in ("subject_alt_names", "verify_certificate_spki", "verify_certificate_hash", "ca_crl"):
                 if getattr(tls, name):
                     # Whoever asks for a check must not be let in without it.

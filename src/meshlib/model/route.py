@@ -276,13 +276,24 @@ class RouteConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class ListenerTls:
-    """A gateway's certificate, by files (PEM). `mutual`: clients must show one signed by `ca_file`."""
+    """A gateway's certificate, by files (PEM), or by the name of a secret that the gateway has.
+
+    mutual: clients must show one signed by `ca_file`, or by the secret's CA; optional: they may, and it must be then.
+    credential: the secret's name; then there are no files.
+    """
 
     certificate_file: str
     private_key_file: str
     ca_file: str = ""
     mutual: bool = False
     alpn: tuple[str, ...] = ("http/1.1",)
+    optional: bool = False
+    credential: str = ""
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"secret {self.credential}" if self.credential else self.certificate_file
 
 
 @dataclass(frozen=True, slots=True)

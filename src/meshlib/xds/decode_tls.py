@@ -8,7 +8,7 @@ from typing import Any
 from meshlib.model import ListenerTls, UpstreamTls
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
-from meshlib.xds.encode_tls import CERTIFICATE_SECRET, ROOTS_SECRET
+from meshlib.xds.encode_tls import CA_SUFFIX, CERTIFICATE_SECRET, ROOTS_SECRET, SECRET
 from meshlib.xds.fields import Wrong
 
 _RAW_BUFFER = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
@@ -24,6 +24,8 @@ def is_secured(message: Any) -> bool:
 
 def downstream_tls(context: Any, field: str) -> ListenerTls:
     common = context.common_tls_context
+    if common.tls_certificate_sds_secret_configs:
+        return _of_secret(context, common, field)
     certificate_file, private_key_file = _certificate(common, field)
     if not certificate_file:
         raise Wrong(f"{field}.tls_certificates", "is missing")
@@ -39,6 +41,33 @@ def downstream_tls(context: Any, field: str) -> ListenerTls:
         ca_file,
         context.require_client_certificate.value,
         tuple(common.alpn_protocols),
+        optional=bool(ca_file) and not context.require_client_certificate.value,
+    )
+
+
+def _of_secret(context: Any, common: Any, field: str) -> ListenerTls:
+    """A secret that the gateway has by its name, with the CA that Istio names after it."""
+    read.closed(common, field, _TLS_PARAMETERS, _KEY_LOG)
+    names = [each.name for each in common.tls_certificate_sds_secret_configs]
+    if len(names) != 1 or common.tls_certificates or not names[0].startswith(SECRET):
+        raise Wrong(f"{field}.tls_certificate_sds_secret_configs", f"must be one {SECRET}NAME; found {names}")
+    credential = names[0].removeprefix(SECRET)
+    kind = common.WhichOneof("validation_context_type")
+    if kind not in (None, "validation_context_sds_secret_config"):
+        raise Wrong(f"{field}.{kind}", "must be the secret's own CA")
+    if kind is not None and common.validation_context_sds_secret_config.name != names[0] + CA_SUFFIX:
+        raise Wrong(f"{field}.{kind}.name", f"must be {names[0]}{CA_SUFFIX}")
+    is_required = context.require_client_certificate.value
+    if is_required and kind is None:
+        raise Wrong(f"{field}.validation_context_sds_secret_config", "is missing: client certificates are required")
+    return ListenerTls(
+        "",
+        "",
+        "",
+        is_required,
+        tuple(common.alpn_protocols),
+        optional=kind is not None and not is_required,
+        credential=credential,
     )
 
 

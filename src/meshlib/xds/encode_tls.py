@@ -17,6 +17,8 @@ CERTIFICATE_SECRET, ROOTS_SECRET = "default", "ROOTCA"
 """Istio's names of the mesh's own certificate and of whom it trusts."""
 PROVIDER = "default"
 """Istio's name of the certificate provider in gRPC's bootstrap."""
+SECRET, CA_SUFFIX = "kubernetes://", "-cacert"
+"""Istio's names of the secrets that a Gateway's credentialName names: of the certificate, and of whom it trusts."""
 TLS_SOCKET = "envoy.transport_sockets.tls"
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Where Envoy is told to look for the system's roots, since it can't find them itself (system_root_certs is gRPC's,
@@ -46,12 +48,17 @@ def set_mesh_server(socket: Any, reader: Reader) -> None:
 def set_files_server(socket: Any, tls: ListenerTls) -> None:
     message = m.DownstreamTlsContext()
     common = message.common_tls_context
-    certificate = common.tls_certificates.add()
-    certificate.certificate_chain.filename = tls.certificate_file
-    certificate.private_key.filename = tls.private_key_file
     common.alpn_protocols.extend(tls.alpn)
-    if tls.ca_file:
-        common.validation_context.trusted_ca.filename = tls.ca_file
+    if tls.credential:
+        common.tls_certificate_sds_secret_configs.add(name=SECRET + tls.credential)
+        if tls.mutual or tls.optional:
+            common.validation_context_sds_secret_config.name = SECRET + tls.credential + CA_SUFFIX
+    else:
+        certificate = common.tls_certificates.add()
+        certificate.certificate_chain.filename = tls.certificate_file
+        certificate.private_key.filename = tls.private_key_file
+        if tls.ca_file:
+            common.validation_context.trusted_ca.filename = tls.ca_file
     message.require_client_certificate.value = tls.mutual
     socket.name = TLS_SOCKET
     socket.typed_config.CopyFrom(m.pack(message))
