@@ -470,6 +470,18 @@ def test_http2_max_requests_turns_away(call: Caller, here: Mesh) -> None:
         assert Counter(got.status_code for got in call.together([URL] * 6)) == {200: 2, 503: 4}
 
 
+def test_a_request_that_can_not_be_sent_hurts_nobody(call: Caller, here: Mesh) -> None:
+    """The application's mistake: its exception, and the next call goes through."""
+    with Http2Peer() as peer:
+        told(here, peer.address)
+        assert call.get(URL).status_code == 200
+        with pytest.raises(call.errors.every) as caught:
+            call.get(URL, headers={"te": "gzip"})
+        assert isinstance(caught.value, meshlib.RequestRefused)
+        assert [call.get(URL, headers={f"x-{n}": "1"}).status_code for n in range(3)] == [200] * 3
+        assert (len(peer.calls), in_flight(here)) == (4, (0, 0))
+
+
 def test_connections_end_with_their_client(here: Mesh) -> None:
     """And those to an endpoint that has left end, too, when another is called."""
     with Http2Peer() as peer:

@@ -482,7 +482,9 @@ class AsyncHttp2Connections(_Choice):
                 head = _head_of(stream)
                 break
             except BaseException as error:
-                if stream is not None:
+                if stream is None:
+                    line.flush()
+                else:
                     line.leave(stream)
                 is_silent = line.wire.received == before
                 if is_silent and isinstance(error, SendFailed) and error.failure in (TIMEOUT, CLIENT_TIMEOUT):

@@ -141,6 +141,9 @@ class Http2:
             stream = Stream(self._wire.get_next_available_stream_id())
             self._wire.send_headers(stream.id, lines, end_stream=not has_body)
         except self._error as error:
+            # h2 looks at the fields while it compresses them, and both ends must have compressed the same: those that
+            # are under way go on, and no other begins here.
+            self.last = min(self.last, _LARGEST_ID - 1)
             raise SendFailed(LOCAL, "LocalProtocolError", str(error) or type(error).__name__) from error
         stream.is_sent = not has_body
         self._streams[stream.id] = stream
