@@ -74,7 +74,7 @@ class Serving:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until the registry says so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

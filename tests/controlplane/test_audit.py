@@ -138,3 +138,23 @@ async def test_a_restart_forgets_nothing_of_who_did_what(tmp_path: Path) -> None
         ]
         assert (await alice.get("/v1/audit?object=prod&limit=1")).json()["entries"] == found[1:]
         assert (await alice.get("/v1/audit?limit=x")).status_code == 400
+
+
+async def test_tokens_and_roots_are_changes_too(tmp_path: Path) -> None:
+    """Join tokens made and revoked, each step of a rotation, and one that was refused; no secret with them."""
+    async with running(settings_of(tmp_path)) as plane, client_of(plane, "alice") as alice:
+        query = {"namespace": "default", "service_account": "reviews", "ttl": "60"}
+        made = (await alice.post("/v1/tokens", params=query, headers=YAML)).json()
+        await alice.post("/v1/tokens/revoke", params={"id": made["id"]}, headers=YAML)
+        assert (await alice.post("/v1/ca/rotate?step=switch", headers=YAML)).status_code == 409
+        assert (await alice.post("/v1/ca/rotate?step=begin", headers=YAML)).status_code == 200
+        found = (await alice.get("/v1/audit")).json()["entries"]
+        assert (await alice.get("/v1/changes")).json()["changes"] == []
+    assert [(each["action"], each["outcome"]) for each in found] == [
+        ("token create", "ok"),
+        ("token revoke", "ok"),
+        ("ca switch", "ok"),
+        ("ca switch", "failed"),
+        ("ca begin", "ok"),
+    ]
+    assert made["text"].split(".")[1] not in json.dumps(found)

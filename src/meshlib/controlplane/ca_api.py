@@ -39,15 +39,19 @@ class AuthorityRoutes:
         step = query["step"]
         if step not in ("begin", "switch", "finish"):
             raise HTTPException(400, "step is begin, switch or finish")
-        admission = admission_of(request)
+        force = query["force"] == "true"
+        trusted = ", ".join(fingerprint(each)[:12] for each in self._authority.roots)
+        self._write(request, step, note=f"trusted before: {trusted}{'; forced' if force else ''}")
         try:
-            self._authority.rotate(step, self._late, force=query["force"] == "true")
+            self._authority.rotate(step, self._late, force=force)
         except RotationRefused as error:
+            self._write(request, step, outcome="failed", note=str(error))
             raise HTTPException(409, str(error)) from None
-        if self._audit is not None:
-            trusted = ", ".join(fingerprint(each)[:12] for each in self._authority.roots)
-            self._audit.write(admission.actor, f"ca {step}", object="CertificateAuthority", note=f"trusted: {trusted}")
         return JSON(self._told(True))
+
+    def _write(self, request: Request, step: str, **fields: str) -> None:
+        if self._audit is not None:
+            self._audit.write(admission_of(request).actor, f"ca {step}", object="CertificateAuthority", **fields)
 
     def _told(self, with_late: bool) -> Authority:
         authority = self._authority

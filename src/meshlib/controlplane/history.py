@@ -11,6 +11,7 @@ import msgspec
 from meshlib.controlplane.audit import Entry
 
 MOST = 500
+OF_OBJECTS = frozenset({"apply", "delete", "folder", "kubernetes"})
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class History:
                 if each.outcome == "failed":  # it was told before it was tried
                     kept = [change for change in self._changes if (change.at, change.object) != (each.at, each.object)]
                     self._changes = deque(kept, MOST)
-                if not each.object or each.outcome != "ok":
+                if each.action not in OF_OBJECTS or each.outcome != "ok":
                     continue
                 self._number += 1
                 self._changes.append(

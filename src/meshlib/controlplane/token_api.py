@@ -66,8 +66,8 @@ class TokenRoutes:
         if known is None or not admission.powers.sees(_namespace(known)):
             raise HTTPException(404, "there is no such token")
         admission.demand(Role.ADMIN, _namespace(known), "token revoke")
-        self._tokens.revoke(id)
         self._write(admission, "token revoke", known)
+        self._tokens.revoke(id)
         return JSON(_shown(known, self._tokens.now()))
 
     def _write(self, admission: Admission, action: str, token: JoinToken) -> None:
