@@ -22,7 +22,9 @@ from certificates import TestCA
 from meshlib.cli.app import app
 from meshlib.controlplane.ca import fingerprint
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
+from meshlib.identity.access import Access
 from meshlib.identity.folder import write_credentials
+from meshlib.identity.relay import Relay
 from meshlib.model import SpiffeId
 from peers import unused_port
 
@@ -91,6 +93,18 @@ def test_credentials_are_swapped_at_once(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "tls.key").stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(list(folder.iterdir())) == 5  # three links, ..data, and one generation
+    folder.chmod(0o777)
+    with pytest.raises(OSError, match="written by others"):
+        write_credentials(folder, authority.credentials("three"))
+
+
+def test_the_relay_is_its_owners_alone(tmp_path: Path) -> None:
+    """Whoever connects to it is believed to be this workload."""
+    relay = Relay(Access("127.0.0.1:1"), tmp_path)
+    relay.start()
+    assert stat.S_IMODE(relay.path.stat().st_mode) == 0o600
+    relay.stop()
+    assert not relay.path.exists()
 
 
 @pytest.fixture

@@ -20,19 +20,24 @@ from meshlib.model import (
     Condition,
     Endpoint,
     HeaderMatch,
+    Inbound,
     LoadAssignment,
     Not,
     Or,
     PathTemplate,
     PortIs,
     PrincipalIs,
+    RateLimit,
     ServerNameIs,
     Snapshot,
     StringMatch,
+    TlsMode,
     UpstreamTls,
 )
+from meshlib.xds import messages as m
+from meshlib.xds.encode_inbound import CLOSED, server_listener, sidecar_listener
 from meshlib.xds.forms import understood
-from meshlib.xds.http_filters import http_filters
+from meshlib.xds.http_filters import http_filters, not_carried_out
 from meshlib.xds.rbac import ALLOW, DENY, approximate, rbac
 from meshlib.xds.reader import Dialect, Reader, dialect_of
 
@@ -144,3 +149,49 @@ def test_user_agents_are_told_apart() -> None:
     """As the clients write themselves."""
     said = ("gRPC C-core linux Python/C-core 58.0.0", "gRPC Go/1.85.0", "envoy/1.40.0", "meshlib/0.1.0", "other")
     assert [*map(dialect_of, said)] == [Dialect.GRPC, Dialect.GRPC, Dialect.ENVOY, Dialect.MESHLIB, Dialect.OTHER]
+
+
+def chains(listener: Any) -> list[str]:
+    """`tls`, `plaintext`, or `closed` where the only rule allows nobody."""
+    found = []
+    for chain in listener.filter_chains:
+        manager = m.HttpConnectionManager.FromString(chain.filters[0].typed_config.value)
+        is_closed = any(CLOSED.encode() in each.typed_config.value for each in manager.http_filters)
+        found.append("closed" if is_closed else "tls" if chain.HasField("transport_socket") else "plaintext")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "grpc", "envoy", "bare"),
+    [
+        (TlsMode.STRICT, ["tls"], ["tls"], ["closed"]),
+        (TlsMode.PERMISSIVE, ["tls"], ["tls", "plaintext"], ["plaintext"]),
+        (TlsMode.DISABLE, ["plaintext"], ["plaintext"], ["plaintext"]),
+    ],
+)
+def test_a_port_takes_what_peer_authentication_says(
+    mode: TlsMode, grpc: list[str], envoy: list[str], bare: list[str]
+) -> None:
+    """And STRICT is never plaintext that lets anybody in, whoever lacks a certificate."""
+    inbound = Inbound("i", port_tls=((80, mode),))
+    none = NoUpstreams()
+    assert chains(server_listener(inbound, GRPC, "10.0.0.1", 80, none)) == grpc
+    assert chains(sidecar_listener(inbound, ENVOY, "10.0.0.1", 80, "c", none)) == envoy
+    assert chains(server_listener(inbound, Reader(Dialect.GRPC), "10.0.0.1", 80, none)) == bare
+    assert chains(sidecar_listener(inbound, Reader(Dialect.ENVOY), "10.0.0.1", 80, "c", none)) == bare
+
+
+def test_what_a_server_does_otherwise_is_told() -> None:
+    """In words that name the rule."""
+    rules = (
+        AccessRule("fine", Action.ALLOW, PORT),
+        AccessRule("token", Action.DENY, ALWAYS, CLAIM),
+        AccessRule("asked", Action.CUSTOM, provider="opa"),
+    )
+    access = Access(rules, rate_limits=(RateLimit("limit", 1, 1, 1.0),))
+    assert [each.partition(",")[0] for each in not_carried_out(access, GRPC)] == [
+        "rate limits are not carried out",
+        "token denies more than it says",
+        "asked denies",
+    ]
+    assert not_carried_out(access, ENVOY) == ["rate limits are not carried out"]

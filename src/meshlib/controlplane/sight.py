@@ -5,6 +5,7 @@ A client of ours, and one that nobody knows, sees the view itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,12 +30,15 @@ from meshlib.xds import sidecar
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.encode_inbound import server_listener, sidecar_listener
 from meshlib.xds.forms import understood
+from meshlib.xds.http_filters import not_carried_out
 from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.upstreams import Upstreams
 
 if TYPE_CHECKING:
     from meshlib.controlplane.cache import View
+
+logger = logging.getLogger("meshlib.controlplane")
 
 SERVERS_LIMIT = 1000
 """Addresses of gRPC servers that are remembered; beyond that their listeners are made anew."""
@@ -86,6 +90,7 @@ class Form:
     def __init__(self, view: View, reader: Reader, kind: NodeKind) -> None:
         self.view, self.reader, self.kind = view, reader, kind
         self.upstreams = Upstreams(view.snapshot)
+        self._to_tell = tuple(not_carried_out(self.inbound.access, reader))
         snapshot, known = view.snapshot, view.resources
         if self.is_sidecar:
             self.upstreams.add_of(self.inbound.access)
@@ -124,6 +129,12 @@ class Form:
     def inbound(self) -> Inbound:
         """Who has not said how it may be called is not told that anybody may."""
         return next(iter(self.view.snapshot.inbound), _UNTOLD)
+
+    def tell_of_rules(self) -> None:
+        """To the log, once for each state of the configuration: what these servers do otherwise than it says."""
+        told, self._to_tell = self._to_tell, ()
+        for each in told:
+            logger.warning("servers of %s: %s", self.reader.dialect, each)
 
     def _listeners(self) -> Mapping[str, Resource]:
         if self.is_sidecar:
@@ -177,6 +188,8 @@ class Sight:
     def _add_sockets(self) -> None:
         """The Envoy's own: where it takes calls, and for whom."""
         form, standpoint = self._form, self._standpoint
+        if standpoint.inbound:
+            form.tell_of_rules()
         clusters, listeners = [], []
         for port, address in standpoint.inbound:
             clusters.append(sidecar.inbound_cluster(port, *_host_and_port(address)))
@@ -201,6 +214,7 @@ class Sight:
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             return None
         form = self._form
+        form.tell_of_rules()
         inbound = replace(form.inbound, name=name)
         return _of_message(LISTENER, server_listener(inbound, form.reader, *_host_and_port(address), form.upstreams))
 

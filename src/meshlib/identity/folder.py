@@ -9,8 +9,10 @@ that swap.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -21,11 +23,14 @@ _CURRENT = "..data"
 
 
 def write_credentials(folder: Path, credentials: Credentials) -> None:
-    """Makes the folder (0700) where it is missing; files are 0600. One writer at a time. Raises OSError.
+    """Makes the folder (0700) where it is missing; files are 0600. One writer at a time. Raises OSError, also for a
+    folder in which others may put other files in the place of these.
 
     ca.crt holds the roots of the own trust domain alone: whoever reads one file lets each root vouch for everybody.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if mode := stat.S_IMODE(folder.stat().st_mode) & 0o022:
+        raise OSError(errno.EPERM, f"{folder} may be written by others ({mode:03o}): chmod go-w it first")
     before = _current(folder)
     generation = Path(tempfile.mkdtemp(prefix="..", dir=folder))  # 0700
     for name, content in (

@@ -1,14 +1,15 @@
 """How does a client that can't prove who it is reach the control plane? By a relay on this machine, which adds the
 proof.
 
-Envoy and gRPC's own xDS client read no token that is good for one call. The relay takes their streams on a Unix socket,
-in a folder that only its owner may enter, and opens each anew to the control plane, by TLS and with a fresh proof of
-this process's certificate. It understands nothing of what it carries.
+Envoy and gRPC's own xDS client read no token that is good for one call. The relay takes their streams on a Unix socket
+that is its owner's alone, and opens each anew to the control plane, by TLS and with a fresh proof of this process's
+certificate. It understands nothing of what it carries.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,10 +60,14 @@ class Relay:
     def start(self) -> None:
         """Raises OSError."""
         self.path.unlink(missing_ok=True)  # of a relay that was killed
+        # For its owner alone from the first moment, even in a folder that others may enter: who connects is believed.
+        before = os.umask(0o177)
         try:
             self._server.add_insecure_port(self.target)
         except RuntimeError as error:
             raise OSError(f"{self.path} can't be served") from error
+        finally:
+            os.umask(before)
         self._server.start()
 
     def stop(self) -> None:

@@ -45,6 +45,24 @@ def http_filters(access: Access, reader: Reader, upstreams: Upstreams, port: int
     return found
 
 
+def not_carried_out(access: Access, reader: Reader) -> list[str]:
+    """What of the rules this reader does not carry out as they are meant, in words."""
+    found: list[str] = []
+    if access.rate_limits or access.quotas:
+        found.append("rate limits are not carried out")
+    if reader.dialect is not Dialect.GRPC:
+        return found
+    if access.jwt:
+        found.append("tokens are not verified")
+    for rule in access.rules:
+        if rule.action is Action.CUSTOM and not rule.dry_run:
+            found.append(f"{rule.name} denies, since nobody can be asked")
+        elif rule.action in (Action.ALLOW, Action.DENY) and not rule.dry_run and rbac.is_approximated(rule, reader):
+            how = "denies more" if rule.action is Action.DENY else "allows less"
+            found.append(f"{rule.name} {how} than it says, since gRPC can't judge all of it")
+    return found
+
+
 def _of_grpc(access: Access, reader: Reader) -> list[tuple[str, Any]]:
     """gRPC has RBAC and nothing else (gRFC A41): what an external authorizer would have to judge is denied, what would
     only be logged is left out."""

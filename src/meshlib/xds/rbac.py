@@ -79,6 +79,11 @@ def approximate(condition: Condition, reader: Reader, *, widen: bool) -> Conditi
     return ALWAYS if widen else NEVER
 
 
+def is_approximated(rule: AccessRule, reader: Reader) -> bool:
+    """Whether the reader judges the rule otherwise than it is meant, on the safe side."""
+    return any(approximate(each, reader, widen=True) != each for each in (rule.permission, rule.principal))
+
+
 def _write_permission(message: Any, condition: Condition) -> None:
     if _write_connective(message, condition, _write_permission, "rules", "rule"):
         return
