@@ -208,6 +208,12 @@ def test_the_right_authority_and_another_identity_is_not_enough(caplog: pytest.L
 KEY, STRANGER = (RSAKey.generate_key(2048, {"kid": "one"}, auto_kid=False) for _ in range(2))
 
 
+def token(key: RSAKey, **claims: Any) -> str:
+    """By issuer `me`, for `us`."""
+    said = {"iss": "me", "sub": "jane", "aud": "us", "exp": int(time.time()) + 600, **claims}
+    return jwt.encode({"alg": "RS256", "kid": "one"}, said, key)
+
+
 def _part(value: Any) -> str:
     return urlsafe_b64encode(value if isinstance(value, bytes) else json.dumps(value).encode()).rstrip(b"=").decode()
 
@@ -265,9 +271,7 @@ def test_no_forged_token_is_taken(edge: Any, caplog: pytest.LogCaptureFixture) -
     """401 or 403, each in the log, and nothing of any token there; a good one is taken after them all."""
     caplog.set_level(logging.INFO)
     forgeries = _forgeries()
-    good = jwt.encode(
-        {"alg": "RS256", "kid": "one"}, {"iss": "me", "sub": "jane", "aud": "us", "exp": int(time.time()) + 600}, KEY
-    )
+    good = token(KEY)
     keys = json.dumps({"keys": [KEY.as_dict(private=False)]})
     with Peer(lambda _: Answer(body=keys.encode())) as issuer:
         uri = f"http://127.0.0.1:{issuer.port}/keys"

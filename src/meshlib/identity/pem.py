@@ -20,6 +20,7 @@ def credentials_of(chain: bytes, key: bytes, roots: bytes, bundles: Iterable[tup
     """
     # Loaded here: a process without an identity needs none of it.
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization as form
 
     try:
@@ -32,7 +33,11 @@ def credentials_of(chain: bytes, key: bytes, roots: bytes, bundles: Iterable[tup
     except (ValueError, TypeError):  # TypeError: it is encrypted
         raise BadCredentials("the private key is no unencrypted PEM key") from None
     public = form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo
-    if private.public_key().public_bytes(*public) != leaf.public_key().public_bytes(*public):
+    try:
+        certified = leaf.public_key().public_bytes(*public)
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadCredentials("the certificate's key is of a kind that nobody knows here") from None
+    if private.public_key().public_bytes(*public) != certified:
         raise BadCredentials("the private key is not the certificate's")
     identity = identity_of(leaf)
     return Credentials(
@@ -52,8 +57,10 @@ def identity_of(certificate: object) -> SpiffeId:
     assert isinstance(certificate, x509.Certificate)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         raise BadCredentials("the certificate has no subject alternative names") from None
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        raise BadCredentials("the certificate's names or extensions can't be read") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise BadCredentials(f"the certificate has {len(uris)} URI names; a workload's has exactly one")

@@ -250,11 +250,7 @@ class _Port:
         if paths.is_clean(bare):
             return (bare,)
         how = self.access.normalization
-        judged = paths.normalized(bare, how)
-        if how == "NONE":
-            return (judged,)
-        served = paths.as_served(judged)
-        return (judged,) if served == judged else (judged, served)
+        return (bare,) if how == "NONE" else paths.readings(bare, how)
 
 
 def _inline(provider: JwtProvider) -> jwt.Keys | None:

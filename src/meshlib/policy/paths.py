@@ -43,11 +43,22 @@ def normalized_target(target: str, how: str = "BASE") -> str:
     return target if is_clean(path) else normalized(path, how) + mark + query
 
 
-def as_served(path: str) -> str:
-    """The same path as an application may see it, whose server decodes every escape and whose framework may merge
-    slashes."""
-    path = unquote_to_bytes(path.encode("latin-1", "replace")).decode("latin-1")
-    return without_dots(re.sub(r"/{2,}", "/", path.replace("\\", "/")))
+def readings(path: str, how: str = "BASE") -> tuple[str, ...]:
+    """A bare path in every way that somebody behind us may read it, each once: as Istio normalizes it, and as an
+    application sees it whose server decodes every escape, and which merges slashes before it resolves dots, or does
+    not. The last is the shortest."""
+    judged = normalized(path, how)
+    decoded = _decoded(path)
+    found = (judged, *(without_dots(each) for each in (_decoded(judged), decoded)))
+    return tuple(dict.fromkeys((*found, *(without_dots(_merged(each)) for each in (_decoded(judged), decoded)))))
+
+
+def _decoded(path: str) -> str:
+    return unquote_to_bytes(path.encode("latin-1", "replace")).decode("latin-1").replace("\\", "/")
+
+
+def _merged(path: str) -> str:
+    return re.sub(r"/{2,}", "/", path)
 
 
 def without_dots(path: str) -> str:
