@@ -67,7 +67,7 @@ def test_a_new_configuration_keeps_what_was_taken() -> None:
     limiter.take(request(), None, 0.0)
     more = compile_live(one_service(TWO, BY_USER), first, random.Random(1)).clusters["reviews:9080"].limiter
     assert more is not None
-    assert [(limit.name, allowed) for limit, allowed, _ in more.counts()] == [("two", 1), ("by-user", 0)]
+    assert [(use.limit.name, use.allowed) for use in more.uses()] == [("two", 1), ("by-user", 0)]
 
 
 def test_a_limit_is_the_same_wherever_it_is_written() -> None:
@@ -77,9 +77,9 @@ def test_a_limit_is_the_same_wherever_it_is_written() -> None:
         first.take(request(), None, 0.0)
     moved = replace(TWO, origin="RateLimit default/two (b.yaml)")
     second = Limiter([moved, moved], known=first.known)
-    assert [(limit.origin, allowed) for limit, allowed, _ in second.counts()] == [(moved.origin, 2)] * 2
+    assert [(use.limit.origin, use.allowed) for use in second.uses()] == [(moved.origin, 2)] * 2
     assert isinstance(second.take(request(), None, 0.0), Limited)
-    assert [limited for *_, limited in second.counts()] == [1, 0]
+    assert [use.limited for use in second.uses()] == [1, 0]
 
 
 def test_a_limit_may_be_for_the_calls_that_no_other_concerns() -> None:
@@ -148,7 +148,7 @@ def test_a_limit_in_shadow_counts_and_lets_pass() -> None:
     """For a safe roll-out."""
     limiter = Limiter([RateLimit("shy", 1, 1, 60.0, shadow=True, answers=True)])
     assert [limiter.take(request(), None, 0.0) for _ in range(3)] == [None] * 3
-    assert [(allowed, limited) for _, allowed, limited in limiter.counts()] == [(1, 2)]
+    assert [(use.allowed, use.limited) for use in limiter.uses()] == [(1, 2)]
 
 
 def inbound(*limits: RateLimit) -> Guard:

@@ -176,6 +176,7 @@ class Proxy:
         """Give up the mirrors and close idle connections. Requests are the doors' to end."""
         await self._mirrors.aclose()
         await self.engine.aclose()
+        await self._mesh.quotas.aclose()
 
     def __repr__(self) -> str:
         return f"<Proxy over {self.engine!r}>"

@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 
 
 class Quotas(Protocol):
-    """Who gets the answers. Both forms take no longer than the service's timeout, hold no lock meanwhile, and never
-    raise but what must end the call (cancellation): None is no answer."""
+    """Who gets the answers. Both forms wait no longer than the service's timeout for anything, hold no lock meanwhile,
+    and never raise but what must end the call (cancellation): None is no answer."""
 
     def ask(self, question: Question) -> Answer | None: ...
     async def ask_async(self, question: Question) -> Answer | None: ...

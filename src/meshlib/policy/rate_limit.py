@@ -199,12 +199,8 @@ class Limiter:
         """Who is asked."""
         return [each.quota.service for each in self._asked]
 
-    def counts(self) -> list[tuple[RateLimit, int, int]]:
-        """(limit, allowed, limited) each; a limit in shadow mode has limited nobody, and says how many it would."""
-        return [(each.limit, each.buckets.allowed, each.buckets.limited) for each in self._bucketed]
-
     def uses(self) -> list[Use]:
-        """Of all limits, in their order."""
+        """Of all limits, in their order. One in shadow mode has limited nobody, and says how many it would."""
         buckets = [
             Use(
                 each.limit,
