@@ -69,6 +69,7 @@ COMMANDS = {
     "meshctl check": "help",
     "docker build": "words",
     "kubectl ": "words",
+    "helm install": "words",
     "export MESHLIB_": "settings",
     "pip install": "extras",
     "git clone": "words",
