@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,7 +14,7 @@ from inbound.grpc_homes import AioHome, SyncHome
 from meshlib.mesh import Mesh
 from meshlib.model import RetryPolicy
 from meshlib.telemetry.recorder import MESSAGE_LABELS, Recorder
-from outbound.grpc_peers import FACES, GrpcPeer, face
+from outbound.grpc_peers import FACES, SERVICE, GrpcPeer, face
 from snapshots import mesh, publish, service
 from telemetry.test_recorder import labels
 
@@ -31,10 +33,10 @@ def counted(by: Mesh, reporter: str) -> tuple[int, int]:
     return found["request"], found["response"]
 
 
-def assert_counted(by: Mesh, expected: tuple[int, int]) -> None:
+def assert_counted(by: Mesh, expected: tuple[int, int], reporter: str = "source") -> None:
     """gRPC's own thread knows of a stream's end a moment after its reader."""
     deadline = time.monotonic() + 20.0
-    while (found := counted(by, "source")) != expected and time.monotonic() < deadline:
+    while (found := counted(by, reporter)) != expected and time.monotonic() < deadline:
         time.sleep(0.01)
     assert found == expected
 
@@ -79,6 +81,42 @@ def test_a_service_counts_what_it_gets_and_answers(home: Any) -> None:
             call.close()
         # The server has stopped, so all calls have ended there.
         assert counted(made, "destination") == (1 + 1 + 1 + 2 + 1, 1 + 2 + 1 + 2)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_caller_tells_of_a_stream_while_it_lives(name: str) -> None:
+    """It may last for days."""
+    with mesh(**ON) as here, GrpcPeer() as peer:  # type: ignore[arg-type]
+        publish(here, service(TARGET, [peer.address]))
+        call = face(name, here, TARGET, peer)
+
+        def look() -> None:
+            assert_counted(here, (1, 1))
+            peer.released.set()
+
+        assert call.first_of(b"stall", look) == [b"0", b"1", b"2"]
+        assert_counted(here, (1, 3))
+        call.close()
+
+
+@pytest.mark.parametrize("home", [SyncHome, AioHome])
+def test_a_service_tells_of_a_stream_while_it_lives(home: Any) -> None:
+    """Of what came and of what was sent."""
+    go_on = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b"a"
+        go_on.wait(20)
+        yield b"b"
+
+    with mesh(**ON) as made, home(made, lambda context: b"in") as serving:  # type: ignore[arg-type]
+        with grpc.insecure_channel(f"127.0.0.1:{serving.port}") as channel:
+            call = channel.stream_stream(f"/{SERVICE}/StreamStream")(requests())
+            assert next(call) == b"in"
+            assert_counted(made, (1, 1), "destination")
+            go_on.set()
+            assert list(call) == [b"in"]
+        assert_counted(made, (2, 2), "destination")
 
 
 def test_what_comes_after_the_end_is_counted_and_series_share_what_they_share() -> None:

@@ -85,7 +85,8 @@ class Visit:
 
     __slots__ = ("carried", "context", "messages", "observer", "pairs", "peer", "porch", "request", "served", "verdict")
 
-    def __init__(self, porch: Porch, method: str, context: Any) -> None:
+    def __init__(self, porch: Porch, method: str, context: Any, is_stream: bool) -> None:
+        """is_stream: the request is one, or the response."""
         self.porch, self.context = porch, context
         self.pairs: Pairs = [_CONTENT_TYPE, *map(_raw, context.invocation_metadata() or ())]
         self.peer = peer_of(context, porch.port)
@@ -93,7 +94,7 @@ class Visit:
         self.request = Request("POST", scheme, _authority(context), method, Headers(self.pairs))
         self.verdict: Allow = ALLOW
         self.carried: Carried | None = None
-        self.messages = Messages()
+        self.messages = Messages(is_stream)
         self.observer = porch.observer()
         self.served: Served | None = None
         if self.observer is not None:
@@ -275,7 +276,7 @@ def _wrapped(handler: Any, porch: Porch, method: str) -> Any:
     if inspect.isasyncgenfunction(behavior):
         serve: Any = _aio_stream(behavior, porch, method, streams)
     elif inspect.iscoroutinefunction(behavior):
-        serve = _aio_call(behavior, porch, method, streams)
+        serve = _aio_call(behavior, porch, method, streams, kind != "unary_unary")
     elif handler.response_streaming:
         serve = _stream(behavior, porch, method, streams)
     else:
@@ -283,9 +284,9 @@ def _wrapped(handler: Any, porch: Porch, method: str) -> Any:
     return make(serve, handler.request_deserializer, handler.response_serializer)
 
 
-def _admitted(porch: Porch, method: str, context: Any) -> Visit:
+def _admitted(porch: Porch, method: str, context: Any, is_stream: bool) -> Visit:
     """Raises what gRPC's abort raises where the call is turned away."""
-    visit = Visit(porch, method, context)
+    visit = Visit(porch, method, context, is_stream)
     is_active = context.add_callback(visit.end)
     refused = visit.refusal(porch.reception.admit(visit.request, visit.peer))
     if is_active is False:  # it ended before it began; in asyncio's threads gRPC answers None, and calls back
@@ -298,7 +299,7 @@ def _admitted(porch: Porch, method: str, context: Any) -> Visit:
 
 def _call(behavior: Callable[[Any, Any], Any], porch: Porch, method: str, streams: bool) -> Callable[[Any, Any], Any]:
     def serve(request: Any, context: Any) -> Any:
-        visit = _admitted(porch, method, context)
+        visit = _admitted(porch, method, context, streams)
         seen = SyncSeen(visit)
         try:
             response = behavior(visit.incoming(request, streams), seen)
@@ -317,7 +318,7 @@ def _stream(
     behavior: Callable[[Any, Any], Iterable[Any]], porch: Porch, method: str, streams: bool
 ) -> Callable[[Any, Any], Iterator[Any]]:
     def serve(request: Any, context: Any) -> Iterator[Any]:
-        visit = _admitted(porch, method, context)
+        visit = _admitted(porch, method, context, True)
         seen = SyncSeen(visit)
         try:
             for response in behavior(visit.incoming(request, streams), seen):
@@ -332,8 +333,8 @@ def _stream(
     return serve
 
 
-async def _admitted_aio(porch: Porch, method: str, context: Any) -> Visit:
-    visit = Visit(porch, method, context)
+async def _admitted_aio(porch: Porch, method: str, context: Any, is_stream: bool) -> Visit:
+    visit = Visit(porch, method, context, is_stream)
     context.add_done_callback(visit.end)
     refused = visit.refusal(await porch.reception.admit_async(visit.request, visit.peer))
     if refused is not None:
@@ -343,10 +344,10 @@ async def _admitted_aio(porch: Porch, method: str, context: Any) -> Visit:
 
 
 def _aio_call(
-    behavior: Callable[[Any, Any], Awaitable[Any]], porch: Porch, method: str, streams: bool
+    behavior: Callable[[Any, Any], Awaitable[Any]], porch: Porch, method: str, streams: bool, is_stream: bool
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def serve(request: Any, context: Any) -> Any:
-        visit = await _admitted_aio(porch, method, context)
+        visit = await _admitted_aio(porch, method, context, is_stream)
         seen = AioSeen(visit)
         try:
             response = await behavior(visit.incoming(request, streams), seen)
@@ -366,7 +367,7 @@ def _aio_stream(
     behavior: Callable[[Any, Any], AsyncGenerator[Any, None]], porch: Porch, method: str, streams: bool
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def serve(request: Any, context: Any) -> AsyncIterator[Any]:
-        visit = await _admitted_aio(porch, method, context)
+        visit = await _admitted_aio(porch, method, context, True)
         seen = AioSeen(visit)
         try:
             async with aclosing(behavior(visit.incoming(request, streams), seen)) as responses:

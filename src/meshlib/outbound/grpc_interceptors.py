@@ -58,6 +58,7 @@ class MeshInterceptor(
 
         if not self.authority:
             return continuation(sent(call.remaining(), call.handed_on()), request)
+        call.messages.is_stream = kind != "unary_unary"
         if kind.startswith("stream"):
             request = Replay(request, call.messages)
         else:
@@ -96,6 +97,7 @@ class _AioInterceptor:
 
         if not self.authority:
             return await continuation(sent(call.remaining(), call.handed_on()), request)
+        call.messages.is_stream = kind != "unary_unary"
         return CALLS[kind](call, request, start, never, finds_its_way=True)
 
 

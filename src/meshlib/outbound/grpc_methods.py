@@ -36,7 +36,9 @@ class Method:
 
     def call(self, terms: Terms) -> Call:
         channel = self.channel
-        return Call(channel.home, channel.authority, self.path, terms)
+        call = Call(channel.home, channel.authority, self.path, terms)
+        call.messages.is_stream = self.kind != "unary_unary"
+        return call
 
     def native(self, step: Send) -> tuple[Any, Callable[[], None]]:
         """gRPC's own multi-callable for an attempt, and what to call, once, when the attempt has ended."""

@@ -36,13 +36,14 @@ class Messages:
     """How many gRPC messages a call has had so far, from the client and from the server: counted by the edge as they
     pass, whatever number of attempts they took.
 
-    A call can end, to whoever is told of it, a moment before its last message is read. report: set at the end of the
-    call by whoever wants to hear of those, too; told: what it knows already.
+    is_stream: there may be many, so they are told as they pass. report: set by whoever wants to hear of each; a call
+    can end, to whoever is told of it, a moment before its last message is read. told: what is known there already.
     """
 
-    __slots__ = ("report", "requests", "responses", "told")
+    __slots__ = ("is_stream", "report", "requests", "responses", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, is_stream: bool = False) -> None:
+        self.is_stream = is_stream
         self.requests = self.responses = 0
         self.report: Callable[[Messages], None] | None = None
         self.told = (0, 0)

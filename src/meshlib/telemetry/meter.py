@@ -51,6 +51,14 @@ class Meter:
     def attempt_ended(self, call: Call, attempt: Attempt) -> None:
         if attempt.number > 1:
             self._recorder.count("meshlib_retries_total", (("cluster", attempt.cluster.name),))
+        messages, outcome = call.messages, attempt.outcome
+        if messages is not None and messages.is_stream and outcome is not None and outcome.status == 200:
+            endpoint = attempt.endpoint
+            self._recorder.follow(
+                ("source", attempt.cluster.name, endpoint.workload, endpoint.peer),
+                lambda: without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels),
+                messages,
+            )
 
     def call_ended(self, call: Call) -> None:
         request = call.request
@@ -73,6 +81,12 @@ class Meter:
         )
 
     def serving(self, served: Served) -> Carried | None:
+        if served.messages is not None and served.messages.is_stream:
+            self._recorder.follow(
+                ("destination", metadata_in(served.headers), served.peer.identity),
+                lambda: without(of_served(served, self._here, self._principal, self._service), self._server.no_labels),
+                served.messages,
+            )
         return None
 
     def served(self, served: Served) -> None:

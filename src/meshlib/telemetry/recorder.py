@@ -141,12 +141,14 @@ class Recorder:
         self._series: dict[tuple[str, ...], Series] = {}
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._messages: dict[tuple[str, ...], list[int]] = {}
+        self._followed: dict[Hashable, list[int]] = {}
         self.overflowed = 0
 
     def forget_keys(self) -> None:
         """Labels are made otherwise from now on. What was counted stays."""
         with self._lock:
             self._found.clear()
+            self._followed.clear()
 
     def request(
         self,
@@ -174,7 +176,7 @@ class Recorder:
             series.durations[bucket] += 1
             series.requests[in_requests] += 1
             series.responses[in_responses] += 1
-            if messages is not None:
+            if messages is not None and messages.report is None:
                 messages.report = partial(self._add, series.messages or self._messages_of(series))
             if exemplar is not None:
                 series.exemplars[bucket] = Exemplar(milliseconds, *exemplar, self._wall())
@@ -195,6 +197,19 @@ class Recorder:
             self._found[key] = series
             return series
 
+    def follow(self, key: Hashable, labels: Callable[[], tuple[str, ...]], messages: Messages) -> None:
+        """A stream has begun: its messages are counted as they pass. key, labels: as request's; what came of it is not
+        among the labels of messages."""
+        shared = self._followed.get(key)
+        if shared is None:
+            made = labels()
+            with self._lock:
+                if len(self._followed) >= 4 * self._max:
+                    self._followed.clear()
+                shared = self._followed[key] = self._shared(made)
+        messages.report = partial(self._add, shared)
+        messages.report(messages)
+
     def _add(self, shared: list[int], messages: Messages) -> None:
         """What has passed since it was last told."""
         with self._lock:
@@ -204,10 +219,17 @@ class Recorder:
             messages.told = requests, responses
 
     def _messages_of(self, series: Series) -> list[int]:
-        """With the lock held. There are no more of them than there are series."""
-        labels = tuple(series.labels[position] for position in _OF_MESSAGES)
-        shared = series.messages = self._messages.setdefault(labels, [0, 0])
+        """With the lock held."""
+        shared = series.messages = self._shared(series.labels)
         return shared
+
+    def _shared(self, labels: tuple[str, ...]) -> list[int]:
+        """With the lock held. labels: LABELS."""
+        told = tuple(labels[position] for position in _OF_MESSAGES)
+        if told not in self._messages and len(self._messages) >= self._max:
+            self.overflowed += 1
+            told = (told[0], *(OVERFLOW,) * (len(told) - 1))
+        return self._messages.setdefault(told, [0, 0])
 
     def count(self, name: str, labels: tuple[tuple[str, str], ...] = (), amount: float = 1) -> None:
         """Add to a counter: Istio's message and TCP counters, and our own (`meshlib_..._total`)."""
