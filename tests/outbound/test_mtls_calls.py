@@ -13,6 +13,7 @@ from adapters import ADAPTERS, caller
 
 import meshlib
 from certificates import TestCA
+from http2_peer import Http2Peer
 from inbound.inbound_servers import uvicorn_server
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.tls import TlsContexts
@@ -63,7 +64,14 @@ def write_identity(folder: Path, credentials: Credentials) -> None:
 
 
 def mesh_of(
-    tmp_path: Path, port: int, *, rule: str = "", label: str = "", account: str = "reviews", **more: str
+    tmp_path: Path,
+    port: int,
+    *,
+    rule: str = "",
+    label: str = "",
+    account: str = "reviews",
+    protocol: str = "HTTP",
+    **more: str,
 ) -> Mesh:
     """A mesh of one service, with the rule's TLS mode and the label of its endpoint."""
     labels = f"labels: {{security.istio.io/tlsMode: {label}}}, " if label else ""
@@ -75,7 +83,7 @@ spec:
   hosts: [reviews.example]
   location: MESH_INTERNAL
   resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]
+  ports: [{{number: 80, name: http, protocol: {protocol}, targetPort: {port}}}]
   endpoints: [{{address: 127.0.0.1, {labels}serviceAccount: {account}}}]
 """
     if rule:
@@ -184,3 +192,37 @@ def test_rotations_under_load_fail_no_call(tmp_path: Path, adapter: str) -> None
                 stop.set()
                 turning.join(10)
     assert len(service.connections) >= 5  # new credentials, new connections
+
+
+@pytest.mark.parametrize("adapter", ["httpx", "httpx-async", "httpx-aiohttp"])
+def test_http2_goes_out_as_mtls_where_the_server_speaks_it(tmp_path: Path, adapter: str) -> None:
+    """Both know who the other is; a server with another account gets no request; one of HTTP/1.1 gets that."""
+    credentials = CA.credentials("reviews")
+    context = TlsContexts(lambda: credentials, has_identity=True).server(http2=True)
+    with Http2Peer(tls=context) as peer:
+        (tmp_path / "a").mkdir()
+        with (
+            mesh_of(tmp_path / "a", peer.port, rule="ISTIO_MUTUAL", protocol="HTTP2") as mesh,
+            caller(adapter, mesh) as client,
+        ):
+            got = client.get("http://reviews.example/x")
+            assert (got.text, got.extensions["http_version"]) == ("ok", b"HTTP/2")
+            assert peer.calls[0].header(":authority") == "reviews.example"
+        (tmp_path / "b").mkdir()
+        with (
+            mesh_of(tmp_path / "b", peer.port, rule="ISTIO_MUTUAL", protocol="HTTP2", account="other") as mesh,
+            caller(adapter, mesh) as client,
+            pytest.raises(client.errors.connect),
+        ):
+            client.get("http://reviews.example/x")
+        assert len(peer.calls) == 1
+    service = Service()
+    (tmp_path / "c").mkdir()
+    with (
+        serving(service) as port,
+        mesh_of(tmp_path / "c", port, rule="ISTIO_MUTUAL", protocol="HTTP2") as mesh,
+        caller(adapter, mesh) as client,
+    ):
+        assert [client.get("http://reviews.example/x").extensions["http_version"] for _ in range(2)] == [
+            b"HTTP/1.1"
+        ] * 2
