@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from meshlib.model import (
     Forward,
     Listener,
     LoadAssignment,
+    QuotaService,
     Route,
     RouteConfiguration,
     RouteMatch,
@@ -22,6 +24,8 @@ from meshlib.model import (
 )
 from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live
+from meshlib.policy.quota import Answer, Question
+from meshlib.quota.edge import QuotaEdge
 
 Addresses = Sequence[tuple[str, int]]
 
@@ -90,6 +94,33 @@ def mesh(given: Snapshot | None = None, **settings: Any) -> Mesh:
 def publish(to: Mesh, given: Snapshot) -> None:
     assert given.inconsistencies() == ()
     to._publish(given)
+
+
+class Counted(QuotaEdge):
+    """Asks nobody about quotas: lets `calls` calls pass, and remembers what it was asked."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(_nobody)
+        self.calls = calls
+        self.asked: list[Question] = []
+
+    def ask(self, question: Question) -> Answer:
+        self.asked.append(question)
+        left = self.calls - len(self.asked)
+        return Answer(left < 0, self.calls, 60, max(0, left), 30.0, (("x-told", "yes"),), (("x-counted", "yes"),))
+
+    async def ask_async(self, question: Question) -> Answer:
+        await asyncio.sleep(0)
+        return self.ask(question)
+
+
+def _nobody(service: QuotaService) -> Any:
+    raise AssertionError(f"{service} is not to be called")
+
+
+def counted(to: Mesh, by: Counted) -> None:
+    """Have `by` asked about every quota."""
+    to._quotas = by
 
 
 class Clock:

@@ -27,8 +27,11 @@ from meshlib.model import (
     FaultDelay,
     HeaderMatch,
     HeaderOperations,
+    LimitKey,
     LoadBalancing,
     Mirror,
+    Quota,
+    QuotaService,
     RateLimit,
     RetryPolicy,
     Rewrite,
@@ -38,7 +41,7 @@ from meshlib.model import (
 )
 from meshlib.policy import propagation
 from peers import Answer, Peer, Received, plain, unused_port
-from snapshots import forward, mesh, publish, route, service, snapshot
+from snapshots import Counted, counted, forward, mesh, publish, route, service, snapshot
 
 URL = "http://reviews:9080/reviews/0"
 
@@ -542,6 +545,21 @@ def test_a_call_beyond_a_rate_limit_is_answered_429(call: Caller, here: Mesh) ->
         assert len(peer.received) == 2
         cluster = here.live.clusters["c"]
         assert (cluster.state.requests, cluster.targets[0].state.in_flight) == (0, 0)
+
+
+def test_a_call_beyond_a_quota_is_answered_429(call: Caller, here: Mesh) -> None:
+    """Whoever counts is asked once a call, retries or not; what he adds goes both ways."""
+    user = LimitKey("header", "end-user", "user")
+    quota = Quota("shared", QuotaService("envoy", "counts:1", "shop"), ((user,),))
+    with Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address], cluster=Cluster("c", quotas=(quota,))))
+        counted(here, by := Counted(1))
+        good, refused = (call.get(URL, headers={"end-user": "jason"}) for _ in range(2))
+        assert (good.status_code, good.every("x-told"), peer.received[0].header("x-counted")) == (200, ["yes"], "yes")
+        assert (refused.status_code, refused.every("x-envoy-ratelimited")) == (429, ["true"])
+        assert (refused.every("x-ratelimit-limit"), refused.every("retry-after")) == (["1, 1;w=60"], ["30"])
+        assert [each.descriptors for each in by.asked] == [((("user", "jason"),),)] * 2
+        assert len(peer.received) == 1
 
 
 def test_a_call_that_a_route_answers_counts_against_the_limit_of_its_host(call: Caller, here: Mesh) -> None:

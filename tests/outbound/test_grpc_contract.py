@@ -22,7 +22,10 @@ from meshlib.model import (
     FaultAbort,
     FaultDelay,
     HeaderOperations,
+    LimitKey,
     OutlierDetection,
+    Quota,
+    QuotaService,
     RateLimit,
     RetryPolicy,
 )
@@ -30,7 +33,7 @@ from meshlib.outbound.grpc_terms import Call, Terms
 from meshlib.policy import propagation
 from meshlib.policy.steps import Send
 from meshlib.telemetry.recorder import LABELS
-from snapshots import forward, mesh, publish, route, service, snapshot
+from snapshots import Counted, counted, forward, mesh, publish, route, service, snapshot
 
 TARGET = "ratings:9080"
 OF_CHANNELS = tuple(name for name in FACES if "channel" in name)
@@ -281,6 +284,23 @@ def test_a_rate_limit_turns_calls_away(name: str, open_face: Open, here: Mesh, p
     assert isinstance(error, meshlib.RateLimited)
     assert {("x-envoy-ratelimited", "true"), ("x-ratelimit-remaining", "0")} <= set(error.trailing_metadata())
     assert len(peer.requests) == 1
+
+
+@every_face
+def test_a_quota_turns_calls_away(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Whoever counts is asked in every form, of streams too; what he adds is metadata, both ways."""
+    quota = Quota("shared", QuotaService("envoy", "counts:1", "shop"), ((LimitKey("header", ":path", "method"),),))
+    publish(here, service(TARGET, [peer.address], cluster=Cluster(TARGET, quotas=(quota,))))
+    counted(here, by := Counted(2))
+    call = open_face(name)
+    assert call.unary(b"a") == b"peer:a"
+    assert peer.metadata[0]["x-counted"] == "yes"
+    assert call.stream(b"a") == [b"0", b"1", b"2"]
+    error = raised(call.unary, b"a")
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert {("x-envoy-ratelimited", "true"), ("x-told", "yes")} <= set(error.trailing_metadata())
+    assert len(by.asked) == 3
+    assert len(peer.requests) == 2
 
 
 @every_face
