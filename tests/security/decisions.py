@@ -119,11 +119,11 @@ def _table() -> list[Decision]:
 DECISIONS = tuple(_table())
 
 
-def inbound(spec: str) -> Inbound:
+def inbound(spec: str, metadata: str = "") -> Inbound:
     """The rules of a workload that this policy selects."""
     text = (
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
-        f"metadata: {{name: p, namespace: default}}\nspec: {spec}\n"
+        f"metadata: {{name: p, namespace: default{metadata}}}\nspec: {spec}\n"
     )
     parsed = parse_text(text, "p.yaml")
     assert not parsed.problems, parsed.problems

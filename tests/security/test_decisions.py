@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
@@ -191,3 +192,39 @@ def test_a_denial_names_rule_file_and_line() -> None:
     assert verdict.status == 403 and verdict.body == b"RBAC: access denied"  # type: ignore[union-attr]
     assert verdict.details == "rbac_access_denied_matched_policy[ns[default]-policy[p]-rule[0]]"  # type: ignore[union-attr]
     assert verdict.origin == "AuthorizationPolicy default/p (p.yaml:4)"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "note"),
+    [
+        (
+            "{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}",
+            "/x",
+            "dry run: would be denied by ns[default]",
+        ),
+        ("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}", "/y", ""),
+        (
+            "{action: ALLOW, rules: [{to: [{operation: {paths: [/x]}}]}]}",
+            "/y",
+            "dry run: would be denied, no rule allows",
+        ),
+        ("{action: ALLOW, rules: [{to: [{operation: {paths: [/x]}}]}]}", "/x", ""),
+        ("{}", "/x", "dry run: would be denied, no rule allows it"),
+    ],
+)
+def test_a_dry_run_refuses_nobody_and_says_whom_it_would(spec: str, path: str, note: str) -> None:
+    """Annotation istio.io/dry-run, as Istio has it."""
+    found = inbound(spec, ", annotations: {istio.io/dry-run: 'true'}")
+    verdict = Guard([found]).admit(Request("GET", "http", "reviews", path, Headers()), SLEEP, 0.0)
+    assert isinstance(verdict, Allow)
+    assert [each.startswith(note) for each in verdict.notes] == ([True] if note else [])
+
+
+async def test_what_is_audited_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """With caller and rule, and without the query; nobody is refused."""
+    caplog.set_level(logging.INFO, "meshlib.guard")
+    given = Decision("{action: AUDIT, rules: [{to: [{operation: {paths: ['/x*']}}]}]}", "GET /x?token=1", SLEEP, True)
+    with mesh(Snapshot(inbound=(inbound(given.spec),), complete=True)) as made:
+        assert await _status(made.asgi(_app), _scope(given)) == 200
+    [line] = caplog.messages
+    assert "GET '/x' from spiffe://cluster.local/ns/foo/sa/sleep: audit: ns[default]-policy[p]-rule[0]" in line
