@@ -254,6 +254,21 @@ def test_auto_mtls_can_be_switched_off() -> None:
     assert [each.tls is not None for each in (*secured, *plain) if each.service] == [True, False]
 
 
+def test_servers_are_expected_under_the_meshs_own_trust_domain_and_its_aliases() -> None:
+    """A caller of a mesh that is not cluster.local must not wait for identities that nobody has."""
+    served = Workload("b", labels=(("app", "a"), ("security.istio.io/tlsMode", "istio")), address="10.0.0.1", port=80)
+    for config, wanted in (
+        ("{}", ("spiffe://cluster.local/ns/default/sa/default",)),
+        ("{trustDomain: new}", ("spiffe://new/ns/default/sa/default",)),
+        (
+            "{trustDomain: new, trustDomainAliases: [old]}",
+            ("spiffe://new/ns/default/sa/default", "spiffe://old/ns/default/sa/default"),
+        ),
+    ):
+        clusters = view(service(), mesh_config(config), workloads=(served,)).snapshot.clusters
+        assert [each.tls.subject_alt_names for each in clusters if each.tls is not None] == [wanted]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -307,7 +307,7 @@ def _made(service: Service, port: Port, subset: str, rules: Rules, members: tupl
         _limits(pool, settings),
         _retry_budget(traffic.retry_budget, backend.retry_budget),
         outlier,
-        _tls(traffic.tls, service, port, subset, members, settings.auto_mtls),
+        _tls(traffic.tls, service, port, subset, members, settings),
         port.is_http2 or _is_upgraded(pool.http.h2_upgrade_policy, port, settings),
         endpoints if in_cluster else (),
         ServiceName(service.host, service.short or service.host, service.namespace),
@@ -482,10 +482,10 @@ def _tls(
     port: Port,
     subset: str,
     members: tuple[Instance, ...],
-    has_auto_mtls: bool,
+    settings: MeshSettings,
 ) -> UpstreamTls | None:
     if given is None:  # Istio's enableAutoMtls, for endpoints that serve it
-        if not has_auto_mtls or not any(member.endpoint.is_meshed for member in members):
+        if not settings.auto_mtls or not any(member.endpoint.is_meshed for member in members):
             return None
         given, is_auto = r.ClientTLSSettings(mode="ISTIO_MUTUAL"), True
     else:
@@ -494,7 +494,8 @@ def _tls(
         return None
     if given.mode == "ISTIO_MUTUAL":
         sni = given.sni or f"outbound_.{port.number}_.{subset}_.{service.host}"
-        accounts = sorted({member.identity for member in members if member.identity})
+        domains = (settings.trust_domain, *settings.trust_domain_aliases)
+        accounts = sorted({name for member in members for name in member.identities(domains)})
         names = tuple(given.subject_alt_names) or (*service.subject_alt_names, *accounts)
         return UpstreamTls("ISTIO_MUTUAL", sni, names, auto=is_auto)
     shows = given.mode == "MUTUAL"

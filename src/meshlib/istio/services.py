@@ -52,10 +52,11 @@ class Instance:
     labels: Labels
     account: tuple[str, str] | None = None
 
-    @property
-    def identity(self) -> str:
-        """Its SPIFFE ID; "" when unknown."""
-        return "" if self.account is None else SpiffeId.of(DOMAIN, *self.account).uri
+    def identities(self, trust_domains: Iterable[str]) -> tuple[str, ...]:
+        """Its SPIFFE ID in each of the domains that are the mesh's; none when unknown."""
+        if self.account is None:
+            return ()
+        return tuple(SpiffeId.of(domain, *self.account).uri for domain in trust_domains)
 
 
 @dataclass(frozen=True, slots=True)
