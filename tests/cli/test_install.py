@@ -81,6 +81,9 @@ def test_again_is_harmless_and_keeps_the_ca(cluster: Cluster) -> None:
     assert cluster.api.revision == revision
     assert meshctl("install", "--replicas", "2", "--image", "example.com/meshlib:2").exit_code == 0
     assert {("PodDisruptionBudget", "meshlib"), ("HorizontalPodAutoscaler", "meshlib")} <= contents(cluster)
+    assert meshctl("install", "--no-inject", "--image", "example.com/meshlib:2").exit_code == 0
+    left = {kind for kind, _ in contents(cluster)}
+    assert not left & {"PodDisruptionBudget", "HorizontalPodAutoscaler", "MutatingWebhookConfiguration"}
     spec = find(cluster, "deployments")["spec"]["template"]["spec"]
     assert {each["image"] for each in (*spec["containers"], *spec["initContainers"])} == {"example.com/meshlib:2"}
 

@@ -291,15 +291,12 @@ def test_codes_are_told_once_each_and_levels_have_istios_order() -> None:
 
 def test_bookinfo_is_well() -> None:
     """Its services and destination rules with the routes of each task: nothing but what Istio says of them, too."""
-    # The gRPC edition's service is registered by its process alone.
-    editions = {"virtual-service-ratings-grpc-abort"}
-    whole = [BOOKINFO / "platform" / "bookinfo.yaml", BOOKINFO / "networking" / "destination-rule-all.yaml"]
+    names = ("bookinfo.yaml", "bookinfo-ratings-grpc.yaml")
+    whole = [*(BOOKINFO / "platform" / name for name in names), BOOKINFO / "networking" / "destination-rule-all.yaml"]
     base = "\n---\n".join(file.read_text() for file in whole)
     expected = {"fault-injection-details-v1": {"IST0130"}}
     for file in sorted((BOOKINFO / "networking").glob("virtual-service-*.yaml")) + sorted(
         (BOOKINFO / "networking").glob("fault-*.yaml")
     ):
-        if file.stem in editions:
-            continue
         codes = {each.code for each in told(f"{base}\n---\n{file.read_text()}")}
         assert codes == expected.get(file.stem, set()), file.name

@@ -108,7 +108,7 @@ async def _client(context: str) -> AsyncIterator[KubeClient]:
 
 
 async def _install(wanted: Installation, context: str, wait: bool) -> None:
-    from meshlib.controlplane.installation import MANAGER, manifests, path_of
+    from meshlib.controlplane.installation import MANAGER, manifests, path_of, unwanted
     from meshlib.kube.errors import NotFound
 
     async with _client(context) as client:
@@ -126,6 +126,10 @@ async def _install(wanted: Installation, context: str, wait: bool) -> None:
                     continue  # Istio's own has a schema, which ours would take away
             await client.apply(path_of(each), each, manager=MANAGER)
             typer.echo(f"{_name(each)} applied")
+        for each in unwanted(wanted):
+            if await _find(client, path_of(each)) is not None:
+                await client.delete(path_of(each))
+                typer.echo(f"{_name(each)} deleted")
         if wait:
             await _available(client, wanted.namespace)
     typer.echo(f"the control plane is installed in {wanted.namespace}; processes reach it at {wanted.host}:15012")

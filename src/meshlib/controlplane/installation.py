@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY
@@ -98,6 +98,14 @@ def manifests(given: Installation) -> tuple[Object, ...]:
     found.append(_network_policy(given))
     found += _webhooks(given)
     return tuple(found)
+
+
+def unwanted(given: Installation) -> Iterator[Object]:
+    """What an installation with other choices may have left. Kinds stay: with one go all its objects."""
+    wanted = {path_of(each) for each in manifests(given)}
+    for each in manifests(replace(given, replicas=2, injects=True)):
+        if path_of(each) not in wanted and each["kind"] != "CustomResourceDefinition":
+            yield each
 
 
 def secret(given: Installation, files: Mapping[str, bytes]) -> Object:

@@ -42,16 +42,9 @@ def _destination(scene: Scene, given: r.Object, path: Path, destination: r.Desti
     service = scene.service(destination.host, given.namespace)
     if service is None:
         yield NOT_FOUND.at(given, (*path, "host"), "host", destination.host)
-    elif destination.subset:
-        host = fqdn(destination.host, given.namespace)
-        rules = [
-            each.spec
-            for each in scene.of("DestinationRule")
-            if isinstance(each.spec, r.DestinationRule) and covers(fqdn(each.spec.host, each.namespace), host)
-        ]
-        if not any(subset.name == destination.subset for rule in rules for subset in rule.subsets):
-            what = f"{destination.host}+{destination.subset}"
-            yield NOT_FOUND.at(given, (*path, "host"), "host+subset in destinationrule", what)
+    elif destination.subset and not scene.has_subset(fqdn(destination.host, given.namespace), destination.subset):
+        what = f"{destination.host}+{destination.subset}"
+        yield NOT_FOUND.at(given, (*path, "host"), "host+subset in destinationrule", what)
 
 
 def _gateways(scene: Scene, given: r.Object, spec: r.VirtualService) -> Iterator[Message]:

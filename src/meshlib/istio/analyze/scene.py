@@ -32,6 +32,13 @@ class Scene:
         registry = Registry(self.objects, (), self.settings.service_export_to)
         self.services: Mapping[str, Service] = registry.services
         self.workloads: tuple[Workload, ...] = tuple(_workloads(self.objects))
+        self._subsets: dict[str, set[str]] = {}
+        """By the host that DestinationRules name, whole or with a wildcard."""
+        for each in self.objects:
+            if isinstance(each.spec, r.DestinationRule):
+                known = self._subsets.setdefault(fqdn(each.spec.host, each.namespace), set())
+                known.update(subset.name for subset in each.spec.subsets)
+        self._wild_rules = [host for host in self._subsets if host.startswith("*")]
 
     def of(self, kind: str) -> Iterator[r.Object]:
         """Those that could be read. Istio and the Gateway API both have a Gateway: Istio's is meant."""
@@ -51,6 +58,11 @@ class Scene:
             wild = [each for each in self.services if each.startswith("*") and covers(each, name)]
             found = self.services[max(wild, key=len)] if wild else None
         return found if found is not None and is_exported(found.export_to, found.namespace, namespace) else None
+
+    def has_subset(self, host: str, subset: str) -> bool:
+        """Whether any DestinationRule defines it, whoever may see that one. host: a full name."""
+        hosts = (host, *(wild for wild in self._wild_rules if covers(wild, host)))
+        return any(subset in self._subsets.get(each, ()) for each in hosts)
 
     def selected(self, selector: Mapping[str, str], namespace: str = "") -> list[Workload]:
         return [
