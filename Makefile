@@ -35,7 +35,7 @@ test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everythin
 	$(BIN)/python -m pytest $(TEST)
 
 chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what breaks, and what does not: in full
-	MESHLIB_TEST_CHAOS=full $(BIN)/python -m pytest tests/e2e/test_chaos.py tests/e2e/test_outage.py
+	MESHLIB_TEST_CHAOS=full $(BIN)/python -m pytest tests/e2e/test_chaos.py tests/e2e/test_outage.py tests/e2e/test_rotation.py
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js
