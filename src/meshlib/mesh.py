@@ -110,7 +110,8 @@ class Settings:
       was never heard and nothing is kept of it, so that nobody knows who may call. Rules that came and can't be used
       let nobody in either way. Without a control plane, and by name servers alone, nothing is enforced.
     identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
-      service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; "" is nobody, so it has no certificate.
+      service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; `spiffe`, the Workload API (SPIRE) at
+      SPIFFE_ENDPOINT_SOCKET, or `spiffe:unix:///PATH`; "" is nobody, so it has no certificate.
     ca_roots: PEM file of those who vouch for the control plane and CA; with it they are called by TLS. A join token
       names its root by itself.
     token_file: holds the token that proves to them who this process is; read at each use.
@@ -291,8 +292,13 @@ def _identity(text: str) -> str:
     kind, _, where = text.partition(":")
     if kind == "ca":
         _host_and_port(where)
+    elif kind == "spiffe":
+        if where and not where.startswith(("unix:", "tcp:")):
+            raise ValueError(
+                "a Workload API is at unix:///PATH or tcp://ADDRESS:PORT, or where SPIFFE_ENDPOINT_SOCKET says"
+            )
     elif text != "control-plane" and not (kind == "files" and where):
-        raise ValueError("an identity comes from control-plane, ca:HOST:PORT or files:FOLDER")
+        raise ValueError("an identity comes from control-plane, ca:HOST:PORT, files:FOLDER or spiffe")
     return text
 
 
