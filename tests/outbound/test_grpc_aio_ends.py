@@ -134,3 +134,27 @@ async def test_who_writes_to_a_call_that_has_ended_is_told() -> None:
                 for _ in range(100_000):
                     await call.write(b"status NOT_FOUND")
             assert await call.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("how", ["cancel", "status"])
+async def test_the_users_messages_are_given_up_with_the_call(how: str) -> None:
+    """A generator that waits for what to send next is closed, and its `finally` runs, however the call ended."""
+    closed, met = asyncio.Event(), asyncio.Event()
+
+    async def messages() -> AsyncIterator[bytes]:
+        try:
+            yield b"status NOT_FOUND" if how == "status" else b"a"
+            met.set()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    with GrpcPeer() as peer, mesh(service(TARGET, [peer.address])) as here:
+        async with asyncio.timeout(WAIT), here.grpc_aio_channel(TARGET) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/StreamStream")(messages())
+            await met.wait()
+            if how == "cancel":
+                call.cancel()
+            else:
+                assert await call.code() is grpc.StatusCode.NOT_FOUND
+            await closed.wait()

@@ -316,34 +316,35 @@ class _Call:
         self._request, self._start, self._mirror = request, start, mirror
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[Any] = asyncio.create_task(self._run())
-        if (written := self._written) is not None:
-            self.add_done_callback(lambda _: written.end())
+        if self._takes_stream:
+            self.add_done_callback(_Call._read_no_more)
 
     async def _run(self) -> Any:
         """Until the response, or its first message, is there."""
         again = pauses(self._call)
         request = self._request
-        try:
-            while True:
-                try:
-                    exchange = Exchange(self._call, request, self._is_stream, self._start, self._mirror)
-                    won = await drive_async(self._call.flow(self._finds_its_way), exchange)
-                    self._exchange = won
-                    if isinstance(request, AsyncReplay):
-                        request.commit()
-                    return won.first
-                except aio.AioRpcError as error:
-                    if not waits(error, self._call):
-                        # As gRPC: a deadline that passes while it waits is a deadline.
-                        raise
-                await asyncio.sleep(next(again))
-                if self._call.deadline is not None and time.monotonic() >= self._call.deadline:
-                    reason = f"{self._call.request.authority}: not ready within the call's own timeout"
-                    raise answer(Reply(504, (), b"", "UT", reason))
-        except BaseException:
-            if isinstance(request, AsyncReplay):
-                request.close()
-            raise
+        while True:
+            try:
+                exchange = Exchange(self._call, request, self._is_stream, self._start, self._mirror)
+                won = await drive_async(self._call.flow(self._finds_its_way), exchange)
+                self._exchange = won
+                if isinstance(request, AsyncReplay):
+                    request.commit()
+                return won.first
+            except aio.AioRpcError as error:
+                if not waits(error, self._call):
+                    # As gRPC: a deadline that passes while it waits is a deadline.
+                    raise
+            await asyncio.sleep(next(again))
+            if self._call.deadline is not None and time.monotonic() >= self._call.deadline:
+                reason = f"{self._call.request.authority}: not ready within the call's own timeout"
+                raise answer(Reply(504, (), b"", "UT", reason))
+
+    def _read_no_more(self) -> None:
+        """The call has ended: whoever writes, or makes the messages of the request, waits for nobody."""
+        self._request.close()
+        if self._written is not None:
+            self._written.end()
 
     @property
     def _native(self) -> Any:
