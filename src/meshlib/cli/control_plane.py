@@ -222,7 +222,9 @@ async def _serve(plane: ControlPlane) -> None:
         raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
 
     def announce() -> None:
-        running.announce(running.Running(plane.local_admin_url, plane.xds_address, os.getpid(), plane.roots))
+        url = plane.local_admin_url
+        roots = plane.roots if url.startswith("https:") else ""
+        running.announce(running.Running(url, plane.xds_address, os.getpid(), roots))
 
     announce()
     if plane.authority is not None:

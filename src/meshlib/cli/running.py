@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 
-class Running(msgspec.Struct, frozen=True):
+class Running(msgspec.Struct, frozen=True, omit_defaults=True):
     """admin: `http://127.0.0.1:15014`. xds: `127.0.0.1:15010`. pid: of the control plane. ca: PEM of the roots that
     vouch for it, where it is asked by TLS."""
 
