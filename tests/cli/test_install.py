@@ -104,6 +104,7 @@ def test_a_dry_run_prints_what_would_be_applied(cluster: Cluster) -> None:
     printed = list(yaml.safe_load_all(done.stdout))
     assert cluster.api.requests == []
     assert printed[0]["kind"] == "Namespace"
+    assert [each["metadata"]["name"] for each in printed if each["kind"] == "Namespace"] == ["mesh", "istio-system"]
     assert {each["metadata"].get("namespace", "mesh") for each in printed} == {"mesh", "istio-system"}  # MeshConfig's
     assert not [each for each in printed if each["kind"] == "Secret"]
     assert "&id" not in done.stdout

@@ -89,7 +89,9 @@ def path_of(given: Object) -> str:
 
 def manifests(given: Installation) -> tuple[Object, ...]:
     """In the order in which they are to be applied. The CA's Secret is not among them: see secret()."""
-    found: list[Object] = [_object("Namespace", given.namespace, labels={})]
+    # MeshConfig's place is a fixed one, and a Role needs its namespace.
+    places = dict.fromkeys((given.namespace, *(each.namespace for each in WATCHED if each.namespace)))
+    found: list[Object] = [_object("Namespace", place, labels={}) for place in places]
     found += crds(given)
     found += _access(given)
     found += [_service(given), _deployment(given)]
@@ -333,7 +335,11 @@ def _webhooks(given: Installation) -> Iterator[Object]:
         "timeoutSeconds": 10,
         "namespaceSelector": {"matchLabels": {INJECTION: "enabled"}},
         "objectSelector": {
-            "matchExpressions": [{"key": "meshlib.io/inject", "operator": "NotIn", "values": ["false"]}]
+            "matchExpressions": [
+                {"key": "meshlib.io/inject", "operator": "NotIn", "values": ["false"]},
+                # Its own pods, or it could never begin again.
+                {"key": "app.kubernetes.io/name", "operator": "NotIn", "values": [NAME]},
+            ]
         },
     }
     yield {**_object("MutatingWebhookConfiguration", name), "webhooks": [mutating]}
