@@ -252,12 +252,14 @@ class _Exchange:
         kind: Any = type(self.request)
         made.__class__ = _routed(kind)
         made.mesh_attempt = attempt
-        raw: RawHeaders = [(name.encode("utf-8"), value.encode("utf-8")) for name, value in made.headers.items()]
-        if self._carried is not None or step.timeout is not None:
-            raw += propagation.outbound_headers(self._carried, Headers(raw), step.timeout)
-        if step.headers:
-            raw = apply(step.headers, raw)
-        headers = made.headers = CIMultiDict((_text(name), _text(value)) for name, value in raw)
+        headers = made.headers = CIMultiDict(made.headers)
+        if self._carried is not None or step.timeout is not None or step.headers:
+            raw: RawHeaders = [(name.encode("utf-8"), value.encode("utf-8")) for name, value in headers.items()]
+            if self._carried is not None or step.timeout is not None:
+                raw += propagation.outbound_headers(self._carried, Headers(raw), step.timeout)
+            if step.headers:
+                raw = apply(step.headers, raw)
+            headers = made.headers = CIMultiDict((_text(name), _text(value)) for name, value in raw)
         if step.authority is not None:
             headers["Host"] = step.authority
         url: URL = made.url

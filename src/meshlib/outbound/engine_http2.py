@@ -57,7 +57,9 @@ class _Choice:
         return until is None or time.monotonic() >= until
 
     def declined(self, request: WireRequest) -> None:
-        self._http1[key_of(request)] = time.monotonic() + _HTTP1_FOR
+        now = time.monotonic()
+        kept = {key: until for key, until in self._http1.items() if until > now}
+        self._http1 = {**kept, key_of(request): now + _HTTP1_FOR}
 
 
 def key_of(request: WireRequest) -> tuple[str, str, int, object]:
