@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from meshlib.model import (
     Access,
     BreakerRules,
     Cluster,
+    ConnectionLimits,
     DirectResponse,
     Endpoint,
     HeaderMatch,
@@ -27,6 +29,7 @@ from meshlib.model import (
     OutlierDetection,
     QueryMatch,
     RateLimit,
+    RetryBudget,
     RetryPolicy,
     RouteMatch,
     Snapshot,
@@ -181,6 +184,34 @@ def test_policies_are_told_with_their_origin() -> None:
     }
     assert {each.origin for each in told.policies} == {"DestinationRule default/reviews (reviews.yaml)"}
     assert "outlier-detection (in shadow: it counts, and does nothing)" in str(said)
+
+
+def test_what_was_refused_so_far_is_told() -> None:
+    """By whom, as far as there is any; a breaker that another process has opened says so."""
+    cluster = Cluster(
+        "reviews:9080",
+        breaker=BreakerRules(consecutive_failures=5),
+        limits=ConnectionLimits(max_requests=1),
+        retry_budget=RetryBudget(0.0, 0),
+    )
+    current = live(service("reviews:9080", TWO, cluster=cluster))
+    found = current.clusters["reviews:9080"]
+    (told,) = explain(current, request()).destinations
+    assert told.refused == ()
+    assert (found.admit(0.0), found.admit(0.0), found.admit_retry(0.0)) == (True, False, False)
+    found.dropped_mirror()
+    assert found.breaker is not None
+    found.breaker.adopt("open", 0.0)
+    assert found.breaker.acquire(time.monotonic()) is None
+    said = explain(current, request())
+    assert said.destinations[0].refused == (
+        ("calls by a limit", 1),
+        ("calls by the breaker", 1),
+        ("retries by the budget", 1),
+        ("mirrored copies", 1),
+    )
+    assert "  Refused so far: 1 calls by a limit, 1 calls by the breaker, 1 retries by the budget" in str(said)
+    assert "as another process says" in str(said)
 
 
 def test_shares_of_the_destinations_are_told() -> None:

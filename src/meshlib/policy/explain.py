@@ -77,6 +77,7 @@ class Destination:
 
     requests, retries: in flight, from this process. problem: why nobody can serve it, "" when somebody can.
     limits: rate limits and quotas of calls to it, and how much of each this process has used.
+    refused: what, and how often, this process has turned away so far; a policy in shadow counts what it would have.
     """
 
     cluster: str
@@ -90,6 +91,7 @@ class Destination:
     breaker: str = ""
     problem: str = ""
     limits: tuple[Use, ...] = ()
+    refused: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,22 @@ def _destination(live: Live, weighted: WeightedCluster, percent: float) -> Desti
         "" if cluster.breaker is None or found.breaker is None else repr(found.breaker).strip("<>"),
         problem,
         _uses(found),
+        tuple(_refused(found)),
     )
+
+
+def _refused(found: LiveCluster) -> Iterator[tuple[str, int]]:
+    state = found.state
+    for what, count in (
+        ("calls by a limit", state.overflows),
+        ("calls by the breaker", 0 if found.breaker is None else found.breaker.refused),
+        ("retries by the budget", state.retries_refused),
+        ("ejections by the share that may be ejected", state.ejections_refused),
+        ("ejections in shadow", state.shadowed_ejections),
+        ("mirrored copies", state.mirrors_dropped),
+    ):
+        if count:
+            yield what, count
 
 
 def _candidates(found: LiveCluster) -> Iterator[Candidate]:
@@ -397,6 +414,8 @@ def _lines(explanation: Explanation) -> Iterator[str]:
             yield f"  {destination.breaker}"
         for each in destination.candidates:
             yield f"  {_candidate(each)}"
+        if destination.refused:
+            yield f"  Refused so far: {', '.join(f'{count} {what}' for what, count in destination.refused)}."
         if destination.policies:
             yield f"  It says{_of(destination.origin)}:"
         yield from (f"  {line}" for line in _policy_lines(destination.policies))
