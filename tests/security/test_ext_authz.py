@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -17,7 +18,8 @@ from envoy.service.auth.v3 import external_auth_pb2 as auth
 from meshlib.inbound.body import ReplayedInput
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
-from meshlib.model import Inbound, Node, Snapshot, Workload
+from meshlib.model import UNKNOWN_PEER, Headers, Inbound, Node, Request, Snapshot, Workload
+from meshlib.policy.admission import Deny
 from peers import Answer, Peer, Received, unused_port
 from security.edges import EDGES, by_asgi
 from snapshots import mesh
@@ -339,3 +341,24 @@ def test_an_input_that_was_looked_at_reads_as_before() -> None:
         assert list(looked_at(limit)) == looked_at(limit).readlines() == [b"one\n", b"two\n", b"three"]
         given = looked_at(limit)
         assert (given.readline(2), given.readline(), given.read(3)) == (b"on", b"e\n", b"two")
+
+
+async def test_a_slow_authorizer_does_not_hold_up_the_applications_threads() -> None:
+    """Thirty calls wait for an answer that does not come; what the application does in threads goes on."""
+    enough = asyncio.Event()
+
+    async def late(_: Received) -> Answer:
+        await enough.wait()
+        return Answer(403)
+
+    with Peer(late) as slow, mesh(Snapshot(inbound=(rules(HTTP, slow.port, ", timeout: 60s"),), complete=True)) as made:
+        reception = made.reception()
+        request = Request("GET", "http", "reviews", "/asked", Headers())
+        waiting = [asyncio.create_task(reception.admit_async(request, UNKNOWN_PEER)) for _ in range(30)]
+        async with asyncio.timeout(30):
+            while len(slow.received) < 30:  # noqa: ASYNC110 -- filled by another thread
+                await asyncio.sleep(0.02)
+            assert await asyncio.to_thread(lambda: "done") == "done"
+            slow.loop.call_soon_threadsafe(enough.set)
+            for verdict in await asyncio.gather(*waiting):
+                assert isinstance(verdict, Deny) and verdict.details == "ext_authz_denied"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from meshlib.model import Peer, Request
@@ -19,6 +21,8 @@ _log = logging.getLogger("meshlib.guard")
 
 CLIENT_CERT = b"x-forwarded-client-cert"
 
+WAITING = 64
+"""Requests of one event loop's process that may wait for an answer at once; others wait for their turn."""
 Take = Callable[[int], bytes]
 AsyncTake = Callable[[int], Awaitable[bytes]]
 
@@ -74,7 +78,7 @@ class Reception:
     certificate (Istio's agent takes its probes in the application's place).
     """
 
-    __slots__ = ("_clock", "_edge", "_probe_paths", "_rules")
+    __slots__ = ("_clock", "_edge", "_probe_paths", "_rules", "_threads")
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Reception:
     ) -> None:
         self._rules, self._edge, self._clock = rules, edge, clock
         self._probe_paths = frozenset(probe_paths)
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
 
     def _is_probe(self, request: Request, peer: Peer) -> bool:
         return (
@@ -167,7 +172,14 @@ class Reception:
                 return self._edge.ready(step)
             except LookupError:
                 pass
-        return await asyncio.to_thread(self._do, step)
+        # Not the loop's own executor: it is small, and an authorizer that is slow would hold up the application's work.
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), self._do, step)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        pid = os.getpid()
+        if self._threads is None or self._threads[0] != pid:  # a forked child has none of the parent's threads
+            self._threads = pid, ThreadPoolExecutor(WAITING, "meshlib-admission")
+        return self._threads[1]
 
     def _told(self, verdict: Verdict, request: Request, peer: Peer) -> Verdict:
         if verdict is ALLOW:
