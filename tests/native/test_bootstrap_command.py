@@ -120,11 +120,11 @@ async def watching(plane: ControlPlane, folder: Path, name: str, **environment: 
     """`meshctl bootstrap --watch` with nothing but a join token. Yields its file, which is written last."""
     assert plane.tokens is not None
     assert plane.authority is not None
-    identity = SpiffeId.of("cluster.local", "default", name)
-    (folder / f"{name}.token").write_text(
-        plane.tokens.create(identity, 3600.0, fingerprint(plane.authority.roots[0]))[0]
-    )
+    identity, token = SpiffeId.of("cluster.local", "default", name), folder / f"{name}.token"
+    if not token.exists():
+        token.write_text(plane.tokens.create(identity, 3600.0, fingerprint(plane.authority.roots[0]))[0])
     file = folder / f"{name}.json"
+    file.unlink(missing_ok=True)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MESHLIB_", "MESHCTL_"))}
     given = {
         "MESHLIB_SERVICE_ACCOUNT": name,
@@ -168,3 +168,14 @@ async def test_a_join_token_is_all_that_a_stock_server_needs(plane: ControlPlane
         async with stock(CLIENT, f"echo:{address.rpartition(':')[2]}", bootstrap=client_file) as client:
             assert await client.call() == "spiffe://cluster.local/ns/default/sa/friend"
         await Admin(plane).assert_accepted()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+async def test_a_restart_needs_no_other_token(plane: ControlPlane, tmp_path: Path) -> None:
+    """A join token is good once; the certificate in the folder proves the rest."""
+    shown = []
+    for _ in range(2):
+        async with watching(plane, tmp_path, "friend"):
+            shown.append((tmp_path / "friend" / "tls.crt").read_bytes())
+    assert len(set(shown)) == 2

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -200,7 +201,7 @@ def _write(file: dict[str, Any], output: Path | None) -> None:
 async def _keep(plan: _Plan, settings: Settings, output: Path | None) -> None:
     """The certificate first, then the relay, and last the file: who finds it finds everything."""
     from meshlib.identity.choice import access_to, credentials_source
-    from meshlib.identity.folder import write_credentials
+    from meshlib.identity.folder import read_credentials, write_credentials
     from meshlib.identity.holder import IdentityHolder
     from meshlib.identity.relay import Relay
     from meshlib.xds.bootstrap import ControlPlaneAddress
@@ -211,8 +212,10 @@ async def _keep(plan: _Plan, settings: Settings, output: Path | None) -> None:
     def reach(target: str) -> Any:
         return access_to(target, settings.ca_roots, settings.token_file, lambda: holder.credentials)
 
+    # A join token is good once: after a restart the certificate that is still there is what proves who we are.
     holder = IdentityHolder(
-        lambda _: credentials_source(settings.identity or "control-plane", reach, settings.control_plane)
+        lambda _: credentials_source(settings.identity or "control-plane", reach, settings.control_plane),
+        read_credentials(folder, time.time()),
     )
     is_written = threading.Event()
 

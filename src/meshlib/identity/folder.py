@@ -18,6 +18,7 @@ from pathlib import Path
 
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.files import CERTIFICATE, KEY, ROOTS
+from meshlib.identity.pem import BadCredentials, credentials_of
 
 _CURRENT = "..data"
 
@@ -46,6 +47,16 @@ def write_credentials(folder: Path, credentials: Credentials) -> None:
             _point(folder / name, f"{_CURRENT}/{name}")
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
+
+
+def read_credentials(folder: Path, now: float) -> Credentials | None:
+    """What is there and still good; None where there is nothing. now: seconds since 1970."""
+    try:
+        chain, key, roots = ((folder / name).read_bytes() for name in (CERTIFICATE, KEY, ROOTS))
+        found = credentials_of(chain, key, roots)
+    except (OSError, BadCredentials):
+        return None
+    return None if found.has_expired(now) else found
 
 
 def _current(folder: Path) -> Path | None:
