@@ -60,6 +60,7 @@ def go_away(last: int, code: int = 0) -> bytes:
     return b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + last.to_bytes(4, "big") + code.to_bytes(4, "big")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1))
 def test_bytes_may_come_in_any_pieces(sizes: list[int]) -> None:
     """Three streams and a farewell after the second, cut anywhere, are always the same."""
@@ -85,7 +86,7 @@ def test_bytes_may_come_in_any_pieces(sizes: list[int]) -> None:
     assert (client.at_once, client.is_done, client.may_open) == (0, True, False)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=2000), st.booleans())
 def test_no_bytes_raise(garbage: bytes, is_after_the_beginning: bool) -> None:
     """They end the connection and its streams, or mean nothing yet."""
