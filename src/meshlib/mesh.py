@@ -1012,6 +1012,7 @@ class Mesh:
                 lambda port: self.inbound_guard().tls_mode(port),
                 # Which path it asks for is known only when it has been read: the middleware denies the others.
                 takes_plaintext=bool(self.settings.probe_paths),
+                await_certificate=lambda timeout: self._identity and self._identity.wait(timeout),
             )
             register(self._listening)
         return self._listening

@@ -36,8 +36,13 @@ class Held:
     def __init__(self, credentials: Credentials, mode: TlsMode = TlsMode.STRICT, handshake: float = 10.0) -> None:
         self.credentials, self.mode = credentials, mode
         self.tls = TlsContexts(lambda: self.credentials, has_identity=True)
-        self.listening = Listening(self.tls, lambda port: self.mode, handshake)
+        self.has_certificate = threading.Event()
+        self.listening = Listening(self.tls, lambda port: self.mode, handshake, await_certificate=self.await_first)
         self.seen: list[str] = []
+
+    def await_first(self, timeout: float) -> None:
+        if self.credentials is None:
+            self.has_certificate.wait(timeout)
 
 
 @contextlib.contextmanager
@@ -233,6 +238,32 @@ def test_without_valid_credentials_nothing_secured_is_served_or_called() -> None
         held.tls.client(RULES)
     with pytest.raises(OSError, match="no certificate of the mesh"):
         TlsContexts().client(RULES)
+
+
+@SERVERS
+def test_who_calls_before_the_first_certificate_waits_for_it(serving: Any) -> None:
+    """A server that has just begun costs its callers a moment and no error."""
+    held = Held(SERVER)
+    held.credentials, there = None, held.credentials  # type: ignore[assignment]
+    with serving(held) as port:
+        answers: list[str] = []
+        caller = threading.Thread(
+            target=lambda: answers.append(ask(port, context_of(CA.credentials("ratings")), "/early").text)
+        )
+        caller.start()
+        assert ask_plainly(port) == ""  # while it waits, others are turned away at once
+        assert caller.is_alive()
+        held.credentials = there
+        held.has_certificate.set()
+        caller.join(20)
+    assert answers == ["spiffe://cluster.local/ns/default/sa/ratings"]
+
+
+def ask_plainly(port: int) -> str:
+    try:
+        return ask(port, None).text
+    except httpx.TransportError:
+        return ""
 
 
 def test_no_session_can_be_resumed() -> None:

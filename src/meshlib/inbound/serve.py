@@ -34,7 +34,8 @@ class Listening:
     """The connections of one process.
 
     mode: of a port, now; never blocks. takes_plaintext: also where it is STRICT, for probes; the middleware must deny
-    what is none.
+    what is none. await_certificate: blocks until there is a first one, at most so many seconds; a server that has just
+    begun lets its callers wait for it.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Listening:
         handshake: float = HANDSHAKE,
         *,
         takes_plaintext: bool = False,
+        await_certificate: Callable[[float], object] = lambda timeout: None,
     ) -> None:
         self.tls, self.mode, self.handshake = tls, mode, handshake
-        self.takes_plaintext = takes_plaintext
+        self.takes_plaintext, self._await_certificate = takes_plaintext, await_certificate
 
     def is_tls(self, first: bytes, mode: TlsMode) -> bool:
         """Raises ConnectionRefusedError for a connection that is not taken."""
@@ -85,6 +87,8 @@ class Listening:
             raise
 
     def _shake(self, accepted: socket.socket, deadline: float) -> ssl.SSLSocket:
+        if not self.tls.is_ready:
+            self._await_certificate(max(0.0, deadline - time.monotonic()))
         context = self.tls.server()
         secured = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
         try:
@@ -137,13 +141,20 @@ class Listening:
                     return peer
                 early = bytes(held)
                 held.clear()
-                starting = writer.start_tls(self.tls.server(http2=True), ssl_handshake_timeout=self.handshake)
+                context = await self.server_context(http2=True)
+                starting = writer.start_tls(context, ssl_handshake_timeout=self.handshake)
                 await start_tls(starting, transport, early)
             return peer._replace(identity=peer_identity(writer.get_extra_info("ssl_object")), is_tls=True)
         except OSError as error:
             transport.abort()
             log_refusal(peer.address, peer.local_port, error)
             raise
+
+    async def server_context(self, http2: bool = False) -> ssl.SSLContext:
+        """Of the certificate there is, waited for at most `handshake` seconds. Raises NoCredentials."""
+        if not self.tls.is_ready:
+            await asyncio.to_thread(self._await_certificate, self.handshake)
+        return self.tls.server(http2)
 
     def __repr__(self) -> str:
         return f"<Listening {self.tls!r}>"
@@ -259,7 +270,7 @@ class Door(asyncio.Protocol):
             starting = self._loop.start_tls(
                 self._transport,
                 self,
-                listening.tls.server(),
+                await listening.server_context(),
                 server_side=True,
                 ssl_handshake_timeout=listening.handshake,
             )
