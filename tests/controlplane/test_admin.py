@@ -13,6 +13,7 @@ import pytest
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.admin import BODY_LIMIT, AdminServer, admin_app
 from meshlib.controlplane.sources import ObjectStore
+from promises import within
 
 YAML = {"content-type": api.YAML}
 SERVICE = """
@@ -217,7 +218,7 @@ async def test_stop_leaves_no_task_and_no_listener(view: View) -> None:
     await server.start()
     async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
         assert (await client.get("/healthz")).text == "ok\n"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(within(5)):
             await server.stop()
         with pytest.raises(httpx.ConnectError):
             await client.get("/healthz")
