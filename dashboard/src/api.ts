@@ -137,6 +137,8 @@ export interface ServiceDetail {
   split: { subset: string; weight: number }[];
   objects: string[];
   rule: string;
+  rule_name: string;
+  steering: { delay: number; delayed: number; abort: number; aborted: number; timeout: number };
 }
 export interface Results {
   results: { kind: string; namespace: string; name: string; outcome: string; note: string }[];

@@ -1,9 +1,10 @@
 // What is known of the thing that was clicked? Rates, codes, endpoints, rules, and what can be done about it.
 import { useEffect, useState } from "preact/hooks";
-import { apply, get, Refused, type MeshEdge, type MeshNode, type Rates, type ServiceDetail } from "./api";
+import { Actions } from "./actions";
+import { get, type MeshEdge, type MeshNode, type Rates, type ServiceDetail } from "./api";
 import { Chart } from "./chart";
 import { badgeText } from "./graph";
-import { changeNumber, choose, choices, edges, forbidden, nodes } from "./state";
+import { changeNumber, choose, choices, edges, nodes } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
 function Figures({ rates }: { rates: Rates }) {
@@ -175,159 +176,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
           </ul>
         </>
       )}
-      <Actions detail={detail} />
+      <Actions key={detail.host} detail={detail} />
     </>
-  );
-}
-
-interface Wish {
-  weights: Record<string, number>;
-  delay: number;
-  abort: number;
-  timeout: number;
-}
-
-// The whole rule, as it will stand: what it replaces is shown beside it before anything is applied.
-function written(detail: ServiceDetail, wish: Wish): string {
-  const lines = [
-    "apiVersion: networking.istio.io/v1",
-    "kind: VirtualService",
-    "metadata:",
-    `  name: ${detail.name}`,
-    `  namespace: ${detail.namespace}`,
-    "spec:",
-    "  hosts:",
-    `  - ${detail.name}`,
-    "  http:",
-    "  - route:",
-  ];
-  const chosen = Object.entries(wish.weights).filter(([, weight]) => weight > 0);
-  for (const [subset, weight] of chosen.length ? chosen : [["", 100] as [string, number]]) {
-    lines.push("    - destination:", `        host: ${detail.name}`);
-    if (subset) lines.push(`        subset: ${subset}`, `      weight: ${weight}`);
-  }
-  if (wish.timeout) lines.push(`    timeout: ${wish.timeout}s`);
-  if (wish.delay || wish.abort) {
-    lines.push("    fault:");
-    if (wish.delay) lines.push("      delay:", `        fixedDelay: ${wish.delay}s`, "        percentage:", "          value: 100");
-    if (wish.abort) lines.push("      abort:", "        httpStatus: 503", "        percentage:", `          value: ${wish.abort}`);
-  }
-  return `${lines.join("\n")}\n`;
-}
-
-function Actions({ detail }: { detail: ServiceDetail }) {
-  const start = (): Wish => ({
-    weights: Object.fromEntries(
-      detail.subsets.map(({ name }) => [name, detail.split.find((each) => each.subset === name)?.weight ?? 0]),
-    ),
-    delay: 0,
-    abort: 0,
-    timeout: 0,
-  });
-  const [wish, setWish] = useState<Wish>(start);
-  const [message, setMessage] = useState("");
-  const [isOpen, setOpen] = useState(false);
-  const names = detail.subsets.map(({ name }) => name);
-  useEffect(() => setWish(start()), [JSON.stringify(detail.split), names.join()]);
-  const yaml = written(detail, wish);
-  const lack = forbidden("steer", detail.namespace);
-  // One slider moves: the others share what is left in the proportion that they had.
-  const move = (subset: string, weight: number) => {
-    const others = names.filter((name) => name !== subset);
-    const rest = 100 - weight;
-    const before = others.reduce((sum, name) => sum + (wish.weights[name] ?? 0), 0);
-    const weights: Record<string, number> = { [subset]: weight };
-    let left = rest;
-    others.forEach((name, index) => {
-      const part = index === others.length - 1 ? left : Math.round(before ? ((wish.weights[name] ?? 0) / before) * rest : rest / others.length);
-      weights[name] = part;
-      left -= part;
-    });
-    setWish({ ...wish, weights });
-  };
-  const send = async () => {
-    try {
-      const { results, problems } = await apply(yaml);
-      setMessage(problems.length ? problems.map((each) => `${each.field}: ${each.reason}`).join("; ") : results.map((each) => `${each.kind} ${each.name} ${each.outcome}`).join(", "));
-    } catch (error) {
-      setMessage(error instanceof Refused ? `refused: ${error.message}` : String(error));
-    }
-  };
-  return (
-    <section class="actions" aria-label="Actions">
-      <h3>
-        <button type="button" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)} data-testid="actions">
-          Steer the traffic {isOpen ? "▾" : "▸"}
-        </button>
-      </h3>
-      {isOpen && (
-        <>
-          {names.map((name) => (
-            <label key={name} class="slider">
-              <span>{name}</span>
-              <input
-                type="range"
-                min="0"
-                max="100"
-                value={wish.weights[name] ?? 0}
-                data-testid={`weight:${name}`}
-                onInput={(event) => move(name, Number(event.currentTarget.value))}
-              />
-              <output>{wish.weights[name] ?? 0} %</output>
-            </label>
-          ))}
-          {!names.length && <p class="dim">No DestinationRule names subsets of {detail.name}, so there is nothing to split.</p>}
-          <label class="slider">
-            <span>delay (s)</span>
-            <input type="number" min="0" max="60" step="0.5" value={wish.delay} onInput={(event) => setWish({ ...wish, delay: Number(event.currentTarget.value) })} />
-          </label>
-          <label class="slider">
-            <span>503 for (%)</span>
-            <input type="number" min="0" max="100" value={wish.abort} onInput={(event) => setWish({ ...wish, abort: Number(event.currentTarget.value) })} />
-          </label>
-          <label class="slider">
-            <span>timeout (s)</span>
-            <input type="number" min="0" max="600" step="0.5" value={wish.timeout} onInput={(event) => setWish({ ...wish, timeout: Number(event.currentTarget.value) })} />
-          </label>
-          <div class="preview">
-            {detail.rule && (
-              <figure>
-                <figcaption>in force now, replaced whole</figcaption>
-                <pre tabIndex={0}>{detail.rule}</pre>
-              </figure>
-            )}
-            <figure>
-              <figcaption>will be applied</figcaption>
-              <pre tabIndex={0} data-testid="preview">
-                {yaml}
-              </pre>
-            </figure>
-          </div>
-          <p>
-            <button
-              type="button"
-              class="primary"
-              onClick={send}
-              disabled={Boolean(lack)}
-              aria-describedby={lack ? "apply-lack" : undefined}
-              data-testid="apply"
-            >
-              Apply
-            </button>{" "}
-            <button type="button" onClick={() => void navigator.clipboard.writeText(yaml)}>
-              Copy for meshctl apply -f -
-            </button>
-          </p>
-          {lack && (
-            <p class="dim" id="apply-lack" data-testid="lack">
-              You can't apply this in {detail.namespace}: {lack}.
-            </p>
-          )}
-          <p role="status" data-testid="outcome">
-            {message}
-          </p>
-        </>
-      )}
-    </section>
   );
 }

@@ -28,6 +28,11 @@ spec:
   - fault: {delay: {percentage: {value: 10}, fixedDelay: 2s}}
     timeout: 1s
     route: [{destination: {host: reviews}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
 """
 DESTINATION = REVIEWS._replace(reporter="destination")
 
@@ -144,3 +149,10 @@ async def test_a_change_is_told_with_what_was_there_before(client: httpx.AsyncCl
 async def test_a_parameter_that_means_nothing_is_refused(client: httpx.AsyncClient, url: str) -> None:
     """Rather than answered with something else than was asked."""
     assert (await client.get(url)).status_code == 400
+
+
+async def test_a_service_tells_how_it_is_steered(client: httpx.AsyncClient) -> None:
+    """What the page's form begins with: an edit of one thing must not undo the others."""
+    found = (await client.get("/v1/services/default/reviews")).json()
+    assert found["rule_name"] == "reviews"
+    assert found["steering"] == {"delay": 2.0, "delayed": 10.0, "abort": 0, "aborted": 0.0, "timeout": 1.0}

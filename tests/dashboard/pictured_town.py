@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,16 @@ from meshlib.controlplane.telemetry_store import Labels
 from pushes import metrics, spans
 
 BOOKINFO = Path(__file__).parents[2] / "examples" / "bookinfo"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def called(source: str, target: str, code: str = "200", flags: str = "-", mtls: bool = True) -> Labels:
@@ -75,3 +86,17 @@ class Town:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
+
+
+def traffic(town: Town) -> None:
+    """60 requests of productpage, 30 of which reach reviews-v2, where a sixth fails."""
+    town.push(
+        {
+            called("istio-ingressgateway", "productpage-v1"): [30.0] * 60,
+            called("productpage-v1", "details-v1"): [3.0] * 60,
+            called("productpage-v1", "reviews-v1"): [5.0] * 30,
+            called("productpage-v1", "reviews-v2", mtls=False): [8.0] * 25,
+            called("productpage-v1", "reviews-v2", "503", "UF", mtls=False): [8.0] * 5,
+            called("reviews-v2", "ratings-v1"): [2.0] * 25,
+        }
+    )

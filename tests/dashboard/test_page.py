@@ -2,89 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api")
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from pictured_town import BOOKINFO, Town, called  # noqa: E402
+pytest.importorskip("playwright.sync_api")
+from axe_playwright_python.sync_playwright import Axe
+from pictured_town import CHROMIUM, Town, traffic
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
     # Playwright's driver leaves its loop to the collector.
     pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning"),
 ]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-ENTRY = "virtual-service-all-v1.yaml"
 REVIEWS_RULE = "VirtualService default/reviews"
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    folder = tmp_path_factory.mktemp("mesh")
-    networking = BOOKINFO / "networking"
-    for name in ("destination-rule-all.yaml", ENTRY):
-        (folder / name).write_text((networking / name).read_text())
-    services = "".join(
-        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n"
-        f"  ports: [{{name: http, port: 9080}}]\n---\n"
-        for name in ("productpage", "details", "reviews", "ratings")
-    )
-    (folder / "services.yaml").write_text(services)
-    with Town(folder) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: Any, town: Town) -> Iterator[Any]:
-    """Fails where the console tells of an error, or the page asks anybody but the control plane."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    made = context.new_page()
-    errors: list[str] = []
-    made.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.on("request", lambda asked: None if asked.url.startswith((town.url, "data:")) else errors.append(asked.url))
-    made.set_default_timeout(30_000)
-    yield made
-    context.close()
-    assert errors == []
-
-
-def traffic(town: Town) -> None:
-    """60 requests of productpage, 30 of which reach reviews-v2, where a sixth fails."""
-    town.push(
-        {
-            called("istio-ingressgateway", "productpage-v1"): [30.0] * 60,
-            called("productpage-v1", "details-v1"): [3.0] * 60,
-            called("productpage-v1", "reviews-v1"): [5.0] * 30,
-            called("productpage-v1", "reviews-v2", mtls=False): [8.0] * 25,
-            called("productpage-v1", "reviews-v2", "503", "UF", mtls=False): [8.0] * 5,
-            called("reviews-v2", "ratings-v1"): [2.0] * 25,
-        }
-    )
 
 
 def test_the_graph_is_what_was_pushed(page: Any, town: Town) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from pictured_town import BOOKINFO, Town, called  # noqa: E402
-from test_page import CHROMIUM, FLAGS  # noqa: E402
+from pictured_town import BOOKINFO, CHROMIUM, FLAGS, Town, called  # noqa: E402
 
 from controlplane.access import TOKENS, write_access  # noqa: E402
 

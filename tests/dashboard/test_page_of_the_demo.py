@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from test_page import CHROMIUM, FLAGS, sync_api
+from pictured_town import CHROMIUM, FLAGS
 
 from e2e.test_demo import Demo
+
+sync_api = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [
     pytest.mark.processes,

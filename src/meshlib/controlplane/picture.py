@@ -96,9 +96,21 @@ class Share(msgspec.Struct, frozen=True):
     weight: int
 
 
+class Steering(msgspec.Struct, frozen=True):
+    """What a route does besides choosing. delay, timeout: seconds, 0 is none. delayed, aborted: percent of requests.
+    abort: the HTTP status that the aborted get."""
+
+    delay: float = 0.0
+    delayed: float = 0.0
+    abort: int = 0
+    aborted: float = 0.0
+    timeout: float = 0.0
+
+
 class ServiceDetail(msgspec.Struct, frozen=True):
-    """One service, as its part of the page shows it. subsets: of its DestinationRule. split: what the last route of its
-    VirtualService does, where that goes to subsets. objects: that say something of it. rule: the VirtualService."""
+    """One service, as its part of the page shows it. subsets: of its DestinationRule. split, steering: what the last
+    route of its VirtualService does, and where that goes to subsets. objects: that say something of it. rule: the
+    VirtualService. rule_name: its name, where it is in the service's namespace and of this service only."""
 
     name: str
     namespace: str
@@ -109,6 +121,8 @@ class ServiceDetail(msgspec.Struct, frozen=True):
     split: tuple[Share, ...] = ()
     objects: tuple[str, ...] = ()
     rule: str = ""
+    rule_name: str = ""
+    steering: Steering = Steering()
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -381,13 +395,17 @@ def detail_of(service: api.ServiceEndpoints, objects: Sequence[Object]) -> Servi
     node = f"service:{service.namespace}/{service.name}"
     subsets: tuple[Subset, ...] = ()
     split: tuple[Share, ...] = ()
-    named, rule = [], ""
+    named, rule, rule_name, steering = [], "", "", Steering()
     for each in objects:
         spec = each.spec
         if isinstance(spec, r.VirtualService):
-            if node not in {_service_of(host, each.namespace) for host in spec.hosts}:
+            hosts = {_service_of(host, each.namespace) for host in spec.hosts}
+            if node not in hosts:
                 continue
-            rule = rule or r.dump_yaml(each)
+            if not rule:
+                rule = r.dump_yaml(each)
+                rule_name = each.name if each.namespace == service.namespace and hosts == {node} else ""
+                steering = _steering(spec.http[-1]) if spec.http else steering
             routes = spec.http[-1].route if spec.http else []
             # A lone destination gets everything, whatever its weight.
             shares = (Share(to.destination.subset, to.weight if len(routes) > 1 else 100) for to in routes)
@@ -409,6 +427,25 @@ def detail_of(service: api.ServiceEndpoints, objects: Sequence[Object]) -> Servi
         split,
         tuple(named),
         rule,
+        rule_name,
+        steering,
+    )
+
+
+def _steering(route: r.HTTPRoute) -> Steering:
+    """A percentage that is not written is all of them, as for Istio."""
+
+    def percent(fault: r.FaultDelay | r.FaultAbort) -> float:
+        older = fault.percent if isinstance(fault, r.FaultDelay) else None
+        return fault.percentage.value if fault.percentage is not None else 100.0 if older is None else older
+
+    delay, abort = (None, None) if route.fault is None else (route.fault.delay, route.fault.abort)
+    return Steering(
+        delay.fixed_delay.seconds if delay is not None else 0.0,
+        percent(delay) if delay is not None else 0.0,
+        (abort.http_status or 0) if abort is not None else 0,
+        percent(abort) if abort is not None else 0.0,
+        route.timeout.seconds if route.timeout is not None else 0.0,
     )
 
 
