@@ -69,8 +69,9 @@ class Serving:
         self.snapshot = snapshot
         await self.cache.update((), self.registry.workloads, self.registry.nodes)
 
-    async def connect(self, *, delta: bool = True, who: object = None) -> Stream:
-        return await self._opened.enter_async_context(Stream(self.address, delta=delta, who=who or node()))
+    async def connect(self, *, delta: bool = True, who: object = None, only: str = "") -> Stream:
+        stream = Stream(self.address, delta=delta, who=who or node(), only=only)
+        return await self._opened.enter_async_context(stream)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until the registry says so."""

@@ -13,12 +13,22 @@ from envoy.config.core.v3.base_pb2 import Node
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.service.cluster.v3.cds_pb2_grpc import ClusterDiscoveryServiceStub
 from envoy.service.discovery.v3.ads_pb2_grpc import AggregatedDiscoveryServiceStub
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
+from envoy.service.endpoint.v3.eds_pb2_grpc import EndpointDiscoveryServiceStub
+from envoy.service.listener.v3.lds_pb2_grpc import ListenerDiscoveryServiceStub
+from envoy.service.route.v3.rds_pb2_grpc import RouteDiscoveryServiceStub
 from google.protobuf.json_format import ParseDict
 from google.rpc.status_pb2 import Status
 
 TYPES = {"LDS": Listener, "RDS": RouteConfiguration, "CDS": Cluster, "EDS": ClusterLoadAssignment}
+SERVICES: Mapping[str, tuple[Any, str]] = {
+    "LDS": (ListenerDiscoveryServiceStub, "Listeners"),
+    "RDS": (RouteDiscoveryServiceStub, "Routes"),
+    "CDS": (ClusterDiscoveryServiceStub, "Clusters"),
+    "EDS": (EndpointDiscoveryServiceStub, "Endpoints"),
+}
 TIMEOUT = 10.0
 
 
@@ -53,15 +63,18 @@ def workload(service: str, port: int, version: str = "v1", *, ready: bool = True
 
 
 class Stream:
-    """One ADS stream. Nothing is acknowledged but by `ack`, `nack` or `take`."""
+    """One ADS stream, or one of a single type's service. Nothing is acknowledged but by `ack`, `nack` or `take`.
 
-    def __init__(self, address: str, *, delta: bool = True, who: Node | None = None) -> None:
+    only: the service of this type, which need not be named in its requests.
+    """
+
+    def __init__(self, address: str, *, delta: bool = True, who: Node | None = None, only: str = "") -> None:
         self._channel = grpc.aio.insecure_channel(
             address, options=(("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
         )
-        stub = AggregatedDiscoveryServiceStub(self._channel)
+        stub_class, plural = SERVICES[only] if only else (AggregatedDiscoveryServiceStub, "AggregatedResources")
         self.delta = delta
-        self._call = stub.DeltaAggregatedResources() if delta else stub.StreamAggregatedResources()
+        self._call: Any = getattr(stub_class(self._channel), f"{'Delta' if delta else 'Stream'}{plural}")()
         self._node = who
         self.names: dict[str, tuple[str, ...]] = {}
         self.last: dict[str, Any] = {}

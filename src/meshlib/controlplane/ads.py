@@ -1,4 +1,5 @@
-"""How does configuration get to everybody? envoy.service.discovery.v3.AggregatedDiscoveryService, on grpc.aio.
+"""How does configuration get to everybody? envoy.service.discovery.v3.AggregatedDiscoveryService, on grpc.aio, and
+for clients that want one type, or a stream for each, the service of that type. An order there is only on one stream.
 
 A stream is one coroutine that reads and writes, and one that waits for the next request; what to say is decided in
 subscriptions.py. A stream that is not read by its client waits in `write`, and what changes meanwhile is sent together:
@@ -13,12 +14,14 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 from google.protobuf.message import DecodeError
 
 from meshlib.controlplane import admin_api as api
@@ -38,7 +41,7 @@ from meshlib.version import __version__
 from meshlib.xds import messages as m
 from meshlib.xds.decode import decode_node
 from meshlib.xds.reader import Dialect, Reader, reader_of
-from meshlib.xds.resource_types import LISTENER, PUSH_ORDER, SECRET, SHORT_NAMES
+from meshlib.xds.resource_types import LISTENER, PUSH_ORDER, SECRET, SERVICES, SHORT_NAMES
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -56,9 +59,10 @@ class Connection:
     """One open stream of a client that has said who it is."""
 
     def __init__(
-        self, node: Node, state: DeltaStream | SotwStream, peer: str, identity: SpiffeId | None = None
+        self, node: Node, state: DeltaStream | SotwStream, peer: str, identity: SpiffeId | None = None, only: str = ""
     ) -> None:
-        self.node, self.state, self.peer, self.identity = node, state, peer, identity
+        """only: the one type that the stream has; "" for all."""
+        self.node, self.state, self.peer, self.identity, self.only = node, state, peer, identity, only
         self.opened = time.time()
         self.seen: Seen | None = None
         self.behind_since: float | None = None
@@ -154,6 +158,18 @@ def _everything(view: Seen) -> tuple[tuple[str, bytes], ...]:
     return tuple((type_url, each.data) for type_url in PUSH_ORDER for each in view.resources[type_url].values())
 
 
+def _as_one(streams: Sequence[api.Client]) -> api.Client:
+    """The same client on each of its streams."""
+    return msgspec.structs.replace(
+        streams[0],
+        ready=any(each.ready for each in streams),
+        connected=min(each.connected for each in streams),
+        types={name: status for each in streams for name, status in each.types.items()},
+        versions={name: version for each in streams for name, version in each.versions.items()},
+        errors=tuple(error for each in streams for error in each.errors),
+    )
+
+
 class AggregatedDiscoveryService:
     """Serves views from `cache`, and tells `registry` who is connected. Belongs to one event loop."""
 
@@ -182,32 +198,37 @@ class AggregatedDiscoveryService:
             news.set()
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        secrets: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            m.SDS_STREAM.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._secrets, None, None),
-            m.SDS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._delta_secrets, None, None),
-        }
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            # Bytes both ways. gRPC would answer requests that it can't parse with UNKNOWN, and a traceback of ours;
-            # responses are joined from what is shared.
-            m.ADS_STREAM.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-                self._state_of_the_world, None, None
-            ),
-            m.ADS_DELTA.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(self._delta, None, None),
-        }
+        services = {m.ADS_SERVICE: self._methods("AggregatedResources")}
+        for type_url, (service, plural) in SERVICES.items():
+            services[service] = self._methods(plural, type_url)
         server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(m.ADS_SERVICE, handlers),
-                grpc.method_handlers_generic_handler(m.SDS_SERVICE, secrets),
-            )
+            tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items())
         )
 
+    def _methods(self, plural: str, only: str = "") -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Bytes both ways. gRPC would answer requests that it can't parse with UNKNOWN, and a traceback of ours;
+        responses are joined from what is shared."""
+        both = {"Stream": self._state_of_the_world, "Delta": self._delta}
+        return {
+            f"{variant}{plural}": grpc.stream_stream_rpc_method_handler(partial(serve, only=only), None, None)
+            for variant, serve in both.items()
+        }
+
     def clients(self) -> Collection[api.Client]:
-        """All open streams whose clients have said who they are."""
-        return [each.client() for each in self._connections.values()]
+        """All whose streams are open and who have said who they are."""
+        return [_as_one([each.client() for each in streams]) for streams in self._by_client()]
 
     def inspected(self) -> list[inspection.Client]:
         """All clients that were sent something."""
-        return [each for each in (known.inspected() for known in self._connections.values()) if each is not None]
+        found = ([known for known in (each.inspected() for each in streams) if known] for streams in self._by_client())
+        return [parts[0]._replace(sent=tuple(each for part in parts for each in part.sent)) for parts in found if parts]
+
+    def _by_client(self) -> Iterable[list[Connection]]:
+        """A client with a stream for each type is one client."""
+        found: dict[Hashable, list[Connection]] = {}
+        for number, each in self._connections.items():
+            found.setdefault(each.node.id if each.only else number, []).append(each)
+        return found.values()
 
     async def close(self) -> None:
         """End all streams, before the server is stopped: that does not wait for what it cancels, nor tell clients why.
@@ -220,17 +241,11 @@ class AggregatedDiscoveryService:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
-    async def _state_of_the_world(self, requests: Any, context: Any) -> None:
-        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, sotw_response)
+    async def _state_of_the_world(self, requests: Any, context: Any, only: str = "") -> None:
+        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, sotw_response, only)
 
-    async def _delta(self, requests: Any, context: Any) -> None:
-        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response)
-
-    async def _secrets(self, requests: Any, context: Any) -> None:
-        await self._serve(context, SotwStream, m.DiscoveryRequest, _sotw_request, sotw_response, SECRET)
-
-    async def _delta_secrets(self, requests: Any, context: Any) -> None:
-        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response, SECRET)
+    async def _delta(self, requests: Any, context: Any, only: str = "") -> None:
+        await self._serve(context, DeltaStream, m.DeltaDiscoveryRequest, _delta_request, delta_response, only)
 
     async def _serve(
         self,
@@ -239,9 +254,9 @@ class AggregatedDiscoveryService:
         message_class: Any,
         read: Callable[[Any], Request],
         write: Callable[[Answer], bytes],
-        only: str = "",
+        only: str,
     ) -> None:
-        """only: the one type that is served."""
+        """only: the one type that is served; "" for all of them."""
         identity = await self._identity_of(context)
         number = next(self._numbers)
         connection: Connection | None = None
@@ -286,7 +301,7 @@ class AggregatedDiscoveryService:
                         if said is None:
                             raise BadRequest("the first request must say who asks: node is missing")
                         state = make_state(has_catch_all=said.user_agent.startswith("meshlib"))
-                        connection = self._connections[number] = Connection(said, state, context.peer(), identity)
+                        connection = self._connections[number] = Connection(said, state, context.peer(), identity, only)
                         connection.secrets = SecretsOf(self._authority, identity)
                         logger.debug("%s connected from %s", said.id, connection.peer)
                     elif said is not None:

@@ -19,6 +19,7 @@ import grpc
 
 from meshlib.identity.access import Access
 from meshlib.xds import messages as m
+from meshlib.xds.resource_types import SERVICES
 
 SOCKET = "xds.sock"
 LONGEST_PATH = 100
@@ -46,11 +47,8 @@ class Relay:
         if len(str(self.path).encode()) > LONGEST_PATH:
             raise OSError(f"{self.path}: too long for a socket's path; choose another folder")
         self._server: Any = grpc.server(ThreadPoolExecutor(STREAMS, "meshlib-relay"), options=_UNLIMITED)
-        for service, methods in (
-            (m.ADS_SERVICE, (m.ADS_STREAM, m.ADS_DELTA)),
-            (m.SDS_SERVICE, (m.SDS_STREAM, m.SDS_DELTA)),
-        ):
-            handlers = {each.rpartition("/")[2]: self._handler(each) for each in methods}
+        for service, plural in ((m.ADS_SERVICE, "AggregatedResources"), *SERVICES.values()):
+            handlers = {name: self._handler(f"/{service}/{name}") for name in (f"Stream{plural}", f"Delta{plural}")}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
     @property

@@ -22,10 +22,6 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
 ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
-SDS_SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
-SDS_STREAM = f"/{SDS_SERVICE}/StreamSecrets"
-SDS_DELTA = f"/{SDS_SERVICE}/DeltaSecrets"
-
 CA_SERVICE = "istio.v1.auth.IstioCertificateService"
 CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"

@@ -12,3 +12,11 @@ SECRET = PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 PUSH_ORDER = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
 """Make before break: whoever is named comes before whoever names it (xDS protocol, "eventual consistency")."""
 SHORT_NAMES = {LISTENER: "LDS", ROUTE: "RDS", CLUSTER: "CDS", ENDPOINT: "EDS", SECRET: "SDS"}
+SERVICES = {
+    LISTENER: ("envoy.service.listener.v3.ListenerDiscoveryService", "Listeners"),
+    ROUTE: ("envoy.service.route.v3.RouteDiscoveryService", "Routes"),
+    CLUSTER: ("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters"),
+    ENDPOINT: ("envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints"),
+    SECRET: ("envoy.service.secret.v3.SecretDiscoveryService", "Secrets"),
+}
+"""The service that has this type alone, and what its methods stream: `StreamListeners`, `DeltaListeners`."""
