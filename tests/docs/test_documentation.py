@@ -137,12 +137,17 @@ def test_the_site_builds_without_a_network(tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("block", SNIPPETS, ids=lambda block: block.id)
 def test_snippets_run(block: Block, tmp_path: Path) -> None:
-    """Each by itself, in an empty folder, as a reader would paste it; nothing is left to the imagination."""
+    """Each by itself, in an empty folder, as a reader would paste it; nothing is left to the imagination.
+
+    What has tests is run by pytest.
+    """
     ast.parse(block.text)
-    file = tmp_path / "snippet.py"
+    is_test = "\ndef test_" in block.text
+    file = tmp_path / ("test_snippet.py" if is_test else "snippet.py")
     file.write_text(block.text)
-    result = run(sys.executable, "-W", "error", str(file), cwd=tmp_path, MESHLIB_CACHE_DIR="-")
-    assert result.returncode == 0, result.stderr
+    by = ("-m", "pytest", "-W", "error", "-p", "no:asyncio") if is_test else ()
+    result = run(sys.executable, "-W", "error", *by, str(file), cwd=tmp_path, MESHLIB_CACHE_DIR="-")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
 
 
