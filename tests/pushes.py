@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -54,8 +54,14 @@ def metrics(series: Mapping[Labels, Iterable[float]], at: float, temporality: in
     return message.SerializeToString()
 
 
-def spans(*told: tuple[str, str, str, float, float, bool], trace: str = "ab" * 16) -> bytes:
-    """(service, span id, parent id or "", began, seconds, failed) each."""
+def spans(
+    *told: tuple[str, str, str, float, float, bool],
+    trace: str = "ab" * 16,
+    attributes: Mapping[str, Mapping[str, str]] | None = None,
+    servers: Collection[str] = (),
+) -> bytes:
+    """(service, span id, parent id or "", began, seconds, failed) each. attributes: by span id. servers: the ids of
+    those that are servers' spans; the others are clients'."""
     message = ExportTraceServiceRequest()
     for service, span_id, parent, began, seconds, failed in told:
         resource = message.resource_spans.add()
@@ -65,9 +71,11 @@ def spans(*told: tuple[str, str, str, float, float, bool], trace: str = "ab" * 1
             span_id=bytes.fromhex(span_id),
             parent_span_id=bytes.fromhex(parent),
             name="GET",
-            kind=3,
+            kind=2 if span_id in servers else 3,
             start_time_unix_nano=int(began * 1e9),
             end_time_unix_nano=int((began + seconds) * 1e9),
         )
         span.status.code = 2 if failed else 1
+        for name, value in (attributes or {}).get(span_id, {}).items():
+            span.attributes.add(key=name).value.string_value = value
     return message.SerializeToString()

@@ -57,6 +57,11 @@ export interface Point {
   seconds: number;
   rates: Rates;
 }
+export interface Overhead {
+  calls: number;
+  p50: number | null;
+  p95: number | null;
+}
 export interface TraceHead {
   trace_id: string;
   service: string;

@@ -1,10 +1,10 @@
 // What is known of the thing that was clicked? Rates, codes, endpoints, rules, and what can be done about it.
 import { useEffect, useState } from "preact/hooks";
 import { Actions } from "./actions";
-import { get, type MeshEdge, type MeshNode, type Rates, type ServiceDetail } from "./api";
+import { get, type MeshEdge, type MeshNode, type Overhead, type Rates, type ServiceDetail } from "./api";
 import { Chart } from "./chart";
 import { badgeText } from "./graph";
-import { changeNumber, choose, choices, edges, nodes } from "./state";
+import { changeNumber, choose, choices, edges, nodes, now } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
 function Figures({ rates }: { rates: Rates }) {
@@ -123,8 +123,41 @@ function EdgePanel({ edge }: { edge: MeshEdge }) {
           ))}
         </tbody>
       </table>
+      <OnTheWay source={edge.source} target={edge.target} />
       <Chart query={{ source: edge.source, target: edge.target }} title="This edge" />
     </>
+  );
+}
+
+// What the mesh and the network take of a call: its caller's time beyond the server's.
+function OnTheWay({ source, target }: { source: string; target: string }) {
+  const [found, setFound] = useState<Overhead | null>(null);
+  const { end } = choices.value;
+  const slot = end || Math.floor(now.value / 5);
+  useEffect(() => {
+    let wanted = true;
+    get<Overhead>("/v1/overhead", { source, target, ...(end ? { end } : {}) }).then(
+      (told) => wanted && setFound(told),
+      () => undefined, // the stream tells what is wrong
+    );
+    return () => {
+      wanted = false;
+    };
+  }, [source, target, slot]);
+  if (!found) return null;
+  return (
+    <p data-testid="overhead">
+      {found.calls ? (
+        <>
+          On the way, p50 / p95: {milliseconds(found.p50)} / {milliseconds(found.p95)}{" "}
+          <span class="dim">
+            of {found.calls} traced {found.calls === 1 ? "call" : "calls"}: the mesh at both ends, and the network
+          </span>
+        </>
+      ) : (
+        <span class="dim">No call that both ends have traced says what the mesh takes on the way.</span>
+      )}
+    </p>
   );
 }
 

@@ -1,6 +1,7 @@
 // Which requests were slow or failed, and why? The last traces, and one of them as a waterfall with each span's reasons.
 import { useEffect, useState } from "preact/hooks";
 import { get, type Span, type TraceHead } from "./api";
+import { Decision } from "./decision";
 import { choices, choose, now } from "./state";
 import { clock, milliseconds } from "./text";
 
@@ -118,6 +119,7 @@ function Waterfall({ id }: { id: string }) {
               </span>
               <span class="took">{milliseconds((span.ended - span.began) * 1000)}</span>
             </button>
+            {open === span.span_id && <Decision span={span} tries={children.get(span.span_id) ?? []} />}
             {open === span.span_id && (
               <dl class="attributes">
                 {span.attributes.map(([name, value]) => (

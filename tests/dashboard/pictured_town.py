@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -71,8 +71,8 @@ class Town:
     def push(self, series: Mapping[Labels, Iterable[float]]) -> None:
         self._export("metrics.v1.MetricsService", metrics(series, time.time()))
 
-    def push_spans(self, *told: tuple[str, str, str, float, float, bool]) -> None:
-        self._export("trace.v1.TraceService", spans(*told))
+    def push_spans(self, *told: tuple[str, str, str, float, float, bool], **more: Any) -> None:
+        self._export("trace.v1.TraceService", spans(*told, **more))
 
     def _export(self, service: str, body: bytes) -> None:
         with grpc.insecure_channel(self.target) as channel:

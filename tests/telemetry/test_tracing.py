@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -142,3 +143,18 @@ def test_a_grpc_call_is_named_by_its_method() -> None:
     told = dict(span.attributes)
     assert span.name == "pkg.Svc/Get"
     assert (told["rpc.system.name"], told["rpc.status_code"]) == ("grpc", "UNAVAILABLE")
+
+
+def test_a_call_names_the_object_that_its_route_is_of() -> None:
+    """With its file, as `meshctl config explain` does; the service's own route is of none."""
+    by, given = tracer(sampling=100.0), service("reviews:9080", [("10.0.0.1", 1)])
+    [configuration] = given.route_configurations
+    [host] = configuration.virtual_hosts
+    ruled = replace(host, routes=tuple(replace(each, origin="VirtualService a/b (b.yaml:1)") for each in host.routes))
+    for known in (replace(given, route_configurations=(replace(configuration, virtual_hosts=(ruled,)),)), given):
+        flow = outbound_call(request(), context(known)._replace(observer=by, call=Call()))
+        next(flow)
+        flow.send(Outcome(200))
+        flow.close()
+    told = [dict(span.attributes) for span in by.taken()]
+    assert [each.get("mesh.object") for each in told] == ["VirtualService a/b (b.yaml:1)", None]

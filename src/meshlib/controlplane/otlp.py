@@ -266,7 +266,7 @@ def _count(counted: dict[Labels, Cell], metric: str, point: Any) -> None:
 
 def _span(message: Any, service: str, resource: dict[str, str]) -> Span:
     attributes = _texts(message.attributes)
-    for name in ("service.namespace", "service.version", "service.instance.id"):
+    for name in ("service.namespace", "service.version", "service.instance.id", "istio.workload"):
         if name in resource:
             attributes.setdefault(name, resource[name])
     return Span(

@@ -26,8 +26,9 @@ from meshlib.controlplane.audit import redacted
 from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
+from meshlib.controlplane.hops import hops, overhead
 from meshlib.controlplane.otlp import Receiver
-from meshlib.controlplane.telemetry_store import Labels, Span, TelemetryStore, Trace
+from meshlib.controlplane.telemetry_store import MAX_TRACES, Labels, Span, TelemetryStore, Trace
 from meshlib.istio import resources as r
 from meshlib.istio.resources import Object
 
@@ -158,6 +159,7 @@ class Picture:
             Route("/dashboard/{name:path}", self._page),
             Route("/v1/graph", self._graph),
             Route("/v1/series", self._series),
+            Route("/v1/overhead", self._overhead),
             Route("/v1/services/{namespace}/{name}", self._service),
             Route("/v1/traces", self._traces),
             Route("/v1/traces/{trace_id}", self._trace),
@@ -225,6 +227,22 @@ class Picture:
             points.append(Point(began, width, rates(found, width)))
         return JSON(SeriesOf(tuple(points)))
 
+    async def _overhead(self, request: Request) -> Response:
+        """What the calls of an edge take between their ends, by the traces that are remembered."""
+        query = query_of(request, "source", "target", "seconds", "end")
+        end = _number(query, "end", 0.0) or self._clock()
+        start, sees = end - _number(query, "seconds", 900.0), admission_of(request).powers.sees
+        whole = (each for each in self._store.traces(MAX_TRACES) if start <= each.began < end)
+        traces = (each for each in (_seen(trace, sees) for trace in whole) if each is not None)
+        source, target = query["source"], query["target"]
+        return JSON(
+            overhead(
+                hop
+                for hop in hops(traces)
+                if source in ("", hop.source, hop.service) and target in ("", hop.target, hop.service)
+            )
+        )
+
     async def _service(self, request: Request) -> Response:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
         powers = admission_of(request).powers
@@ -241,7 +259,7 @@ class Picture:
         slower = _number(query, "slower", 0.0)
         heads = []
         sees = admission_of(request).powers.sees
-        for whole in self._store.traces(2000):
+        for whole in self._store.traces(MAX_TRACES):
             trace = _seen(whole, sees)
             if trace is None:
                 continue

@@ -160,6 +160,8 @@ class Tracer:
             attributes.append(("http.response.status_code", call.status))
         if call.decision is not None:
             attributes.append(("mesh.route", call.decision.route.name or "default"))
+            if call.decision.route.origin:
+                attributes.append(("mesh.object", call.decision.route.origin))
         if call.cluster is not None:
             attributes.append(("mesh.cluster", call.cluster.name))
         if last is not None:
