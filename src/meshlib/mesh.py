@@ -93,9 +93,10 @@ class Settings:
     Each field is read from the environment variable MESHLIB_<FIELD>; OpenTelemetry's and gRPC's own variables are
     left to them.
 
-    control_plane: `host:port` of a control plane, a folder of YAML, `dns:` for name servers alone (`dns:host:port`
-      for this one), or `kubernetes:` for EndpointSlices alone (`kubernetes:NAME` for this context of the kubeconfig);
-      "" is no mesh: every call goes where it says.
+    control_plane: `host:port` of a control plane (`a:15012,b:15012` of several replicas: another is taken when one is
+      lost), a folder of YAML, `dns:` for name servers alone (`dns:host:port` for this one), or `kubernetes:` for
+      EndpointSlices alone (`kubernetes:NAME` for this context of the kubeconfig); "" is no mesh: every call goes where
+      it says.
     service: the Service this process serves, by name; "" when labels alone decide.
     workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
     labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
@@ -468,11 +469,15 @@ class Mesh:
             return _dns_source(control_plane.removeprefix(DNS))
         if control_plane.startswith(KUBERNETES):
             return _kubernetes_source(control_plane.removeprefix(KUBERNETES), self.settings.namespace)
+        from meshlib.identity.access import addresses_of
+
         try:
-            _host_and_port(control_plane)
+            for each in addresses_of(control_plane):
+                _host_and_port(each)
         except ValueError:
             raise SettingsError(
-                f"control plane {control_plane!r} is neither an existing folder nor host:port, {DNS} or {KUBERNETES}"
+                f"control plane {control_plane!r} is neither an existing folder nor host:port (or several, separated "
+                f"by commas), {DNS} or {KUBERNETES}"
             ) from None
         from meshlib.discovery.xds import XdsSource
 

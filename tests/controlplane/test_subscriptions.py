@@ -120,6 +120,15 @@ def test_delta_sends_only_what_differs_to_a_client_that_reconnects() -> None:
     assert delta().ask(CLUSTER, "a", "gone", now=now, initial={"a": has["a"], "gone": "1"}) == ["CDS -gone"]
 
 
+def test_delta_a_client_that_has_all_there_is_counts_as_having_accepted_it() -> None:
+    """It came from another replica, and is asked what it has by whoever looks for those that are behind."""
+    now = view("a")
+    client = delta()
+    client.ask(CLUSTER, "a", now=now, initial={"a": now.resources[CLUSTER]["a"].version})
+    subscription = client.stream.subscriptions[CLUSTER]
+    assert (subscription.status, subscription.accepted) == ("SYNCED", now.versions[CLUSTER])
+
+
 def test_delta_wildcard_gets_everything_and_what_changes() -> None:
     """Without names in the first request, or with the name *."""
     for names in ((), ("*",)):

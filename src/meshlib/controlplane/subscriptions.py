@@ -264,6 +264,8 @@ class DeltaStream(Stream):
                 removed.append(name)
         owed.clear()
         if not changed and not removed and not subscription.owes_answer:
+            if sent and not subscription.nonce:  # it came with all that there is (rule 5)
+                subscription.accepted = view.versions.get(subscription.type_url, "0")
             return None
         answer = self._send(subscription, view, changed, removed)
         for name in removed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import itertools
+import random
 import socket
 import ssl
 import time
@@ -16,6 +18,8 @@ from meshlib.identity.proof import prove
 
 JOIN_PREFIX = "mjt_"
 TIMEOUT = 5.0
+CONNECT_TIMEOUT_MS = 5_000
+"""For one of several addresses: gRPC alone gives a machine that is gone 20 s, while another would answer."""
 
 
 class NoAccess(OSError):
@@ -25,8 +29,10 @@ class NoAccess(OSError):
 class Access:
     """One control plane, from one process. Thread-safe.
 
-    target: `host:port`. roots_file: PEM of those who may vouch for it; a join token names its root by itself.
-    token_file: a token, read at each use: a platform renews it. credentials: the present ones.
+    target: `host:port`, or those of several replicas, separated by commas: each channel is to the next one, beginning
+      anywhere, so that a mesh spreads over them and whoever loses one tries another.
+    roots_file: PEM of those who may vouch for it; a join token names its root by itself. token_file: a token, read at
+      each use: a platform renews it. credentials: the present ones.
     """
 
     def __init__(
@@ -35,8 +41,11 @@ class Access:
         roots_file: Path | None = None,
         token_file: Path | None = None,
         credentials: Callable[[], Credentials | None] = lambda: None,
+        rng: random.Random | None = None,
     ) -> None:
         self.target = target
+        self._targets = addresses_of(target)
+        self._turn = itertools.count((rng or random.Random()).randrange(len(self._targets)))
         self._roots_file, self._token_file, self._credentials = roots_file, token_file, credentials
         self._pinned: bytes | None = None
 
@@ -52,15 +61,18 @@ class Access:
         """
         import grpc
 
+        target = self._targets[next(self._turn) % len(self._targets)]
+        if len(self._targets) > 1:
+            options = (*options, ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS))
         if not self.is_secure:
-            if not is_loopback(self.target):
+            if not is_loopback(target):
                 raise NoAccess(
-                    f"control plane {self.target}: plaintext is for this machine only; "
+                    f"control plane {target}: plaintext is for this machine only; "
                     "give its root in MESHLIB_CA_ROOTS, or a join token in MESHLIB_TOKEN_FILE"
                 )
-            return grpc.insecure_channel(self.target, options=options)
+            return grpc.insecure_channel(target, options=options)
         return grpc.secure_channel(
-            self.target, grpc.ssl_channel_credentials(root_certificates=self._roots()), options=options
+            target, grpc.ssl_channel_credentials(root_certificates=self._roots(target)), options=options
         )
 
     def metadata(self, *, may_join: bool = False, often: bool = False) -> tuple[tuple[str, str], ...]:
@@ -84,12 +96,12 @@ class Access:
         except OSError:
             return ""  # who has a certificate goes on without; who has not is refused, and tries again
 
-    def _roots(self) -> bytes:
+    def _roots(self, target: str) -> bytes:
         """Those of the file or the token, and those that were learned since: after a rotation the first are old."""
         found = self._roots_file.read_bytes() if self._roots_file is not None else b""
         if not found:
             if self._pinned is None and (token := self._token()).startswith(JOIN_PREFIX):
-                self._pinned = pinned_root(self.target, token.rpartition(".")[2])
+                self._pinned = pinned_root(target, token.rpartition(".")[2])
             found = self._pinned or b""
         credentials = self._credentials()
         learned = dict(credentials.trust_bundles).get(credentials.identity.trust_domain) if credentials else b""
@@ -121,6 +133,11 @@ def pinned_root(target: str, sha256: str) -> bytes:
         if hashlib.sha256(der).hexdigest() == sha256:
             return ssl.DER_cert_to_PEM_cert(der).encode()
     raise NoAccess(f"control plane {target} is not the one that made the join token: its root is another")
+
+
+def addresses_of(target: str) -> tuple[str, ...]:
+    """`a:15012, b:15012` -> each of them; a control plane has one address, or one for each replica."""
+    return tuple(part for each in target.split(",") if (part := each.strip())) or (target,)
 
 
 def is_loopback(target: str) -> bool:
