@@ -438,3 +438,20 @@ async def test_a_host_header_is_no_path(tmp_path: Path, host: str) -> None:
                 answer = await reader.read()
             writer.close()
             assert answer.split(b" ")[1] in (b"400", b"421"), answer
+
+
+async def test_a_tap_is_an_operators_in_its_namespace(plane: ControlPlane) -> None:
+    """Since processes tell of more while it is open; refusals are in the audit log."""
+    async with client_of(plane, "vera") as vera, client_of(plane, "olaf") as olaf, client_of(plane, "alice") as alice:
+        path = "/v1/tap?name=reviews"
+        assert (await vera.post(path, headers=YAML)).status_code == 403
+        assert (await olaf.post(f"{path}&namespace=dev", headers=YAML)).status_code == 403
+        assert (await olaf.post(path, headers=YAML)).status_code == 404  # nobody is connected
+        assert (await olaf.post(path)).status_code == 415
+        assert (await olaf.post("/v1/tap?name=reviews&rate=0", headers=YAML)).status_code == 400
+        assert (await vera.get("/v1/requests")).json() == {"requests": []}
+        entries = (await alice.get("/v1/audit")).json()["entries"]
+        assert [(each["who"], each["outcome"]) for each in entries if each["action"] == "tap"] == [
+            ("token:vera", "denied"),
+            ("token:olaf", "denied"),
+        ]

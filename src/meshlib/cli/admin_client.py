@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -92,6 +92,24 @@ class AdminClient:
         """As `get`, for what changes something."""
         return self._answer("POST", path, query, b"", shape)
 
+    def events(self, path: str, query: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """(name, JSON) of each server-sent event that `path` answers with, as long as they come."""
+        parameters = {key: value for key, value in query.items() if value}
+        try:
+            with self._http.stream("POST", path, params=parameters, headers={"content-type": api.YAML}) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise self._failure(path, response)
+                name = ""
+                for line in response.iter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        yield name, value
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from None
+
     def _post(self, path: str, query: Mapping[str, str], text: str) -> api.Results:
         return self._answer("POST", path, query, text.encode(), api.Results)
 
@@ -101,31 +119,43 @@ class AdminClient:
         parameters = tuple((key, value) for key, value in pairs if value)
         try:
             response = self._http.request(method, path, params=parameters, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise CommandFailed(
-                    f"{self.url}: its certificate is not good here: {str(error).partition('failed: ')[2] or error}\n"
-                    "name the root that vouches for it: --ca FILE, or `ca` of a context"
-                ) from None
-            raise CommandFailed(
-                f"no control plane is running at {self.url}\n"
-                "start one:       meshctl demo, or meshctl control-plane FOLDER\n"
-                "or name another: --control-plane URL (or MESHCTL_ADMIN) with the address of its admin API"
-            ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandFailed(f"{self.url} does not answer: {str(error) or type(error).__name__}") from None
-        try:
-            if response.status_code < 400 or (response.status_code == 422 and shape is api.Results):
+            raise self._unreachable(error) from None
+        if response.status_code < 400 or (response.status_code == 422 and shape is api.Results):
+            try:
                 return msgspec.json.decode(response.content, type=shape)
+            except msgspec.DecodeError:
+                raise self._stranger(path, response) from None
+        raise self._failure(path, response)
+
+    def _unreachable(self, error: Exception) -> CommandFailed:
+        if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return CommandFailed(f"{self.url} does not answer: {str(error) or type(error).__name__}")
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return CommandFailed(
+                f"{self.url}: its certificate is not good here: {str(error).partition('failed: ')[2] or error}\n"
+                "name the root that vouches for it: --ca FILE, or `ca` of a context"
+            )
+        return CommandFailed(
+            f"no control plane is running at {self.url}\n"
+            "start one:       meshctl demo, or meshctl control-plane FOLDER\n"
+            "or name another: --control-plane URL (or MESHCTL_ADMIN) with the address of its admin API"
+        )
+
+    def _failure(self, path: str, response: httpx.Response) -> CommandFailed:
+        """response: read, with a status of 400 or more."""
+        try:
             reason = msgspec.json.decode(response.content, type=api.Failure).error
         except msgspec.DecodeError:
-            raise CommandFailed(
-                f"{self.url}{path} answered {response.status_code}, but not as a control plane does: "
-                "is it another server?"
-            ) from None
+            return self._stranger(path, response)
         if response.status_code == 401 and self._has_token:
             reason = f"{self.url} does not know the token, or not any more"
-        raise CommandFailed(reason)
+        return CommandFailed(reason)
+
+    def _stranger(self, path: str, response: httpx.Response) -> CommandFailed:
+        return CommandFailed(
+            f"{self.url}{path} answered {response.status_code}, but not as a control plane does: is it another server?"
+        )
 
 
 def _user() -> str:

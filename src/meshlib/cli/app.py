@@ -24,6 +24,7 @@ from meshlib.cli import (
     look,
     run,
     status,
+    tap,
     token,
     whoami,
 )
@@ -69,6 +70,8 @@ app.command()(asking(look.dashboard))
 app.command()(asking(look.stat))
 app.command()(asking(look.edges))
 app.command()(asking(look.traces))
+app.command()(asking(tap.top))
+app.command()(asking(tap.tap))
 app.command()(apply.validate)
 app.command()(analyze.analyze)
 app.command("control-plane")(control_plane.control_plane)

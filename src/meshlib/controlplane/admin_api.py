@@ -136,6 +136,54 @@ class Endpoints(msgspec.Struct, frozen=True):
     services: tuple[ServiceEndpoints, ...] = ()
 
 
+class MeshRequest(msgspec.Struct, frozen=True):
+    """The head of one request, as one end of it saw it; nothing of its body, and no header but what is named here.
+
+    at: when it began. duration: seconds until its end. direction: `in`, told by who served it; `out`, by who called.
+    workload, namespace: who tells. peer: who is at the other end, `reviews-v1.default`, or its address. path: with its
+    query, credentials in it redacted. status: 0 without an answer. grpc_status: `OK`; "" for HTTP. flags: Envoy's, "-"
+    for none. attempts: how often it was sent; 0 where that is not known. mtls: whether both ends have proven who they
+    are.
+    """
+
+    at: float
+    duration: float
+    direction: str
+    workload: str
+    namespace: str
+    peer: str
+    method: str
+    authority: str
+    path: str
+    status: int = 0
+    grpc_status: str = ""
+    flags: str = "-"
+    route: str = ""
+    attempts: int = 0
+    mtls: bool = False
+    failed: bool = False
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class MeshRequests(msgspec.Struct, frozen=True):
+    requests: tuple[MeshRequest, ...] = ()
+
+
+class Tapped(msgspec.Struct, frozen=True):
+    """What a tap tells at its beginning. workloads: whose requests it shows, `reviews-v1.default`. connected: how many
+    of their processes are."""
+
+    workloads: tuple[str, ...]
+    connected: int
+
+
+class Left(msgspec.Struct, frozen=True):
+    """requests: how many more there were in the last second than the tap's rate."""
+
+    requests: int
+
+
 class Root(msgspec.Struct, frozen=True):
     """fingerprint: SHA-256, hexadecimal. state: `signing`; `next`, trusted and not used yet; `old`, trusted still.
     begins, ends: seconds since 1970. pem: the certificate."""

@@ -162,13 +162,21 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What all views are made of."""
+    """What all views are made of. tapped: (namespace, name) of the workloads whose every call leaves its spans."""
 
     objects: tuple[Object, ...] = ()
     workloads: tuple[Workload, ...] = ()
+    tapped: frozenset[tuple[str, str]] = frozenset()
+
+    def is_tapped(self, node: Node) -> bool:
+        return bool(self.tapped) and (node.workload.namespace, node.workload.name) in self.tapped
+
+    def key(self, node: Node) -> Hashable:
+        """Nodes with equal ones see the same."""
+        return (view_key(self.objects, node), self.is_tapped(node))
 
 
-NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...], Locality]
+NodeLabels = tuple[NodeKind, str, tuple[tuple[str, str], ...], Locality, str, bool]
 
 
 Translate = Callable[[tuple[Object, ...], tuple[Workload, ...], Node], Translation]
@@ -237,12 +245,17 @@ class Cache:
             self._encode.keep_only(views)
 
     async def update(
-        self, objects: tuple[Object, ...], workloads: tuple[Workload, ...], nodes: Collection[Node]
+        self,
+        objects: tuple[Object, ...],
+        workloads: tuple[Workload, ...],
+        nodes: Collection[Node],
+        tapped: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        """The objects or the workloads have changed. nodes: whose views are needed; all others are forgotten."""
+        """The objects or the workloads have changed. nodes: whose views are needed; all others are forgotten. tapped:
+        (namespace, name) of the workloads whose every call leaves its spans."""
         async with self._update:
             began = time.monotonic()
-            inputs = Inputs(objects, workloads)
+            inputs = Inputs(objects, workloads, tapped)
             views, keys = await asyncio.to_thread(self._make_all, inputs, dict(self._views), tuple(nodes))
             self._inputs, self._views, self._keys, self.changed_at = inputs, views, keys, began
             self._added.clear()
@@ -254,11 +267,11 @@ class Cache:
         return in_order(problem for view in self._views.values() for problem in view.problems)
 
     def _key(self, node: Node) -> Hashable:
-        labels = _labels_of(node)
+        labels = _labels_of(node, self._inputs)
         if labels not in self._keys:
             if len(self._keys) >= KEYS_LIMIT:
                 self._keys.clear()
-            self._keys[labels] = view_key(self._inputs.objects, node)
+            self._keys[labels] = self._inputs.key(node)
         return self._keys[labels]
 
     def _make_all(
@@ -266,8 +279,8 @@ class Cache:
     ) -> tuple[dict[Hashable, View], dict[NodeLabels, Hashable]]:
         views: dict[Hashable, View] = {}
         keys: dict[NodeLabels, Hashable] = {}
-        for labels, node in {_labels_of(node): node for node in nodes}.items():
-            key = keys[labels] = view_key(inputs.objects, node)
+        for labels, node in {_labels_of(node, inputs): node for node in nodes}.items():
+            key = keys[labels] = inputs.key(node)
             if key not in views:
                 views[key] = self._make(inputs, node, old.get(key))
         self._forget_resources(views.values())
@@ -275,10 +288,11 @@ class Cache:
 
     def _make(self, inputs: Inputs, node: Node, old: View | None) -> View:
         translation = self._translate(inputs.objects, inputs.workloads, node)
-        if old is not None and old.problems == translation.problems and old.snapshot.same_content(translation.snapshot):
+        snapshot = translation.snapshot.tapped() if inputs.is_tapped(node) else translation.snapshot
+        if old is not None and old.problems == translation.problems and old.snapshot.same_content(snapshot):
             return old
         with self._encoding:
-            return View(translation.snapshot, translation.problems, self._encode)
+            return View(snapshot, translation.problems, self._encode)
 
     def __repr__(self) -> str:
         return f"<Cache {len(self._views)} views of {len(self._inputs.objects)} objects>"
@@ -288,5 +302,13 @@ def _resource(type_url: str, name: str, value: Value) -> Resource:
     return resource_of(type_url, name, encode_resource(type_url, value))
 
 
-def _labels_of(node: Node) -> NodeLabels:
-    return (node.kind, node.workload.namespace, node.workload.labels, node.workload.locality)
+def _labels_of(node: Node, inputs: Inputs) -> NodeLabels:
+    workload = node.workload
+    return (
+        node.kind,
+        workload.namespace,
+        workload.labels,
+        workload.locality,
+        workload.service,
+        inputs.is_tapped(node),
+    )

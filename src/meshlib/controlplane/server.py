@@ -51,6 +51,8 @@ from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
 from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.statuses import StatusWriter
+from meshlib.controlplane.tap_api import TapRoutes
+from meshlib.controlplane.taps import Taps
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.identity.access import is_loopback
@@ -151,7 +153,10 @@ class ControlPlane:
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
         self._badges: dict[str, tuple[str, ...]] = {}
         self._history = History()
-        self._picture = Picture(TelemetryStore(), self._history, self)
+        self._telemetry = TelemetryStore()
+        self._taps = Taps(self._changed.set)
+        self._telemetry.on_spans(self._taps.receive)
+        self._picture = Picture(self._telemetry, self._history, self)
 
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders and the cluster were read. That waits for the
@@ -350,8 +355,10 @@ class ControlPlane:
         objects, workloads = store.objects(), self._registry.workloads
         if self.settings.is_secure:  # else nobody has proven whose service account it has
             workloads = await asyncio.to_thread(self._claims.admitted, objects, workloads)
-        await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY])
-        self._endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
+        endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
+        self._taps.follow(endpoints)
+        await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY], self._taps.workloads)
+        self._endpoints = endpoints
         self._badges = await asyncio.to_thread(badges_of, objects)
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
@@ -394,6 +401,7 @@ class ControlPlane:
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
         routes += Inspection(self._ads.inspected).routes() + self._metrics.routes()
+        routes += TapRoutes(self._taps, self._telemetry, self, audit).routes()
         return routes + AuditRoutes(audit).routes()
 
     def _open_authority(self) -> None:

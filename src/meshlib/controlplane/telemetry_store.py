@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -184,6 +184,7 @@ class TelemetryStore:
         self.overflowed = 0
         """Requests that were counted under OVERFLOW."""
         self.last_push = 0.0
+        self._listeners: list[Callable[[Sequence[Span]], None]] = []
 
     # Writing
 
@@ -216,7 +217,14 @@ class TelemetryStore:
         self._series[labels] = now
         return labels
 
+    def on_spans(self, tell: Callable[[Sequence[Span]], None]) -> None:
+        """`tell` is called with all spans that come in, on the thread that brings them."""
+        self._listeners.append(tell)
+
     def add_spans(self, spans: Iterable[Span]) -> None:
+        spans = tuple(spans)
+        for tell in self._listeners:
+            tell(spans)
         with self._lock:
             for span in spans:
                 trace = self._traces.get(span.trace_id)
@@ -280,6 +288,12 @@ class TelemetryStore:
             copy = Trace(trace_id)
             copy.spans, copy.dropped = dict(found.spans), found.dropped
             return copy
+
+    def spans(self, since: float) -> list[Span]:
+        """Those that have ended since then, seconds since 1970; the earliest first."""
+        with self._lock:
+            kept = [span for trace in self._traces.values() for span in trace.spans.values() if span.ended >= since]
+        return sorted(kept, key=lambda span: span.ended)
 
     def gauges(self, now: float, within: float = 60.0) -> list[tuple[str, dict[str, str], float]]:
         """(name, attributes, value) of what was said within so many seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -23,7 +23,8 @@ class Told:
 
     sampling: of traces that begin here, per million. spans: whether any are made; who is called next is told all the
     same. access_log: whether there is a line for each. log_filter: a CEL expression that must hold; "" is all.
-    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without.
+    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without. all_traces:
+    whatever the sampling here, or of who calls, every call leaves its spans: somebody looks at them as they happen.
     """
 
     sampling: int | None = None
@@ -33,6 +34,7 @@ class Told:
     log_filter: str = ""
     no_metrics: tuple[str, ...] = ()
     no_labels: tuple[str, ...] = ()
+    all_traces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Reporting:
     client: Told = Told()
     server: Told = Told()
     origin: str = ""
+
+    def tapped(self) -> Reporting:
+        """The same, with the spans of every call; where none are made, they are not made now either."""
+        return replace(self, client=replace(self.client, all_traces=True), server=replace(self.server, all_traces=True))
 
 
 AS_SET = Reporting()

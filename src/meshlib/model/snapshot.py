@@ -40,6 +40,15 @@ class Snapshot:
         said = [each.reporting for each in self.inbound] + [each.reporting for each in self.listeners[:1]]
         return next((each for each in said if each is not None), AS_SET)
 
+    def tapped(self) -> Snapshot:
+        """The same configuration of a process in which every call leaves its spans."""
+        told = self.reporting.tapped()
+        return replace(
+            self,
+            listeners=tuple(replace(each, reporting=told) for each in self.listeners),
+            inbound=tuple(replace(each, reporting=told) for each in self.inbound),
+        )
+
     def same_content(self, other: Snapshot) -> bool:
         """Whether only the version differs."""
         return replace(self, version="") == replace(other, version="")

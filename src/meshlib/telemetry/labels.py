@@ -183,13 +183,19 @@ def is_grpc(content_type: str | None) -> bool:
     return content_type is not None and content_type.startswith("application/grpc") and content_type[16:17] != "-"
 
 
-def of_served(served: Served, here: Described, principal: str, service: tuple[str, str]) -> tuple[str, ...]:
-    """recorder.LABELS of an inbound request. service: host and name of the one that this process serves."""
+def peer_of(served: Served) -> Described:
+    """Who calls, as they say; the namespace as their certificate says."""
     metadata = metadata_in(served.headers)
     source = NOBODY if metadata is None else read_metadata(metadata)
     identity = served.peer.identity
     if identity is not None and identity.namespace:
         source = source._replace(namespace=identity.namespace)
+    return source
+
+
+def of_served(served: Served, here: Described, principal: str, service: tuple[str, str]) -> tuple[str, ...]:
+    """recorder.LABELS of an inbound request. service: host and name of the one that this process serves."""
+    source, identity = peer_of(served), served.peer.identity
     is_mutual = identity is not None and bool(principal)
     grpc = bool(served.grpc_status) or is_grpc(served.headers.get("content-type"))
     return (

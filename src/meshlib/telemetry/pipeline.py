@@ -30,6 +30,8 @@ _log = logging.getLogger("meshlib.telemetry")
 
 _LAST_PUSH = 2.0
 """Seconds that a process which ends gives its last push."""
+_WATCHED = 1.0
+"""Seconds between two pushes while somebody looks at the calls as they happen."""
 _SHARE = 1.0
 """Seconds between two writes of what this process has counted, for the one that is scraped."""
 
@@ -62,6 +64,7 @@ class Telemetry:
     def _forget_threads(self) -> None:
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._folder: Folder | None = None
 
@@ -79,7 +82,13 @@ class Telemetry:
         if rules != self._rules:
             self._rules = rules
             self._obey()
+            if self._is_watched:
+                self._wake.set()
         return self.observer
+
+    @property
+    def _is_watched(self) -> bool:
+        return self._rules.client.all_traces or self._rules.server.all_traces
 
     def _obey(self) -> None:
         rules = self._rules
@@ -124,6 +133,7 @@ class Telemetry:
         """Push what is left, within 2 s, and end."""
         with self._lock:
             self._stop.set()
+            self._wake.set()
             thread = self._thread
         if thread is not None:
             thread.join(_LAST_PUSH + 1.0)
@@ -164,10 +174,14 @@ class Telemetry:
         try:
             while not self._stop.is_set():
                 wait = next_push - time.monotonic() if pushing is not None else _SHARE
-                self._stop.wait(max(0.0, min(wait, _SHARE) if self._port is not None else wait))
+                self._wake.wait(max(0.0, min(wait, _SHARE) if self._port is not None else wait))
+                if self._wake.is_set() and not self._stop.is_set():
+                    self._wake.clear()
+                    next_push = min(next_push, time.monotonic() + _WATCHED)
                 self._share()
                 if pushing is not None and time.monotonic() >= next_push and not self._stop.is_set():
-                    next_push = time.monotonic() + self.setup.interval
+                    interval = min(self.setup.interval, _WATCHED) if self._is_watched else self.setup.interval
+                    next_push = time.monotonic() + interval
                     pushing.push(self._counted(), min(self.setup.interval, 5.0))
             self._share()
             if pushing is not None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshlib.model import AS_SET, HeaderOperations, HeaderView, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
-from meshlib.telemetry.labels import is_grpc
+from meshlib.telemetry.labels import UNKNOWN, Described, is_grpc, of_endpoint, peer_of
 from meshlib.telemetry.scrub import scrubbed
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ class Tracer:
 
     def _is_sampled(self, told: Told) -> bool:
         """Whether a trace that begins here leaves spans."""
-        return self._rng.random() * 1_000_000 < (self._default if told.sampling is None else told.sampling)
+        return told.all_traces or self._rng.random() * 1_000_000 < (
+            self._default if told.sampling is None else told.sampling
+        )
 
     def _id(self, bits: int) -> str:
         return f"{self._rng.getrandbits(bits) or 1:0{bits // 4}x}"
@@ -93,7 +95,7 @@ class Tracer:
         if parent is None:
             if self._is_sampled(self.rules.client):
                 call.mark = Trace(self._id(128), self._id(64))
-        elif parent[2]:
+        elif parent[2] or self.rules.client.all_traces:
             call.mark = Trace(parent[0], self._id(64), parent[1])
 
     def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
@@ -166,6 +168,9 @@ class Tracer:
             attributes.append(("mesh.cluster", call.cluster.name))
         if last is not None:
             attributes.append(("mesh.endpoint", last.endpoint.authority))
+            attributes += _peer(of_endpoint(last.endpoint))
+        tls = None if call.cluster is None else call.cluster.cluster.tls
+        attributes.append(("mesh.mtls", tls is not None and tls.mode != "SIMPLE"))
         if call.fault or "FI" in call.flags:
             attributes.append(("mesh.fault", "abort" if "FI" in call.flags else call.fault))
         attributes += _tags(told, request.headers)
@@ -186,7 +191,7 @@ class Tracer:
         if carried is None:
             return None
         parent = _of_headers(carried)
-        if parent is not None and not parent[2]:
+        if parent is not None and not parent[2] and not self.rules.server.all_traces:
             return None
         is_sampled = parent is not None or self._is_sampled(self.rules.server)
         at = Trace(parent[0] if parent else self._id(128), self._id(64), parent[1] if parent else "")
@@ -209,6 +214,8 @@ class Tracer:
             ("server.address", served.authority.partition(":")[0]),
             ("network.protocol.version", served.protocol.rpartition("/")[2]),
             ("mesh.response_flags", served.flags or "-"),
+            ("mesh.mtls", served.peer.identity is not None),
+            *_peer(peer_of(served)),
         ]
         if query:
             attributes.append(("url.query", scrubbed(query)))
@@ -256,6 +263,13 @@ class Tracer:
                 set_attributes(span.attributes, [("error.type", each.error)])
             found.append(span)
         return found
+
+
+def _peer(there: Described) -> list[tuple[str, object]]:
+    """Who is at the other end: `reviews-v1.default`; nothing where that is not known."""
+    if there.workload == UNKNOWN:
+        return []
+    return [("mesh.peer", f"{there.workload}.{there.namespace}")]
 
 
 def _tags(told: Told, headers: HeaderView) -> Iterator[tuple[str, object]]:
