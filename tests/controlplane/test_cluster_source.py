@@ -17,9 +17,10 @@ from meshlib.controlplane.sources import ObjectStore
 from meshlib.istio.folder import Contents
 from meshlib.istio.parse import parse_text, parse_value
 from meshlib.istio.services import Registry
+from meshlib.istio.translate import translate
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
-from meshlib.model import Health, Workload
+from meshlib.model import Action, Health, Node, Workload
 
 PATIENCE = 30.0
 VIRTUAL_SERVICES = crd("VirtualService", "virtualservices", "networking.istio.io", "v1", "v1beta1")
@@ -159,6 +160,33 @@ async def test_what_may_not_be_listed_is_waited_for(api: ApiServer) -> None:
         api.forbidden.clear()
         await found.until(lambda: found.published > 0)
         assert not found.source.troubles()
+
+
+async def test_a_policy_that_was_never_usable_is_one_that_refuses(api: ApiServer) -> None:
+    """Until it is mended; then its last good form stays, as every object's."""
+    api.put(crd("AuthorizationPolicy", "authorizationpolicies", "security.istio.io", "v1"))
+    policy = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "reviews"},
+        "spec": {"selector": {"matchLabels": {"app": "reviews"}}, "actoin": "DENY"},
+    }
+    api.put(policy)
+    node = Node("n", Workload("reviews-1", "default", "reviews", "reviews", labels=(("app", "reviews"),)))
+
+    def rules() -> list[Action]:
+        return [each.action for each in translate(found.store.objects(), (), node).snapshot.inbound[0].access.rules]
+
+    async with following(api) as found:
+        await found.until(lambda: rules() == [Action.DENY])
+        assert "spec.actoin: there is no such field; until it is mended or removed, every call" in str(
+            found.store.problems()[0]
+        )
+        api.put({**policy, "spec": {"action": "ALLOW"}})
+        await found.until(lambda: rules() == [Action.ALLOW])
+        api.put(policy)
+        await found.until(lambda: bool(found.store.problems()))
+        assert rules() == [Action.ALLOW]
 
 
 async def test_a_right_that_is_taken_away_empties_nothing(api: ApiServer) -> None:

@@ -137,7 +137,8 @@ def _in_force(control_plane: str) -> list[Object]:
     return [
         replace(each, source=kept.source, rule_sources=(), place=None)
         for kept in stored
-        for each in parse_text(kept.yaml, kept.source).objects
+        for parsed in [parse_text(kept.yaml, kept.source)]
+        for each in (*parsed.objects, *parsed.closed)
     ]
 
 

@@ -1,6 +1,7 @@
 """Which objects does Kubernetes have that the mesh asks for? Lists and watches, read as files are.
 
 - An object that can't be used is a problem, and its last good form stays in force.
+- A security object that was never usable refuses whatever it may select until it is mended (istio/closing.py).
 - A kind whose CRD is not installed has no objects; it is watched as soon as it is installed.
 - A kind that may not be listed is not one without objects: nobody is served before all could be listed, and what was
   known stays when a right is taken away. Else a role that lacks a line would switch AuthorizationPolicies off.
@@ -12,11 +13,12 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY
 from meshlib.errors import ConfigurationError
+from meshlib.istio import closing
 from meshlib.istio.folder import Contents
 from meshlib.istio.gateway_kinds import GROUP as GATEWAY_API
 from meshlib.istio.parse import Parsed, parse_value
@@ -181,7 +183,11 @@ class KubernetesSource:
 
     def _tell(self) -> None:
         self._due = None
-        self._publish(_together([entry.parsed for entry in self._entries.values()]))
+        parts = [entry.parsed for entry in self._entries.values()]
+        found = _together(parts)
+        closed = closing.missing(found.objects, (each for part in parts for each in part.closed))
+        told = in_order(closing.told(found.problems, closed))
+        self._publish(replace(found, objects=(*found.objects, *closed), problems=told))
 
     def _look(self, changes: Changes) -> None:
         """A CRD is new, or has got its "Established": its objects can be listed, or will be able to soon."""
@@ -223,8 +229,8 @@ def _parsed(content: Object, old: _Entry | None) -> Parsed:
     except Exception as error:  # a defect of ours must not end the watch of all others
         logger.exception("an object can't be read")
         told = ConfigurationError(SOURCE, str(content.get("kind")), "", f"can't be read: {type(error).__name__}")
-        found = Parsed((), (told,))
-    if found.problems and old is not None:
+        found = Parsed((), (told,), (), closing.of_value(content, told, "default"))
+    if found.problems and old is not None and old.parsed.objects:
         return Parsed(old.parsed.objects, found.problems, old.parsed.warnings)
     return found
 

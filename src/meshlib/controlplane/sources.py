@@ -31,6 +31,7 @@ from meshlib.controlplane.audit import FOLDER, KUBERNETES, UNKNOWN, Actor, Audit
 from meshlib.controlplane.kinds import Kind, find_kind, named, position
 from meshlib.controlplane.private_files import StateError as StateError
 from meshlib.errors import ConfigurationError
+from meshlib.istio import closing
 from meshlib.istio.folder import Contents as FolderContents
 from meshlib.istio.parse import parse_text
 from meshlib.istio.problems import ConfigurationWarning, in_order
@@ -452,7 +453,7 @@ class StateFolder:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "objects.json"
-        self._unreadable: tuple[_Applied, ...] = ()
+        self._unreadable: tuple[tuple[_Applied, frozenset[Key]], ...] = ()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -469,7 +470,8 @@ class StateFolder:
         self._lock.close()
 
     def read(self) -> Contents:
-        """What was kept. An object that this version can't use any more is a problem, and stays in the file."""
+        """What was kept. An object that this version can't use any more is a problem, and stays in the file; a security
+        object refuses whatever it may select, until it is applied anew or deleted (istio/closing.py)."""
         try:
             text = self._file.read_bytes()
         except FileNotFoundError:
@@ -487,14 +489,14 @@ class StateFolder:
             raise StateError(f"{self._file} is damaged ({error}): mend it, or move it away to start empty") from None
         applied: dict[Key, Held] = {}
         problems: list[ConfigurationError] = []
-        unreadable: list[_Applied] = []
+        unreadable: list[tuple[_Applied, frozenset[Key]]] = []
         for each in found.applied:
             parsed = parse_text(each.yaml, str(self._file))
             if parsed.problems:
-                unreadable.append(each)
-            for problem in parsed.problems:
+                unreadable.append((each, frozenset(map(key_of, parsed.closed))))
+            for problem in closing.told(parsed.problems, parsed.closed):
                 problems.append(ConfigurationError(each.source, problem.object, problem.field, problem.reason))
-            for object_ in parsed.objects:
+            for object_ in (*parsed.objects, *parsed.closed):
                 kept = replace(object_, source=each.source)
                 warnings = tuple(
                     ConfigurationWarning(each.source, warning.object, warning.field, warning.reason)
@@ -509,9 +511,12 @@ class StateFolder:
         applied = tuple(
             _Applied(held.object.source, held.created, held.changed, dump_yaml(held.object))
             for held in contents.applied.values()
+            if held.object.unusable is None
         )
+        closed = {key for key, held in contents.applied.items() if held.object.unusable is not None}
+        unreadable = tuple(each for each, keys in self._unreadable if not keys or keys & closed)
         removed = tuple(_Removed(*key, form) for key, form in contents.removed.items())
-        text = msgspec.json.format(msgspec.json.encode(_File((*applied, *self._unreadable), removed)), indent=1)
+        text = msgspec.json.format(msgspec.json.encode(_File((*applied, *unreadable), removed)), indent=1)
         temporary = ""
         try:
             handle, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=".objects-")

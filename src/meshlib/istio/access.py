@@ -90,6 +90,9 @@ def access_of(
             continue
         if not _selects(each, spec, settings, node, services):
             continue
+        if each.unusable is not None:
+            rules.append(_refused(each, each.unusable))
+            continue
         if isinstance(spec, r.RequestAuthentication):
             for index, rule in enumerate(spec.jwt_rules):
                 name = f"origins-{len(providers)}"
@@ -123,6 +126,8 @@ def _selects(
     node: Node,
     services: frozenset[str],
 ) -> bool:
+    if not given.namespace:  # of an object whose namespace can't be read
+        return _labels_fit(spec.selector, dict(node.workload.labels))
     if targets.targets(spec):
         return targets.select(given, node.workload, services)
     if given.namespace not in (settings.root_namespace, node.workload.namespace):
@@ -143,6 +148,8 @@ def _tls(
     """Workload over namespace over mesh; the oldest of a level; UNSET inherits. One with a selector in the root
     namespace is for that namespace's own workloads alone (ComposePeerAuthentication)."""
     labels = dict(node.workload.labels)
+    if any(_closes(each, settings, node) for each in objects):
+        return TlsMode.STRICT, ()
     mesh = namespace = workload = None
     for each in sorted(objects, key=lambda each: (each.created, each.name, each.namespace)):
         spec = each.spec
@@ -162,11 +169,30 @@ def _tls(
     return mode, tuple(sorted((int(port), _mode(given, mode)) for port, given in ports.items()))
 
 
+def _closes(given: r.Object, settings: MeshSettings, node: Node) -> bool:
+    """Whether it stands for a PeerAuthentication that can't be read and may be this workload's. Of which level that one
+    is nobody can say, so no other is above it."""
+    if given.unusable is None or not isinstance(given.spec, r.PeerAuthentication):
+        return False
+    selector = given.spec.selector
+    is_of_all = given.namespace == "" or (given.namespace == settings.root_namespace and selector is None)
+    return (is_of_all or given.namespace == node.workload.namespace) and _labels_fit(
+        selector, dict(node.workload.labels)
+    )
+
+
 def _mode(given: r.MutualTls | None, inherited: TlsMode) -> TlsMode:
     return inherited if given is None or given.mode == "UNSET" else TlsMode(given.mode)
 
 
 # AuthorizationPolicy
+
+
+def _refused(given: r.Object, problem: ConfigurationError) -> AccessRule:
+    """Of whomever an object selects that can't be used: nobody comes in."""
+    at = f"{problem.field}: " if problem.field else ""
+    origin = f"{given.title} ({given.source}), which can't be used: {at}{problem.reason}"
+    return AccessRule(f"ns[{given.namespace}]-{given.kind}[{given.name}]-unusable", Action.DENY, origin=origin)
 
 
 def _rules(

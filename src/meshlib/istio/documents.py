@@ -7,6 +7,7 @@ overflows the stack on deep input), and scalars mean what they mean to Kubernete
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ class Document:
     def value(self) -> Any:
         """Mappings, sequences, strings, numbers, booleans, None. Raises InvalidYaml, and no other exception."""
         return _Builder(self).build()
+
+    def partial(self) -> dict[str, Any]:
+        """Of a mapping that is no YAML: the entries that were whole before the place where it breaks, those of `spec`
+        one by one. An entry is whole once another has begun; one that stands there twice is not."""
+        builder = _Builder(self)
+        with contextlib.suppress(InvalidYaml):
+            builder.build()
+        return builder.so_far()
 
     def line(self, path: Path = ()) -> int:
         """The line of what `path` names, or of its nearest parent that is there."""
@@ -119,6 +128,12 @@ class _Builder:
             raise InvalidYaml(first, f"not YAML: {str(error).splitlines()[0]}") from error
         return self._documents[0] if self._documents else None
 
+    def so_far(self) -> dict[str, Any]:
+        found = _whole(self._stack[0]) if self._stack else {}
+        if len(self._stack) > 1 and self._stack[0].key == "spec":
+            found["spec"] = _whole(self._stack[1])
+        return found
+
     def _take(self, event: Any) -> None:
         if isinstance(event, yaml.ScalarEvent):
             self._add(_scalar(event, self._wrong), event, event.anchor, 1, 0)
@@ -176,12 +191,21 @@ class _Builder:
             raise self._wrong(event, "a key must be a word")
         key = str(event.value)
         frame.is_merge = key == "<<" and event.implicit[0]
-        if key in frame.value:
+        if isinstance(frame.value, dict) and key in frame.value:
+            del frame.value[key]  # nobody can say which of the two is meant
+            frame.key = key
             raise self._wrong(event, f"the key {key!r} stands here twice")
         return key
 
     def _wrong(self, event: Any, reason: str) -> InvalidYaml:
         return InvalidYaml(self._document.first_line + _mark_line(event) + 1, reason)
+
+
+def _whole(frame: _Frame) -> dict[str, Any]:
+    if not isinstance(frame.value, dict):
+        return {}
+    entries = list(frame.value.items())
+    return dict(entries if frame.key is not None else entries[:-1])
 
 
 def _merge(frame: _Frame) -> None:

@@ -2,6 +2,7 @@
 
 - An edit that makes an object unusable is a problem, and the object's last good form stays in force. If the file is no
   YAML any more, nobody can say which objects were meant, so all of them stay.
+- A security object that was never usable refuses whatever it may select until it is mended or removed (closing.py).
 - An object that is taken out of a file, with its file or without, is gone.
 - A file is read once it has been left alone for a moment, and gone once it has been away for one: an editor that
   empties it first, or moves it aside to write a new one, must not empty the mesh.
@@ -21,6 +22,7 @@ from pathlib import Path
 import watchfiles
 
 from meshlib.errors import ConfigurationError
+from meshlib.istio import closing
 from meshlib.istio.parse import MAX_TEXT, Parsed, parse_text
 from meshlib.istio.problems import ConfigurationWarning, in_order
 from meshlib.istio.resources import Object
@@ -36,7 +38,8 @@ RESCAN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything that is in force, in the order of the files' names, and what is wrong. No object is there twice."""
+    """Everything that is in force, in the order of the files' names, what stands for security objects that can't be
+    used, and what is wrong. No object is there twice."""
 
     objects: tuple[Object, ...] = ()
     problems: tuple[ConfigurationError, ...] = ()
@@ -83,7 +86,10 @@ class Folder:
                 found = list(_yaml_files(path))
             except OSError as error:
                 missing.append(ConfigurationError(str(path), "", "", f"can't be read: {error.strerror}"))
-                files.update((known, file) for known, file in self._files.items() if known.is_relative_to(path))
+                known = {each: file for each, file in self._files.items() if each.is_relative_to(path)}
+                if not known and not isinstance(error, FileNotFoundError):
+                    known[path] = _File(UNSURE, Parsed((), (), (), closing.of_the_unknown(missing[-1])))
+                files.update(known)
                 continue
             for file in found:
                 if file not in files:
@@ -157,11 +163,18 @@ class Folder:
                 signature = UNSURE
             if status.st_size > 4 * MAX_TEXT:  # so many bytes are more characters than parse_text takes
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = f"can't be read: {error.strerror}" if isinstance(error, OSError) else f"is not UTF-8: {error}"
-            unreadable = ConfigurationError(_shown(path), "", "", reason)
-            return _File(UNSURE, _with_last_good(Parsed((), (unreadable,)), old))
+            given = path.read_bytes()
+        except OSError as error:
+            unreadable = ConfigurationError(_shown(path), "", "", f"can't be read: {error.strerror}")
+            is_gone = isinstance(error, FileNotFoundError)
+            closed = old.parsed.closed if old is not None else () if is_gone else closing.of_the_unknown(unreadable)
+            return _File(UNSURE, _with_last_good(Parsed((), (unreadable,), (), closed), old))
+        try:
+            text = given.decode("utf-8")
+        except UnicodeDecodeError as error:
+            unreadable = ConfigurationError(_shown(path), "", "", f"is not UTF-8: {error}")
+            closed = closing.of_text(given.decode("utf-8", "replace"), unreadable)
+            return _File(UNSURE, _with_last_good(Parsed((), (unreadable,), (), closed), old))
         return _File(signature, _with_last_good(parse_text(text, _shown(path)), old))
 
     def __repr__(self) -> str:
@@ -185,19 +198,21 @@ def _yaml_files(path: Path) -> Iterator[Path]:
             yield found
 
 
-def _identity(given: Object) -> tuple[str, ...]:
-    return (given.api_version.rpartition("/")[0], *given.key)
-
-
 def _with_last_good(new: Parsed, old: _File | None) -> Parsed:
     if old is None or not new.problems:
         return new
     bad = {problem.object for problem in new.problems}
-    there = {_identity(each) for each in new.objects}
-    kept = [each for each in old.parsed.objects if _identity(each) not in there and (each.title in bad or "" in bad)]
+    there = {closing.identity(each) for each in new.objects}
+    kept = [
+        each for each in old.parsed.objects if closing.identity(each) not in there and (each.title in bad or "" in bad)
+    ]
+    # What can't be told by its name in a text that is no YAML is, where one of its kind was there before, that one.
+    broken = {problem for problem in new.problems if not problem.object}
+    kinds = {each.kind for each in kept}
+    closed = [each for each in new.closed if each.namespace or each.unusable not in broken or each.kind not in kinds]
     titles = {each.title for each in kept}
     warnings = [warning for warning in old.parsed.warnings if warning.object in titles]
-    return replace(new, objects=(*new.objects, *kept), warnings=(*new.warnings, *warnings))
+    return replace(new, objects=(*new.objects, *kept), warnings=(*new.warnings, *warnings), closed=tuple(closed))
 
 
 def _together(parts: Sequence[Parsed], problems: Sequence[ConfigurationError]) -> Contents:
@@ -207,12 +222,13 @@ def _together(parts: Sequence[Parsed], problems: Sequence[ConfigurationError]) -
     for part in parts:
         told.extend(part.problems)
         for each in part.objects:
-            first = found.setdefault(_identity(each), each)
+            first = found.setdefault(closing.identity(each), each)
             if first is not each:
                 told.append(
                     ConfigurationError(each.source, each.title, "", f"is in {first.source} too, and that one counts")
                 )
-    objects = tuple(found.values())
-    sources = {each.source for each in objects}
+    usable = tuple(found.values())
+    sources = {each.source for each in usable}
     warnings = [warning for part in parts for warning in part.warnings if warning.source in sources]
-    return Contents(objects, in_order(told), tuple(warnings))
+    closed = closing.missing(usable, (each for part in parts for each in part.closed))
+    return Contents((*usable, *closed), in_order(closing.told(told, closed)), tuple(warnings))

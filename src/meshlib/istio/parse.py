@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from meshlib.errors import ConfigurationError
-from meshlib.istio import envoy_filters
+from meshlib.istio import closing, envoy_filters
 from meshlib.istio import resources as r
 from meshlib.istio.claims import claim_of
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
@@ -32,8 +32,6 @@ from meshlib.model import SHADOWABLE
 MAX_TEXT = 16 * 1024 * 1024
 """Characters. Far above any real file; a text beyond it is a mistake."""
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
 _SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
 _HEADER = re.compile(r":?[!#$%&'*+.^_`|~0-9a-zA-Z-]+\Z")
@@ -69,25 +67,6 @@ FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA
 GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
 _NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
 _OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
-_METADATA_FIELDS = frozenset(
-    {
-        "annotations",
-        "creationTimestamp",
-        "deletionGracePeriodSeconds",
-        "deletionTimestamp",
-        "finalizers",
-        "generateName",
-        "generation",
-        "labels",
-        "managedFields",
-        "name",
-        "namespace",
-        "ownerReferences",
-        "resourceVersion",
-        "selfLink",
-        "uid",
-    }
-)
 MAX_RING, MAX_TABLE = 8 * 1024 * 1024, 5_000_011
 """Envoy's limits of a ring and of a maglev table."""
 _PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "MYSQL", "REDIS"})
@@ -96,11 +75,13 @@ _PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """objects: usable, in the text's order. problems: one for each object that is not, and for YAML that is none.
-    warnings: what usable objects ask for and do not get."""
+    warnings: what usable objects ask for and do not get. closed: what stands for security objects that can't be used,
+    where there is no other form of them: whoever passes them over lets in whom they may have kept out."""
 
     objects: tuple[r.Object, ...]
     problems: tuple[ConfigurationError, ...]
     warnings: tuple[ConfigurationWarning, ...] = ()
+    closed: tuple[r.Object, ...] = ()
 
 
 def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
@@ -109,9 +90,11 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
     objects: list[r.Object] = []
     problems: list[ConfigurationError] = []
     warnings: list[ConfigurationWarning] = []
+    closed: list[r.Object] = []
     seen: set[tuple[str, ...]] = set()
     if len(text) > MAX_TEXT:
-        return Parsed((), (ConfigurationError(source, "", "", f"more than {MAX_TEXT} characters"),))
+        problem = ConfigurationError(source, "", "", f"more than {MAX_TEXT} characters")
+        return Parsed((), (problem,), (), closing.of_text(text, problem))
     for document in split(text):
 
         def place(path: Path, document: Document = document) -> str:
@@ -120,22 +103,26 @@ def parse_text(text: str, source: str, *, namespace: str = "default") -> Parsed:
         try:
             value = document.value()
         except InvalidYaml as error:
-            problems.append(ConfigurationError(f"{source}:{error.line}", "", "", error.reason))
+            problem = ConfigurationError(f"{source}:{error.line}", "", "", error.reason)
+            problems.append(problem)
+            closed += closing.of_document(document, problem, namespace)
             continue
         for item, path in _items(value):
             try:
                 found = _object(item, place, path, namespace)
             except ConfigurationError as error:
                 problems.append(error)
+                stand_ins = closing.of_value(item, error, namespace)
+                closed += stand_ins or (closing.of_text(document.text, error) if _may_hold_others(item) else ())
                 continue
-            identity = (_group(found), *found.key)
+            identity = closing.identity(found)
             if identity in seen:
                 problems.append(ConfigurationError(found.source, found.title, "", "stands in this file twice"))
                 continue
             seen.add(identity)
             objects.append(found)
             warnings.extend(_warnings(found))
-    return Parsed(tuple(objects), tuple(problems), tuple(warnings))
+    return Parsed(tuple(objects), tuple(problems), tuple(warnings), tuple(closed))
 
 
 def parse_value(value: Any, source: str, *, namespace: str = "default") -> Parsed:
@@ -143,16 +130,26 @@ def parse_value(value: Any, source: str, *, namespace: str = "default") -> Parse
     messages; there are no lines. Raises nothing."""
     objects: list[r.Object] = []
     problems: list[ConfigurationError] = []
+    closed: list[r.Object] = []
     for item, path in _items(value):
         try:
             objects.append(_object(item, lambda _: source, path, namespace))
         except ConfigurationError as error:
             problems.append(error)
-    return Parsed(tuple(objects), tuple(problems), tuple(w for each in objects for w in _warnings(each)))
+            closed += closing.of_value(item, error, namespace)
+    warnings = tuple(warning for each in objects for warning in _warnings(each))
+    return Parsed(tuple(objects), tuple(problems), warnings, tuple(closed))
 
 
 def _group(given: r.Object) -> str:
     return given.api_version.rpartition("/")[0]
+
+
+def _may_hold_others(item: Any) -> bool:
+    """Whether there may be objects in what is none: a list without a kind, a List of something else."""
+    if isinstance(item, dict) and isinstance(kind := item.get("kind"), str):
+        return kind.endswith("List")
+    return isinstance(item, dict | list)
 
 
 def _items(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, tuple[str | int, ...]]]:
@@ -191,9 +188,9 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
         raise refuse("metadata", f"must be a mapping, not {_told(given)}")
     if kind.endswith("List") and "items" in value:
         raise refuse("items", f"must be a list, not {_told(value['items'])}")
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not r.NAME.match(name):
         raise refuse("metadata.name", "is missing" if name is None else f"is no name of Kubernetes: {name!r}")
-    if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
+    if not isinstance(namespace, str) or not r.NAMESPACE.match(namespace):
         raise refuse("metadata.namespace", f"is no namespace: {namespace!r}")
     labels: Any = metadata.get("labels") or {}
     if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()):
@@ -203,6 +200,10 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
     own = {known for known, each in r.SHAPES.items() if each.group == r.OWN}
     if (group == r.NETWORKING and kind not in r.NETWORKING_KINDS) or (group == r.OWN and kind not in own):
         raise refuse("kind", f"{group} has no kind {kind!r}")
+    if group == r.SECURITY and kind not in closing.KINDS:
+        raise refuse("kind", f"{group} has no kind {kind!r}; it has {', '.join(sorted(closing.KINDS))}")
+    if kind in closing.KINDS and group != r.SECURITY and (not group or group.endswith("istio.io")):
+        raise refuse("apiVersion", f"{version!r} has no kind {kind}; {r.SECURITY}/v1 has")
     if shape is not None and shape.group == r.NETWORKING and group != r.NETWORKING:
         raise refuse("apiVersion", f"{version!r} has no kind {kind}; {r.NETWORKING}/v1 has")
     spec: Any = None
@@ -211,7 +212,7 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
             wanted = ", ".join(f"{group}/{known}" if group else known for known in shape.versions)
             raise refuse("apiVersion", f"{version!r} is not known; there are {wanted}")
         if group in r.STRICT_GROUPS:
-            for at, table, known in (("", value, _OBJECT_FIELDS), ("metadata.", metadata, _METADATA_FIELDS)):
+            for at, table, known in (("", value, _OBJECT_FIELDS), ("metadata.", metadata, r.METADATA_FIELDS)):
                 for field in table:
                     if field not in known:
                         raise refuse(f"{at}{field}", "there is no such field")
@@ -400,7 +401,7 @@ def _check_host(host: str, field: str, *, wildcard: bool = True) -> None:
 
 def _check_export(names: list[str], field: str = "exportTo") -> None:
     for index, name in enumerate(names):
-        if name not in (".", "*", "~") and not _NAMESPACE.match(name):
+        if name not in (".", "*", "~") and not r.NAMESPACE.match(name):
             raise Refused(f"{field}[{index}]", f"must be a namespace, '.', '*' or '~': {name!r}")
 
 
@@ -468,7 +469,7 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
         raise Refused(at, f"needs exactly one of route, redirect, directResponse and delegate; found {told}")
     if route.delegate is not None:
         for kind, name in (("name", route.delegate.name), ("namespace", route.delegate.namespace or "default")):
-            if not _NAME.match(name):
+            if not r.NAME.match(name):
                 raise Refused(f"{at}.delegate.{kind}", f"is no name of Kubernetes: {name!r}")
     for index, match in enumerate(route.match):
         _check_match(match, f"{at}.match[{index}]")
@@ -915,7 +916,7 @@ def _check_sidecar(spec: r.Sidecar) -> None:
             namespace, slash, name = host.rpartition("/")
             if not slash:
                 raise Refused(f"{at}.hosts[{number}]", f"must be namespace/host, as in ./*: {host!r}")
-            if namespace not in (".", "*", "~") and not _NAMESPACE.match(namespace):
+            if namespace not in (".", "*", "~") and not r.NAMESPACE.match(namespace):
                 raise Refused(
                     f"{at}.hosts[{number}]", f"must be a namespace, '.', '*' or '~' before the slash: {host!r}"
                 )
@@ -1031,7 +1032,7 @@ def _check_gateway(spec: r.Gateway) -> None:
             raise Refused(f"{at}.hosts", "is missing")
         for number, host in enumerate(server.hosts):
             namespace, slash, name = host.rpartition("/")
-            if slash and namespace not in (".", "*") and not _NAMESPACE.match(namespace):
+            if slash and namespace not in (".", "*") and not r.NAMESPACE.match(namespace):
                 raise Refused(f"{at}.hosts[{number}]", f"no namespace before the slash: {host!r}")
             _check_host(name, f"{at}.hosts[{number}]")
         protocol = server.port.protocol.upper()

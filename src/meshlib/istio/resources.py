@@ -8,6 +8,7 @@ yet: parse.py says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from meshlib.errors import ConfigurationError
 from meshlib.istio import gateway_kinds
 from meshlib.istio.documents import Path, is_text
 
@@ -43,6 +45,27 @@ TELEMETRY_VERSIONS = ("v1alpha1", "v1")
 OWN_VERSIONS = ("v1alpha1",)
 STRICT_GROUPS = (NETWORKING, SECURITY, TELEMETRY, OWN)
 """Their objects may hold no field that is not known."""
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+METADATA_FIELDS = frozenset(
+    {
+        "annotations",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
 
 
 class Duration:
@@ -1145,6 +1168,9 @@ class Object:
     """`file.yaml:15` of each of `spec.rules`."""
     place: Callable[[Path], str] | None = field(default=None, compare=False, repr=False)
     """Where what a path names stands; None where there are no lines."""
+    unusable: ConfigurationError | None = field(default=None, repr=False)
+    """Why the object itself is not in force; then `spec` is what stands in its place (closing.py). namespace: "" is
+    every one."""
 
     def at(self, path: Path) -> str:
         """`file.yaml:17`: where the field stands, or what is nearest to it."""

@@ -34,11 +34,7 @@ _TEMPLATE = re.compile(r"\{\*\*?\}")
 def check_security(spec: r.PeerAuthentication | r.AuthorizationPolicy | r.RequestAuthentication) -> None:
     """Raises Refused."""
     if spec.selector is not None:
-        if spec.selector.labels:
-            raise Refused("selector.labels", "there is no such field; there is matchLabels")
-        for key, value in spec.selector.match_labels.items():
-            if not key or "*" in key or "*" in value:
-                raise Refused("selector.matchLabels", "may hold no empty key and no wildcard")
+        check_selector(spec.selector)
     if isinstance(spec, r.PeerAuthentication):
         if spec.port_level_mtls and (spec.selector is None or not spec.selector.match_labels):
             raise Refused("portLevelMtls", "needs a selector: ports are a workload's")
@@ -54,6 +50,15 @@ def check_security(spec: r.PeerAuthentication | r.AuthorizationPolicy | r.Reques
             _jwt(rule, f"jwtRules[{index}]")
     else:
         _policy(spec)
+
+
+def check_selector(selector: r.WorkloadSelector) -> None:
+    """Raises Refused."""
+    if selector.labels:
+        raise Refused("selector.labels", "there is no such field; there is matchLabels")
+    for key, value in selector.match_labels.items():
+        if not key or "*" in key or "*" in value:
+            raise Refused("selector.matchLabels", "may hold no empty key and no wildcard")
 
 
 def _policy(spec: r.AuthorizationPolicy) -> None:
