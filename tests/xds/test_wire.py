@@ -140,6 +140,8 @@ def test_every_field_has_the_specifications_number_and_type() -> None:
 
 PUBLISHED = [
     "envoy.service.auth.v3.external_auth_pb2",
+    "envoy.service.status.v3.csds_pb2",
+    "envoy.service.load_stats.v3.lrs_pb2",
     "envoy.service.ratelimit.v3.rls_pb2",
     "envoy.config.ratelimit.v3.rls_pb2",
     "envoy.extensions.filters.http.local_ratelimit.v3.local_rate_limit_pb2",

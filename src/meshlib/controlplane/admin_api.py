@@ -111,6 +111,28 @@ class Clients(msgspec.Struct, frozen=True):
     clients: tuple[Client, ...] = ()
 
 
+class Load(msgspec.Struct, frozen=True):
+    """What clients of `namespace` have reported of their calls to one locality of a cluster, in sums since the control
+    plane began; in_progress: now, of the clients that are connected. dropped: calls that their own limits have ended
+    before a locality was chosen; they stand at locality "". reported: when the last report came."""
+
+    cluster: str
+    service: str
+    namespace: str
+    locality: str
+    priority: int
+    succeeded: int
+    failed: int
+    issued: int
+    dropped: int
+    in_progress: int
+    reported: float
+
+
+class Loads(msgspec.Struct, frozen=True):
+    loads: tuple[Load, ...] = ()
+
+
 class ServiceEndpoint(msgspec.Struct, frozen=True):
     """address: `10.0.0.1:9080`. health: HEALTHY, UNHEALTHY, DRAINING."""
 

@@ -216,15 +216,15 @@ class AggregatedDiscoveryService:
 
     def clients(self) -> Collection[api.Client]:
         """All whose streams are open and who have said who they are."""
-        return [_as_one([each.client() for each in streams]) for streams in self._by_client()]
+        return [_as_one([each.client() for each in streams]) for streams in self.by_client()]
 
     def inspected(self) -> list[inspection.Client]:
         """All clients that were sent something."""
-        found = ([known for known in (each.inspected() for each in streams) if known] for streams in self._by_client())
+        found = ([known for known in (each.inspected() for each in streams) if known] for streams in self.by_client())
         return [parts[0]._replace(sent=tuple(each for part in parts for each in part.sent)) for parts in found if parts]
 
-    def _by_client(self) -> Iterable[list[Connection]]:
-        """A client with a stream for each type is one client."""
+    def by_client(self) -> Iterable[list[Connection]]:
+        """The streams that are open, of each client: one, or one for each type."""
         found: dict[Hashable, list[Connection]] = {}
         for number, each in self._connections.items():
             found.setdefault(each.node.id if each.only else number, []).append(each)
@@ -257,7 +257,7 @@ class AggregatedDiscoveryService:
         only: str,
     ) -> None:
         """only: the one type that is served; "" for all of them."""
-        identity = await self._identity_of(context)
+        identity = await self.identity_of(context)
         number = next(self._numbers)
         connection: Connection | None = None
         waiting: deque[bytes] = deque()
@@ -354,7 +354,7 @@ class AggregatedDiscoveryService:
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, Exception):
                 await receiving
 
-    async def _identity_of(self, context: Any) -> SpiffeId | None:
+    async def identity_of(self, context: Any) -> SpiffeId | None:
         """Who asks, as its token proves it; None for a caller without one, where that is allowed."""
         has_token = any(key == "authorization" for key, _ in context.invocation_metadata() or ())
         if self._authenticator is None or not (has_token or self._is_identity_required):

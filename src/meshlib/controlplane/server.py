@@ -41,10 +41,12 @@ from meshlib.controlplane.ca_api import AuthorityRoutes
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.claims import Claims
+from meshlib.controlplane.client_status import ClientStatusService
 from meshlib.controlplane.history import History
 from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
 from meshlib.controlplane.kubernetes import KubernetesSource
+from meshlib.controlplane.load_reports import LoadReportingService, LoadReports
 from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
@@ -62,6 +64,7 @@ from meshlib.istio.services import Registry as Services
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, Workload
+from meshlib.xds.resource_types import CLUSTER
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -129,6 +132,7 @@ class ControlPlane:
         self._registry = Registry(settings.state / "workloads.json" if settings.state is not None else None)
         self._metrics = OwnMetrics(self._state)
         self._ads = AggregatedDiscoveryService(self._cache, self._registry, self._metrics)
+        self._loads = LoadReports()
         self._admin: AdminServer | None = None
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Event()
@@ -400,7 +404,7 @@ class ControlPlane:
         may_make = settings.is_admin_local or settings.access is not None
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
-        routes += Inspection(self._ads.inspected).routes() + self._metrics.routes()
+        routes += Inspection(self._ads.inspected).routes() + self._metrics.routes() + self._loads.routes()
         routes += TapRoutes(self._taps, self._telemetry, self, audit).routes()
         return routes + AuditRoutes(audit).routes()
 
@@ -463,8 +467,10 @@ class ControlPlane:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
             )
         )
-        assert self.authority is not None and self._certificates is not None
+        assert self.authority is not None and self._certificates is not None and self._administrators is not None
         self._ads.add_to(server)
+        ClientStatusService(self._ads.by_client, self._administrators, is_secure=self.settings.is_secure).add_to(server)
+        LoadReportingService(self._loads, self._ads.identity_of, self._clusters_of).add_to(server)
         self._certificates.add_to(server)
         self._picture.receiver.add_to(server)
         host, port = self.settings.xds
@@ -479,6 +485,9 @@ class ControlPlane:
                 errno.EADDRINUSE, f"xDS can't be served on {_authority(host)}:{port}: is it taken?"
             ) from error
         await server.start()
+
+    async def _clusters_of(self, node: Node) -> list[str]:
+        return sorted((await self._cache.view(node)).resources[CLUSTER])
 
     # What the admin API asks
 

@@ -99,6 +99,8 @@ class Subscription:
         """The version that was accepted last."""
         self.in_flight = False
         self.error = ""
+        self.latest: tuple[str, ...] = ()
+        """What the latest answer named, until it is accepted."""
 
     def wanted(self, view: Seen, has_catch_all: bool) -> dict[str, Resource | None]:
         """Every name that this subscription covers now; None for those that do not exist."""
@@ -197,6 +199,7 @@ class Stream:
             self._warming.difference_update(removed)
         elif subscription.type_url == ENDPOINT:
             self._warming.difference_update(removed, (each.name for each in resources))
+        subscription.latest = (*(each.name for each in resources), *removed)
         for resource in resources:
             subscription.sent[resource.name] = resource.version
         for name in removed:
@@ -209,7 +212,7 @@ class Stream:
         if subscription.in_flight or request.error is not None:
             subscription.error = request.error or ""
             if request.error is None:
-                subscription.accepted = subscription.version
+                subscription.accepted, subscription.latest = subscription.version, ()
         subscription.in_flight = False
 
 

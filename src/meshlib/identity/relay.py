@@ -50,6 +50,8 @@ class Relay:
         for service, plural in ((m.ADS_SERVICE, "AggregatedResources"), *SERVICES.values()):
             handlers = {name: self._handler(f"/{service}/{name}") for name in (f"Stream{plural}", f"Delta{plural}")}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        reports = {m.LRS_STREAM.rpartition("/")[2]: self._handler(m.LRS_STREAM)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(m.LRS_SERVICE, reports),))
 
     @property
     def target(self) -> str:

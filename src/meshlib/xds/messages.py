@@ -22,6 +22,10 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
 ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
+CSDS_SERVICE = "envoy.service.status.v3.ClientStatusDiscoveryService"
+LRS_SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
+LRS_STREAM = f"/{LRS_SERVICE}/StreamLoadStats"
+
 CA_SERVICE = "istio.v1.auth.IstioCertificateService"
 CREATE_CERTIFICATE = f"/{CA_SERVICE}/CreateCertificate"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -34,6 +38,11 @@ AUTHORIZATION_CHECK = "/envoy.service.auth.v3.Authorization/Check"
 def message_class(full_name: str) -> Any:
     """The class of a message. Raises KeyError for one that meshlib does not speak."""
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(full_name))
+
+
+def enum_value(full_name: str, name: str) -> int:
+    found: int = _POOL.FindEnumTypeByName(full_name).values_by_name[name].number
+    return found
 
 
 Any_ = message_class("google.protobuf.Any")
@@ -101,6 +110,22 @@ TrustBundle = message_class("meshlib.identity.v1.TrustBundle")
 
 CheckRequest = message_class("envoy.service.auth.v3.CheckRequest")
 CheckResponse = message_class("envoy.service.auth.v3.CheckResponse")
+
+
+ClientStatusRequest = message_class("envoy.service.status.v3.ClientStatusRequest")
+ClientStatusResponse = message_class("envoy.service.status.v3.ClientStatusResponse")
+ClientConfig = message_class("envoy.service.status.v3.ClientConfig")
+GenericXdsConfig = message_class("envoy.service.status.v3.ClientConfig.GenericXdsConfig")
+SYNCED, NOT_SENT, STALE, ERROR = (
+    enum_value("envoy.service.status.v3.ConfigStatus", name) for name in ("SYNCED", "NOT_SENT", "STALE", "ERROR")
+)
+RESOURCE_REQUESTED, RESOURCE_DOES_NOT_EXIST, RESOURCE_ACKED, RESOURCE_NACKED = (
+    enum_value("envoy.admin.v3.ClientResourceStatus", name)
+    for name in ("REQUESTED", "DOES_NOT_EXIST", "ACKED", "NACKED")
+)
+
+LoadStatsRequest = message_class("envoy.service.load_stats.v3.LoadStatsRequest")
+LoadStatsResponse = message_class("envoy.service.load_stats.v3.LoadStatsResponse")
 
 
 def type_url(message: Message | type[Message]) -> str:
