@@ -54,6 +54,19 @@ def metrics(series: Mapping[Labels, Iterable[float]], at: float, temporality: in
     return message.SerializeToString()
 
 
+def retries(workload: str, cluster: str, count: int, at: float) -> bytes:
+    """Tries after the first, as a process of this workload has counted them."""
+    message = ExportMetricsServiceRequest()
+    resource = message.resource_metrics.add()
+    for name, value in (("istio.workload", workload), ("service.namespace", "default")):
+        resource.resource.attributes.add(key=name).value.string_value = value
+    total = resource.scope_metrics.add().metrics.add(name="meshlib_retries_total").sum
+    total.aggregation_temporality = 1
+    point: Any = total.data_points.add(time_unix_nano=int(at * 1e9), as_double=count)
+    point.attributes.add(key="cluster").value.string_value = cluster
+    return message.SerializeToString()
+
+
 def spans(
     *told: tuple[str, str, str, float, float, bool],
     trace: str = "ab" * 16,

@@ -68,3 +68,38 @@ def test_dashboard_says_where_it_is(town: Town, meshctl: Meshctl) -> None:
     assert meshctl("dashboard", "--no-browser").stdout == f"{town.url}/dashboard/\n"
     nobody = CliRunner().invoke(app, ["dashboard", "--control-plane", "http://127.0.0.1:9"])
     assert (nobody.exit_code, "no control plane" in nobody.stderr) == (1, True)
+
+
+def test_stat_tells_success_before_and_after_retries(town: Town, meshctl: Meshctl) -> None:
+    """As the callers of a service have seen it: every try that was followed by another has failed."""
+    source = called("productpage-v1", "reviews-v1")._replace(reporter="source")
+    town.push({source: [3.0] * 54, source._replace(response_code="503", response_flags="UF"): [3.0] * 6})
+    town.push_retries("productpage-v1", "outbound|9080||reviews.default.svc.cluster.local", 60)
+    lines = meshctl("stat", "-o", "wide").stdout.splitlines()
+    assert lines[0].split()[-4:] == ["EFFECTIVE_SUCCESS", "EFFECTIVE_RPS", "ACTUAL_SUCCESS", "ACTUAL_RPS"]
+    (reviews,) = (line.split() for line in lines if "service" in line)
+    assert reviews[-4:] == ["90.00%", "1.0rps", "45.00%", "2.0rps"]
+    (told,) = (each for each in json.loads(meshctl("stat", "-o", "json").stdout) if each["kind"] == "service")
+    assert told["tries"] == {
+        "effective_success": 0.9, "effective_rps": 1.0, "actual_success": 0.45, "actual_rps": 2.0
+    }  # fmt: skip
+
+
+def test_a_watched_table_is_shown_until_it_is_enough(
+    town: Town, meshctl: Meshctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while there is nothing to see yet; Ctrl-C is no failure."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+        town.push({called("productpage-v1", "reviews-v1"): [3.0]})
+
+    monkeypatch.setattr("meshlib.cli.live.time.sleep", sleep)
+    found = meshctl("stat", "--watch")
+    assert (found.exit_code, slept) == (0, [2.0, 2.0])
+    assert found.stdout.splitlines()[0].startswith("no process is connected")
+    assert "reviews-v1" in found.stdout
+    assert meshctl("stat", "--watch", "-o", "json").exit_code == 1

@@ -14,7 +14,7 @@ import grpc
 
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.controlplane.telemetry_store import Labels
-from pushes import metrics, spans
+from pushes import metrics, retries, spans
 
 BOOKINFO = Path(__file__).parents[2] / "examples" / "bookinfo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -73,6 +73,9 @@ class Town:
 
     def push_spans(self, *told: tuple[str, str, str, float, float, bool], **more: Any) -> None:
         self._export("trace.v1.TraceService", spans(*told, **more))
+
+    def push_retries(self, workload: str, cluster: str, count: int) -> None:
+        self._export("metrics.v1.MetricsService", retries(workload, cluster, count, time.time()))
 
     def _export(self, service: str, body: bytes) -> None:
         with grpc.insecure_channel(self.target) as channel:

@@ -12,9 +12,10 @@ import msgspec
 import typer
 
 from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.live import again, show
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
-from meshlib.controlplane.graph import Graph, Rates
+from meshlib.controlplane.graph import Graph, Node, Rates
 from meshlib.controlplane.picture import Traces
 
 Output = Annotated[str, typer.Option("--output", "-o", help="json.")]
@@ -37,23 +38,65 @@ def dashboard(
 
 
 def stat(
-    namespace: Namespace = "", window: Window = 60, output: Output = "", control_plane: ControlPlaneUrl = ""
+    namespace: Namespace = "",
+    window: Window = 60,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s, until Ctrl-C.")] = False,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="json, or wide with success before and after retries.")
+    ] = "",
+    control_plane: ControlPlaneUrl = "",
 ) -> None:
-    """What each workload and service served: success, rate, latencies."""
-    graph = _graph(control_plane, window, services=True)
-    nodes = [node for node in graph.nodes if namespace in ("", node.namespace) and node.kind != "unknown"]
-    if _as_json(output, nodes):
-        return
-    if not nodes:
-        raise CommandFailed("no process is connected, and no traffic was seen")
-    typer.echo(
-        table(
-            ["NAMESPACE", "KIND", "NAME", "INSTANCES", *_HEADERS],
-            (
-                [node.namespace or "-", node.kind, node.name, str(node.instances or "-"), *_figures(node.incoming)]
-                for node in nodes
-            ),
-        )
+    """What each workload and service served: success, rate, latencies.
+
+    -o wide: what the callers of a service got in the end (effective), and what each of their tries did (actual).
+    """
+    if output not in ("", "json", "wide"):
+        raise CommandFailed(f"-o {output}: there are json and wide")
+    if watch and output == "json":
+        raise CommandFailed("--watch is for a table, not with -o json")
+    for _ in again(watch):
+        graph = _graph(control_plane, window, services=True)
+        nodes = [node for node in graph.nodes if namespace in ("", node.namespace) and node.kind != "unknown"]
+        if output == "json":
+            _as_json(output, nodes)
+        elif nodes:
+            show(_stat_table(nodes, wide=output == "wide"), watch)
+        elif watch:
+            show(_NOTHING, watch)
+        else:
+            raise CommandFailed(_NOTHING)
+
+
+_NOTHING = "no process is connected, and no traffic was seen"
+
+
+def _stat_table(nodes: Iterable[Node], *, wide: bool) -> str:
+    more = ["EFFECTIVE_SUCCESS", "EFFECTIVE_RPS", "ACTUAL_SUCCESS", "ACTUAL_RPS"] if wide else []
+    return table(
+        ["NAMESPACE", "KIND", "NAME", "INSTANCES", *_HEADERS, *more],
+        (
+            [
+                node.namespace or "-",
+                node.kind,
+                node.name,
+                str(node.instances or "-"),
+                *_figures(node.incoming),
+                *(_tries(node) if wide else ()),
+            ]
+            for node in nodes
+        ),
+    )
+
+
+def _tries(node: Node) -> Iterable[str]:
+    told = node.tries
+    if told is None:
+        return ("-",) * 4
+    return (
+        f"{told.effective_success:.2%}",
+        f"{told.effective_rps:.1f}rps",
+        f"{told.actual_success:.2%}",
+        f"{told.actual_rps:.1f}rps",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -11,13 +10,10 @@ import msgspec
 import typer
 
 from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.live import again, show
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.controlplane import admin_api as api
-
-EVERY = 2.0
-"""Seconds between two looks of a live table."""
-CLEAR = "\x1b[H\x1b[J"
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The workload's or service's.")]
 Method = Annotated[str, typer.Option(help="Only requests by this method.")]
@@ -110,22 +106,17 @@ def top(
     where = namespace or ("default" if name else "")
     query = {**_filters(name, where, method, path, from_, to, failed), "seconds": str(window)}
     with AdminClient(control_plane) as client:
-        while True:
+        for _ in again(not once and not output):
             rows = counted(client.get("/v1/requests", query, api.MeshRequests).requests)[:limit]
             if output:
                 typer.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
-                return
-            shown = _table(rows) if rows else f"no request was sampled in the last {window:.0f} s"
-            if once:
-                if not rows:
-                    raise CommandFailed(f"{shown}: sample more (Telemetry), or run meshctl tap beside this")
-                typer.echo(shown)
-                return
-            typer.echo(CLEAR + shown if sys.stdout.isatty() else shown)
-            try:
-                time.sleep(EVERY)
-            except KeyboardInterrupt:
-                return
+            elif rows or not once:
+                show(_table(rows) if rows else f"no request was sampled in the last {window:.0f} s", not once)
+            else:
+                raise CommandFailed(
+                    f"no request was sampled in the last {window:.0f} s: sample more (Telemetry), or run meshctl tap "
+                    "beside this"
+                )
 
 
 class TopRow(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from meshlib.controlplane.telemetry_store import OVERFLOW, Cell, Labels
+from meshlib.controlplane.telemetry_store import OVERFLOW, RETRY, Cell, Labels
 
 UNKNOWN = "unknown"
 
@@ -30,10 +30,21 @@ class Rates(msgspec.Struct, frozen=True):
     bytes_out: float = 0.0
 
 
+class Tries(msgspec.Struct, frozen=True):
+    """What the callers of a service have asked for and got (effective), and what that took, each try by itself (actual;
+    every try that was followed by another one has failed). success: the share, 0 to 1; rps: a second."""
+
+    effective_success: float
+    effective_rps: float
+    actual_success: float
+    actual_rps: float
+
+
 class Node(msgspec.Struct, frozen=True):
     """id: `workload:default/reviews-v1`, `service:default/reviews`, `external:www.example.com`, `unknown`. kind:
     workload, service, gateway, external, unknown. badges: of what the configuration does here (`virtual-service`,
-    `fault`, `circuit-breaker`, `mirror`, `shadow`...). incoming: what it serves."""
+    `fault`, `circuit-breaker`, `mirror`, `shadow`...). incoming: what it serves. tries: of a service whose callers tell
+    of their calls."""
 
     id: str
     kind: str
@@ -45,6 +56,7 @@ class Node(msgspec.Struct, frozen=True):
     badges: tuple[str, ...] = ()
     incoming: Rates = Rates()
     instances: int = 0
+    tries: Tries | None = None
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -126,6 +138,28 @@ def rates(cells: Iterable[tuple[Labels, Cell]], seconds: float) -> Rates:
     )
 
 
+def tries(series: Mapping[Labels, Cell], seconds: float) -> dict[str, Tries]:
+    """By node id of the service: before and after retries, as its callers tell."""
+    asked: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    again: dict[str, int] = {}
+    for labels, cell in series.items():
+        if labels.destination_service_namespace == UNKNOWN or labels == OVERFLOW:
+            continue
+        name = f"service:{labels.destination_service_namespace}/{labels.destination_service_name}"
+        if labels.reporter == RETRY:
+            again[name] = again.get(name, 0) + cell.requests
+        elif labels.reporter == "source":
+            asked[name] = asked.get(name, 0) + cell.requests
+            failed[name] = failed.get(name, 0) + (cell.requests if is_error(labels) else 0)
+    found = {}
+    for name, requests in asked.items():
+        if requests:
+            good, sent = requests - failed[name], requests + again.get(name, 0)
+            found[name] = Tries(good / requests, requests / seconds, good / sent, sent / seconds)
+    return found
+
+
 def source_id(labels: Labels) -> str:
     if labels.source_workload == UNKNOWN:
         return UNKNOWN
@@ -160,6 +194,7 @@ def graph(
     services: each service is a node between its callers and its workloads, as Kiali draws it.
     """
     seconds = max(end - start, 1e-9)
+    tried = tries(series, seconds)
     nodes: dict[str, _Known] = {}
     edges: dict[tuple[str, str, str], list[tuple[Labels, Cell]]] = {}
     for labels, cell in agreed(series).items():
@@ -221,6 +256,7 @@ def graph(
                 health(incoming),
                 (),
                 incoming,
+                tries=tried.get(name),
             )
             for name, known in sorted(nodes.items())
             for incoming in (rates(known.cells, seconds),)

@@ -32,7 +32,7 @@ from starlette.responses import Response
 
 from meshlib.controlplane.authentication import Authenticator, NotAuthenticated, bearer
 from meshlib.controlplane.ca_service import caller_of
-from meshlib.controlplane.telemetry_store import BOUNDS, Cell, Labels, Span, TelemetryStore
+from meshlib.controlplane.telemetry_store import BOUNDS, RETRY, Cell, Labels, Span, TelemetryStore
 from meshlib.model import SpiffeId
 
 logger = logging.getLogger("meshlib.controlplane.otlp")
@@ -47,6 +47,8 @@ _HISTOGRAMS = {
     "istio_request_bytes": "request_bytes",
     "istio_response_bytes": "response_bytes",
 }
+RETRIES = "meshlib_retries_total"
+_COUNTED = frozenset({"istio_requests_total", RETRIES, *_HISTOGRAMS})
 
 
 class NotOwn(Exception):
@@ -97,12 +99,15 @@ class Receiver:
                             value = point.as_double if point.WhichOneof("value") == "as_double" else float(point.as_int)
                             name = tuple(sorted({**told, **_texts(point.attributes)}.items()))
                             self._store.set_gauge(metric.name, name, value, now)
-                    elif metric.name == "istio_requests_total" or metric.name in _HISTOGRAMS:
+                    elif metric.name in _COUNTED:
                         if getattr(data, "aggregation_temporality", 0) != AGGREGATION_TEMPORALITY_DELTA:
                             refused += len(data.data_points)
                             continue
                         for point in data.data_points:
-                            _count(counted, metric.name, point)
+                            if metric.name == RETRIES:
+                                _count_retries(counted, told, point)
+                            else:
+                                _count(counted, metric.name, point)
                             at = point.time_unix_nano / 1e9
         if counted:
             self._store.add(counted, now, at)
@@ -262,6 +267,25 @@ def _count(counted: dict[Labels, Cell], metric: str, point: Any) -> None:
     if metric == "istio_request_duration_milliseconds" and tuple(point.explicit_bounds) == BOUNDS:
         mine = cell.buckets or [0] * (len(BOUNDS) + 1)
         cell.buckets = [one + two for one, two in zip(mine, point.bucket_counts, strict=True)]
+
+
+def _count_retries(counted: dict[Labels, Cell], resource: dict[str, str], point: Any) -> None:
+    """By caller and service: tries after the first, which no server may have seen."""
+    parts = next((_text(each.value) for each in point.attributes if each.key == "cluster"), "").split("|")
+    if len(parts) != 4:  # outbound|9080|v1|reviews.default.svc.cluster.local
+        return
+    name, _, rest = parts[3].partition(".")
+    in_cluster = rest.partition(".")[2].startswith("svc.")
+    labels = Labels(
+        RETRY,
+        resource.get("istio.workload", "unknown"),
+        resource.get("service.namespace", "unknown"),
+        destination_service=parts[3],
+        destination_service_name=name if in_cluster else parts[3],
+        destination_service_namespace=rest.partition(".")[0] if in_cluster else "unknown",
+    )
+    cell = counted.setdefault(labels, Cell())
+    cell.requests += int(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
 
 
 def _span(message: Any, service: str, resource: dict[str, str]) -> Span:

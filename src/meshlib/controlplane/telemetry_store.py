@@ -26,6 +26,10 @@ LATE = 60.0
 time, and the picture shows what is known."""
 
 
+RETRY = "retry"
+"""The reporter of a caller's tries after the first. They are no requests: `requests` of such a series counts tries."""
+
+
 class Labels(NamedTuple):
     """Istio's labels of a request, as far as the picture needs them (observability contract, section 1.2)."""
 
