@@ -3,6 +3,7 @@ import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
 import { apply, Refused, remove, type Results, type ServiceDetail } from "./api";
 import { forbidden } from "./state";
+import { WhatIf } from "./whatif";
 
 type Steering = ServiceDetail["steering"];
 interface Wish extends Steering {
@@ -206,6 +207,7 @@ export function Actions({ detail }: { detail: ServiceDetail }) {
               You can't apply this in {detail.namespace}: {lack}.
             </p>
           )}
+          <WhatIf yaml={yaml} />
           <p role="status" data-testid="outcome">
             {message}
           </p>

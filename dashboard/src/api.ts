@@ -151,6 +151,29 @@ export interface Results {
   warnings: Problem[];
 }
 
+export interface RouteShown {
+  name: string;
+  object: string;
+  takes_all: boolean;
+  portions: { to: string; share: number; rps: number | null }[];
+  does: string[];
+}
+export interface WhatIfAnswer {
+  objects: string[];
+  problems: Problem[];
+  warnings: Problem[];
+  hosts: {
+    host: string;
+    callers: string[];
+    rps: number;
+    versions: Record<string, number>;
+    before: RouteShown[];
+    after: RouteShown[];
+  }[];
+  seconds: number;
+  left_out: number;
+}
+
 export class Refused extends Error {
   constructor(
     readonly status: number,
@@ -219,6 +242,12 @@ export async function apply(yaml: string): Promise<Results> {
     }),
   );
   return (await response.json()) as Results;
+}
+
+// Changes nothing.
+export async function whatIf(yaml: string): Promise<WhatIfAnswer> {
+  const response = await answered(await fetch("/v1/what-if", { method: "POST", headers: changing(), body: yaml }));
+  return (await response.json()) as WhatIfAnswer;
 }
 
 export async function remove(kind: string, namespace: string, name: string): Promise<Results> {

@@ -3,10 +3,12 @@ import { useEffect, useState } from "preact/hooks";
 import { get, type Change, type Problem, type StoredObject } from "./api";
 import { changeNumber, changes, choices, choose } from "./state";
 import { clock } from "./text";
+import { Editor } from "./whatif";
 
 export function Configuration() {
   const [objects, setObjects] = useState<StoredObject[]>([]);
   const [problems, setProblems] = useState<Problem[]>([]);
+  const [edited, setEdited] = useState("");
   const { find } = choices.value;
   useEffect(() => {
     get<{ objects: StoredObject[] }>("/v1/objects").then(
@@ -24,6 +26,7 @@ export function Configuration() {
   return (
     <section class="page" aria-label="Configuration">
       <h2>Configuration</h2>
+      <Editor text={edited} onText={setEdited} />
       {loose.map((problem, index) => (
         <ProblemLine key={index} problem={problem} />
       ))}
@@ -42,6 +45,17 @@ export function Configuration() {
               <ProblemLine key={index} problem={problem} />
             ))}
             <pre tabIndex={0}>{each.yaml}</pre>
+            <p>
+              <button
+                type="button"
+                onClick={() => {
+                  setEdited(each.yaml);
+                  document.getElementById("editor")?.focus();
+                }}
+              >
+                Try a change
+              </button>
+            </p>
           </details>
         );
       })}
@@ -50,7 +64,7 @@ export function Configuration() {
   );
 }
 
-function ProblemLine({ problem }: { problem: Problem }) {
+export function ProblemLine({ problem }: { problem: Problem }) {
   return (
     <p class={`problem ${problem.level}`}>
       <strong>{problem.level}</strong> {problem.object} <code>{problem.field}</code>: {problem.reason} <span class="dim">{problem.source}</span>

@@ -188,7 +188,7 @@ function App() {
 }
 
 window.addEventListener("keydown", (event) => {
-  const isTyping = event.target instanceof HTMLInputElement;
+  const isTyping = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
   if (event.key === "/" && !isTyping) {
     event.preventDefault();
     document.getElementById("find")?.focus();

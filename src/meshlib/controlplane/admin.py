@@ -102,7 +102,7 @@ def admin_app(
 
     async def apply(request: Request) -> Response:
         query = query_of(request, "source", "namespace")
-        text = await _yaml_body(request)
+        text = await yaml_body(request)
         source, namespace = query["source"] or "admin API", query["namespace"] or "default"
         who = admission_of(request)
         applied = await run_in_threadpool(
@@ -112,7 +112,7 @@ def admin_app(
 
     async def delete(request: Request) -> Response:
         query = query_of(request, "source", "kind", "namespace", "name")
-        text = await _yaml_body(request)
+        text = await yaml_body(request)
         namespace, who = query["namespace"] or "default", admission_of(request)
         if query["kind"] or query["name"]:
             if not (query["kind"] and query["name"]) or text.strip():
@@ -191,7 +191,8 @@ def check_yaml(request: Request) -> None:
         raise HTTPException(415, f"content-type must be {api.YAML}, not {content_type or 'missing'}")
 
 
-async def _yaml_body(request: Request) -> str:
+async def yaml_body(request: Request) -> str:
+    """The body of a request that brings objects. Raises HTTPException: 400, 413, 415."""
     check_yaml(request)
     body = bytearray()
     async for chunk in request.stream():

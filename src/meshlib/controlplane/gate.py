@@ -45,8 +45,10 @@ CSRF = "x-csrf-token"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/v1/login"})
 """With /dashboard/..., whose files are the same for everybody and hold nothing of the mesh."""
-CHECKED = frozenset({"/v1/apply", "/v1/delete", "/v1/tap", "/v1/tokens", "/v1/tokens/revoke", "/v1/logout"})
-"""Routes that change something and ask for the powers that it takes by themselves."""
+CHECKED = frozenset(
+    {"/v1/apply", "/v1/delete", "/v1/tap", "/v1/what-if", "/v1/tokens", "/v1/tokens/revoke", "/v1/logout"}
+)
+"""Routes that are sent something and ask for the powers that it takes by themselves."""
 NARROWED = frozenset(
     {
         "/version", "/v1/whoami", "/v1/objects", "/v1/problems", "/v1/clients", "/v1/endpoints", "/v1/graph",

@@ -57,6 +57,7 @@ from meshlib.controlplane.tap_api import TapRoutes
 from meshlib.controlplane.taps import Taps
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
+from meshlib.controlplane.what_if import WhatIfRoutes
 from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
@@ -161,6 +162,7 @@ class ControlPlane:
         self._taps = Taps(self._changed.set)
         self._telemetry.on_spans(self._taps.receive)
         self._picture = Picture(self._telemetry, self._history, self)
+        self._what_if = WhatIfRoutes(self, self._telemetry)
 
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders and the cluster were read. That waits for the
@@ -361,7 +363,7 @@ class ControlPlane:
             workloads = await asyncio.to_thread(self._claims.admitted, objects, workloads)
         endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
         self._taps.follow(endpoints)
-        await self._cache.update(objects, workloads, [*self._registry.nodes, _ANYBODY], self._taps.workloads)
+        await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints
         self._badges = await asyncio.to_thread(badges_of, objects)
         await asyncio.to_thread(self._registry.save, workloads)
@@ -399,7 +401,7 @@ class ControlPlane:
         return AdminServer(app, *settings.admin, tls)
 
     def _admin_routes(self, audit: AuditLog) -> list[Route]:
-        settings, routes = self.settings, self._picture.routes()
+        settings, routes = self.settings, self._picture.routes() + self._what_if.routes()
         assert self.tokens is not None and self.authority is not None and self._certificates is not None
         may_make = settings.is_admin_local or settings.access is not None
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
@@ -508,6 +510,12 @@ class ControlPlane:
 
     def objects(self) -> Sequence[Object]:
         return self._store.objects() if self._store is not None else ()
+
+    def workloads(self) -> Sequence[Workload]:
+        return self._registry.workloads
+
+    def callers(self) -> Sequence[Node]:
+        return [*self._registry.nodes, _ANYBODY]
 
     def badges(self) -> Mapping[str, tuple[str, ...]]:
         return self._badges

@@ -1,0 +1,112 @@
+"""Is what a text would do told to who may know it, with the traffic that it concerns, and without doing it?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.access import VIRTUAL_SERVICE, YAML, client_of, write_access
+from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
+from meshlib.controlplane.telemetry_store import Cell
+from meshlib.controlplane.what_if import compare
+from meshlib.istio.parse import parse_text
+from meshlib.model import Node, Workload
+from pushes import REVIEWS
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: default}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: default}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+"""
+CANARY = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - fault: {abort: {httpStatus: 503, percentage: {value: 5}}}
+    route:
+    - {destination: {host: reviews, subset: v1}, weight: 75}
+    - {destination: {host: reviews, subset: v2}, weight: 25}
+"""
+MATCHED = CANARY.replace("- fault", "- match: [{headers: {end-user: {exact: jason}}}]\n    fault")
+
+
+def cell(requests: int) -> Cell:
+    made = Cell()
+    made.requests = requests
+    return made
+
+
+def asked(text: str, *callers: Node) -> list[tuple[str, tuple[str, ...], list[tuple[str, float, float | None]]]]:
+    objects, given = parse_text(SERVICE, "s").objects, parse_text(text, "t").objects
+    traffic = {REVIEWS: cell(40), REVIEWS._replace(source_workload="other"): cell(1000)}
+    hosts, problems, left_out = compare(objects, given, (), callers, traffic, 10.0)
+    assert (problems, left_out) == ((), 0)
+    return [
+        (each.host, each.callers, [(to.to, to.share, to.rps) for to in (each.after or each.before)[0].portions])
+        for each in hosts
+    ]
+
+
+def test_recorded_traffic_is_shared_as_the_weights_say() -> None:
+    """That of the callers concerned only: 4 requests a second of productpage's."""
+    host = "reviews.default.svc.cluster.local"
+    caller = Node("a", Workload("productpage-v1"))
+    [(told, callers, portions)] = asked(CANARY, caller)
+    assert (told, callers) == (f"{host}:9080", ("workload:default/productpage-v1",))
+    assert portions == [(f"{host} v1", 0.75, 3.0), (f"{host} v2", 0.25, 1.0)]
+
+
+def test_what_depends_on_a_header_is_left_open() -> None:
+    """Nobody has recorded headers."""
+    [(_, _, portions)] = asked(MATCHED, Node("a", Workload("productpage-v1")))
+    assert [rps for _, _, rps in portions] == [None, None]
+
+
+def test_callers_that_would_see_the_same_are_one() -> None:
+    """And a text that says nothing new changes nothing."""
+    [(_, callers, _)] = asked(CANARY, Node("a", Workload("b-v1")), Node("c", Workload("d-v1")))
+    assert callers == ("workload:default/b-v1", "workload:default/d-v1")
+    assert asked(SERVICE, Node("a", Workload("b-v1"))) == []
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    folder = tmp_path / "mesh"
+    folder.mkdir()
+    (folder / "services.yaml").write_text(SERVICE)
+    settings = ControlPlaneSettings(
+        (folder,), xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), access=write_access(tmp_path / "access")
+    )
+    made = ControlPlane(settings)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+async def test_it_takes_an_operator_of_the_namespace(plane: ControlPlane) -> None:
+    """Also who may ask is told of problems only, where there are some; nothing is in force afterwards."""
+    text = VIRTUAL_SERVICE.replace("NAMESPACE", "default")
+    async with client_of(plane, "olaf") as olaf, client_of(plane, "vera") as vera, client_of(plane, "dora") as dora:
+        for nobody in (vera, dora):
+            refused = await nobody.post("/v1/what-if", content=text, headers=YAML)
+            assert (refused.status_code, "needs the role operator" in refused.text) == (403, True)
+        told = (await olaf.post("/v1/what-if", content=text, headers=YAML)).json()
+        assert [each["after"][0]["does"] for each in told["hosts"]] == [["timeout 2s"]]
+        wrong = (await olaf.post("/v1/what-if", content=text.replace("2s", "2 s"), headers=YAML)).json()
+        assert (len(wrong["problems"]), wrong["hosts"]) == (1, [])
+        assert (await olaf.post("/v1/what-if?seconds=0", content=text, headers=YAML)).status_code == 400
+        assert (await olaf.post("/v1/what-if", content=text)).status_code == 415
+        assert (await olaf.get("/v1/objects?kind=VirtualService")).json()["objects"] == []

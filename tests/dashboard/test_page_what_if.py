@@ -1,0 +1,60 @@
+"""Does the page say what a text would do before it is applied? In a real headless Chromium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+from axe_playwright_python.sync_playwright import Axe
+from pictured_town import CHROMIUM, Town, called
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
+    # Playwright's driver leaves its loop to the collector.
+    pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_an_edited_rule_is_held_against_the_recorded_traffic(page: Any, town: Town, theme: str) -> None:
+    """A quarter to v9, a subset that does not exist, and nothing of it in force."""
+    town.push({called("productpage-v1", "reviews-v1"): [5.0] * 40})
+    page.goto(f"{town.url}/#view=configuration&theme={theme}&find=VirtualService+default/reviews")
+    page.get_by_role("button", name="Try a change").click()
+    editor = page.get_by_test_id("editor")
+    editor.and_(page.locator(":focus")).wait_for()
+    route = "destination: {{host: reviews, subset: {}}}, weight: {}"
+    editor.fill(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\n"
+        "spec:\n  hosts: [reviews]\n  http:\n  - timeout: 2s\n    route:\n"
+        f"    - {{{route.format('v1', 75)}}}\n    - {{{route.format('v9', 25)}}}\n"
+    )
+    page.get_by_test_id("what-if").focus()
+    page.keyboard.press("Enter")
+    answer = page.get_by_test_id("what-if-answer")
+    for told in ("100 % to reviews.default.svc.cluster.local v1", "75 % to", "25 % to", "timeout 2s", "v9"):
+        answer.filter(has_text=told).wait_for()
+    answer.locator(".problem").filter(has_text="v9").wait_for()
+    assert Axe().run(page).response["violations"] == []
+    (kept,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False).json()["objects"]
+    assert "v9" not in kept["yaml"]
+
+
+def test_a_text_that_is_asked_about_can_be_applied(page: Any, town: Town) -> None:
+    """And asked about again, it would do nothing."""
+    page.goto(f"{town.url}/#view=configuration")
+    page.get_by_test_id("editor").fill(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: shelf}\n"
+        "spec: {hosts: [shelf], http: [{timeout: 7s, route: [{destination: {host: shelf}}]}]}\n"
+    )
+    answer = page.get_by_test_id("what-if-answer")
+    page.get_by_test_id("what-if").click()
+    answer.filter(has_text="timeout 7s").wait_for()
+    page.get_by_test_id("apply-text").click()
+    page.get_by_test_id("applied").filter(has_text="VirtualService shelf created").wait_for()
+    page.get_by_test_id("what-if").click()
+    answer.filter(has_text="No route of anybody would change").wait_for()
