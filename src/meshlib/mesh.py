@@ -82,6 +82,8 @@ DNS = "dns:"
 """In place of a control plane: name servers alone."""
 KUBERNETES = "kubernetes:"
 """In place of a control plane: Kubernetes' EndpointSlices alone."""
+ISTIO = "istio"
+"""The dialect of an istiod."""
 _PREFIX = "MESHLIB_"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,6 +99,8 @@ class Settings:
       lost), a folder of YAML, `dns:` for name servers alone (`dns:host:port` for this one), or `kubernetes:` for
       EndpointSlices alone (`kubernetes:NAME` for this context of the kubeconfig); "" is no mesh: every call goes where
       it says.
+    dialect: `istio` where the control plane is an istiod, to which this process is a client without a proxy; "" is our
+      own, and any other that speaks xDS.
     service: the Service this process serves, by name; "" when labels alone decide.
     workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
     labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
@@ -129,6 +133,7 @@ class Settings:
     """
 
     control_plane: str = ""
+    dialect: str = ""
     service: str = ""
     namespace: str = "default"
     service_account: str = "default"
@@ -172,7 +177,8 @@ class Settings:
 
     def telemetry_setup(self) -> Setup:
         """What is measured, and where it goes. Raises SettingsError."""
-        control_plane = "" if self.control_plane.startswith((DNS, KUBERNETES)) else self.control_plane
+        is_ours = not self.dialect and not self.control_plane.startswith((DNS, KUBERNETES))
+        control_plane = self.control_plane if is_ours else ""
         return target_of(self.telemetry, control_plane)._replace(
             interval=self.telemetry_interval,
             prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
@@ -198,6 +204,8 @@ class Settings:
             locality=self.locality,
         )
         instance = f"{name}-{os.getpid()}-{random.SystemRandom().getrandbits(24):06x}"
+        if self.dialect == ISTIO:
+            instance = socket.gethostname()  # the pod, by whose name an istiod finds what Kubernetes says of it
         identity = f"{kind}~{host or '127.0.0.1'}~{instance}.{self.namespace}~{self.namespace}.svc.cluster.local"
         return Node(
             id=identity,
@@ -303,6 +311,12 @@ def _identity(text: str) -> str:
     return text
 
 
+def _dialect(text: str) -> str:
+    if text not in ("", ISTIO):
+        raise ValueError(f"there is {ISTIO}")
+    return text
+
+
 def _failure_policy(text: str) -> str:
     if text not in ("deny", "allow"):
         raise ValueError("there are deny and allow")
@@ -344,6 +358,7 @@ def _yes(text: str) -> bool:
 
 
 _parsers: dict[str, Callable[[str], Any]] = {
+    "dialect": _dialect,
     "labels": _labels,
     "locality": _locality,
     "forward_headers": _names,
@@ -382,6 +397,10 @@ class Mesh:
                 _identity(settings.identity)
             except ValueError as error:
                 raise SettingsError(f"identity {settings.identity!r}: {error}") from None
+        try:
+            _dialect(settings.dialect)
+        except ValueError as error:
+            raise SettingsError(f"dialect {settings.dialect!r}: {error}") from None
         if settings.breaker_storage:
             try:
                 _breaker_storage(settings.breaker_storage)
@@ -482,7 +501,13 @@ class Mesh:
         from meshlib.discovery.xds import XdsSource
 
         access = self._access(control_plane)
-        return XdsSource(control_plane, self.node, cache_dir=self._cache_dir(), connect=self._connect_feed(access))
+        return XdsSource(
+            control_plane,
+            self.node,
+            cache_dir=self._cache_dir(),
+            istio=self.settings.dialect == ISTIO,
+            connect=self._connect_feed(access),
+        )
 
     # Who this process is
 
@@ -513,7 +538,10 @@ class Mesh:
     def _access(self, target: str) -> Access:
         from meshlib.identity.choice import access_to
 
-        return access_to(target, self.settings.ca_roots, self.settings.token_file, lambda: self.credentials)
+        settings = self.settings
+        # An istiod has the token reviewed by the Kubernetes of this cluster.
+        headers = (("clusterid", settings.cluster_id),) if settings.dialect == ISTIO else ()
+        return access_to(target, settings.ca_roots, settings.token_file, lambda: self.credentials, headers)
 
     def _connect_feed(self, access: Access) -> Callable[[Any], tuple[Any, Any]]:
         def connect(options: Any) -> tuple[Any, Any]:

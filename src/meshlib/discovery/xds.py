@@ -13,6 +13,8 @@ from meshlib.discovery.assembly import Assembly
 from meshlib.discovery.disk_cache import DiskCache, Memory
 from meshlib.model import INBOUND_PREFIX, Node, NodeKind, Snapshot, Workload
 from meshlib.xds.decode import decode_resource
+from meshlib.xds.encode import encode_node
+from meshlib.xds.istio import decode_istio_resource, encode_istio_node
 from meshlib.xds.resource_types import CLUSTER, LISTENER
 from meshlib.xds.session import Resource, Session
 from meshlib.xds.stream import Connect, Stream
@@ -35,7 +37,8 @@ class XdsSource:
     """Feed of one process from the control plane at `target` (`host:port`). A Source.
 
     cache_dir: where the last good configuration is kept for the next start; None keeps none. delta: incremental ADS;
-    False for control planes that only speak state of the world. connect: see meshlib.xds.stream; default plaintext.
+    False for control planes that only speak state of the world. istio: it is an istiod, which speaks to us
+    as to gRPC's clients, and these speak state of the world. connect: see meshlib.xds.stream; default plaintext.
 
     A SIDECAR asks for the hosts it calls; a ROUTER is told of everything. What an earlier process like this one was
     using is asked for from the start, and serves until the control plane says otherwise.
@@ -48,6 +51,7 @@ class XdsSource:
         *,
         cache_dir: Path | None,
         delta: bool = True,
+        istio: bool = False,
         connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,9 +60,11 @@ class XdsSource:
         self._clock = clock
         self._gets_everything = node.kind is NodeKind.ROUTER
         wildcard = (LISTENER, CLUSTER) if self._gets_everything else ()
-        self._session = Session(decode_resource, delta=delta, wildcard=wildcard)
+        decode = decode_istio_resource if istio else decode_resource
+        self._session = Session(decode, delta=delta and not istio, wildcard=wildcard)
         self._assembly = Assembly(self._session, wildcard=self._gets_everything)
-        self._stream = Stream(target, self._session, lambda: self._node, connect=connect, clock=clock)
+        encode = encode_istio_node if istio else encode_node
+        self._stream = Stream(target, self._session, lambda: self._node, connect=connect, encode=encode, clock=clock)
         self._cache = DiskCache(cache_dir, target, node) if cache_dir is not None else None
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._wanted: dict[str, None] = {}

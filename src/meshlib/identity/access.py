@@ -32,7 +32,7 @@ class Access:
     target: `host:port`, or those of several replicas, separated by commas: each channel is to the next one, beginning
       anywhere, so that a mesh spreads over them and whoever loses one tries another.
     roots_file: PEM of those who may vouch for it; a join token names its root by itself. token_file: a token, read at
-      each use: a platform renews it. credentials: the present ones.
+      each use: a platform renews it. credentials: the present ones. headers: further metadata of each call.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class Access:
         token_file: Path | None = None,
         credentials: Callable[[], Credentials | None] = lambda: None,
         rng: random.Random | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.target = target
         self._targets = addresses_of(target)
         self._turn = itertools.count((rng or random.Random()).randrange(len(self._targets)))
         self._roots_file, self._token_file, self._credentials = roots_file, token_file, credentials
+        self._headers = headers
         self._pinned: bytes | None = None
 
     @property
@@ -76,19 +78,24 @@ class Access:
         )
 
     def metadata(self, *, may_join: bool = False, often: bool = False) -> tuple[tuple[str, str], ...]:
-        """The `authorization` of one call, () when there is nothing to show. A platform's token comes first, since it
-        is renewed by others; a certificate is shown where there is none, and a join token where there is neither.
+        """The `authorization` of one call and what goes with it, () when there is nothing to show. A platform's token
+        comes first, since it is renewed by others; a certificate is shown where there is none, and a join token where
+        there is neither.
 
         often: the call is one of many, and should not have the platform asked each time: the certificate comes first.
         """
+        shown = self._shown(may_join, often)
+        return (("authorization", f"Bearer {shown}"), *self._headers) if shown else ()
+
+    def _shown(self, may_join: bool, often: bool) -> str:
         token = self._token()
         credentials, now = self._credentials(), time.time()
         has_certificate = credentials is not None and not credentials.has_expired(now)
         if token and not (often and has_certificate) and not token.startswith(JOIN_PREFIX):
-            return (("authorization", f"Bearer {token}"),)
+            return token
         if credentials is not None and has_certificate:
-            return (("authorization", f"Bearer {prove(credentials, now)}"),)
-        return (("authorization", f"Bearer {token}"),) if token and may_join else ()
+            return prove(credentials, now)
+        return token if may_join else ""
 
     def _token(self) -> str:
         try:

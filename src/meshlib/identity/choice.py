@@ -10,10 +10,16 @@ from meshlib.identity.access import Access
 from meshlib.identity.credentials import Credentials, CredentialsSource
 
 
-def access_to(target: str, ca_roots: str, token_file: str, credentials: Callable[[], Credentials | None]) -> Access:
-    """The way to a control plane or CA, by the settings of these names."""
+def access_to(
+    target: str,
+    ca_roots: str,
+    token_file: str,
+    credentials: Callable[[], Credentials | None],
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Access:
+    """The way to a control plane or CA, by the settings of these names. headers: further metadata of each call."""
     roots, token = (Path(each) if each else None for each in (ca_roots, token_file))
-    return Access(target, roots, token, credentials)
+    return Access(target, roots, token, credentials, headers=headers)
 
 
 def credentials_source(identity: str, access: Callable[[str], Access], control_plane: str) -> CredentialsSource:

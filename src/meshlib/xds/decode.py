@@ -56,6 +56,7 @@ from meshlib.xds import access, notes
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
 from meshlib.xds.decode_clusters import decode_assignment, decode_cluster
+from meshlib.xds.decode_inbound import server_inbound
 from meshlib.xds.decode_tls import downstream_tls, is_secured
 from meshlib.xds.encode import (
     ACCESS,
@@ -186,8 +187,10 @@ _FRAMING = frozenset({"content-length", "transfer-encoding"})
 def _listener(message: Any) -> Listener | Inbound:
     noted = message.metadata.filter_metadata
     own = read.plain(noted[OWN]) if OWN in noted else {}
-    if INBOUND in own or message.name.startswith(INBOUND_PREFIX):
-        return replace(_inbound(message.name, own.get(INBOUND)), reporting=_reporting(own))
+    if INBOUND in own:
+        return replace(_inbound(message.name, own[INBOUND]), reporting=_reporting(own))
+    if message.name.startswith(INBOUND_PREFIX):
+        return server_inbound(message)
     if message.HasField("api_listener"):
         manager = read.unpacked(message.api_listener.api_listener, m.HttpConnectionManager, "api_listener.api_listener")
         routes = _rds_name(manager, "api_listener.api_listener")
@@ -353,7 +356,7 @@ def _match(message: Any, field: str) -> RouteMatch:
     pseudo: dict[str, StringMatch] = {}
     headers: list[HeaderMatch] = []
     for index, each in enumerate(message.headers):
-        for header in _header(each, f"{field}.headers[{index}]"):
+        for header in read.header(each, f"{field}.headers[{index}]"):
             if header.name not in (":method", ":scheme", ":authority"):
                 headers.append(header)
             elif header.match.kind != "present" or header.invert:  # each request has all three
@@ -397,28 +400,6 @@ def _claim(message: Any, field: str) -> ClaimMatch:
     if len(either) != 2 or either[0].string_match != either[1].list_match.one_of.string_match:
         raise Wrong(f"{field}.value", "is not matched as a text, or a list that holds it")
     return ClaimMatch(tuple(path[1:]), read.string(either[0].string_match, f"{field}.value"), message.invert)
-
-
-def _header(message: Any, field: str) -> list[HeaderMatch]:
-    """One condition; two for an inverted one that wants the header to be there."""
-    read.closed(message, field)
-    kind, name = message.WhichOneof("header_match_specifier"), message.name.lower()
-    if not name:
-        raise Wrong(f"{field}.name", "is empty")
-    if kind in (None, "present_match"):
-        wanted = kind is None or message.present_match
-        return [HeaderMatch(name, StringMatch("present"), message.invert_match == wanted)]
-    if kind == "string_match":
-        match = read.string(message.string_match, f"{field}.string_match")
-    elif kind == "safe_regex_match":
-        match = StringMatch("regex", read.regex(message.safe_regex_match.regex, f"{field}.safe_regex_match.regex"))
-    else:
-        match = StringMatch(kind.removesuffix("_match"), getattr(message, kind))
-    found = HeaderMatch(name, match, message.invert_match)
-    if message.invert_match and not message.treat_missing_header_as_empty:
-        # Without that field, a header that is missing fits no value, inverted or not (route_components.proto).
-        return [HeaderMatch(name, StringMatch("present")), found]
-    return [found]
 
 
 def _forward(message: Any, field: str) -> Forward:
@@ -527,7 +508,7 @@ def _retry(message: Any, field: str) -> RetryPolicy:
     attempts = int(message.host_selection_retry_max_attempts) if message.retry_host_predicate else 0
     headers: list[HeaderMatch] = []
     for index, each in enumerate(message.retriable_headers):
-        conditions = _header(each, f"{field}.retriable_headers[{index}]")
+        conditions = read.header(each, f"{field}.retriable_headers[{index}]")
         if len(conditions) == 1:  # "is there, but not this" is no single condition; without it less is retried
             headers += conditions
     reset_headers, max_reset = default.reset_headers, default.max_reset

@@ -1,5 +1,5 @@
-"""Which certificates does a transport socket name, and whom does it trust? Only files are understood, and no check
-that is asked for is passed over."""
+"""Which certificates does a transport socket name, and whom does it trust? Files are understood, and the
+mesh's own certificate by each name that it has on the wire; no check that is asked for is passed over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from meshlib.model import ListenerTls, UpstreamTls
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
-from meshlib.xds.encode_tls import CA_SUFFIX, CERTIFICATE_SECRET, ROOTS_SECRET, SECRET
+from meshlib.xds.encode_tls import CA_SUFFIX, CERTIFICATE_SECRET, PROVIDER, ROOTS_SECRET, SECRET
 from meshlib.xds.fields import Wrong
 
 _RAW_BUFFER = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
 _TLS_PARAMETERS, _KEY_LOG = 1, 15
+_SESSIONS = (4, 5, 6, 7, 10)
+_OCSP, _FULL_SCAN, _PREFER_CLIENT_CIPHERS = 8, 9, 11
 
 
 def is_secured(message: Any) -> bool:
@@ -71,12 +73,23 @@ def _of_secret(context: Any, common: Any, field: str) -> ListenerTls:
     )
 
 
+def mesh_server_tls(context: Any, field: str) -> None:
+    """Check that it is mutual TLS with the mesh's own certificate and roots, as a gRPC server is told it (gRFC A29)."""
+    read.closed(context, field, *_SESSIONS, _OCSP, _FULL_SCAN, _PREFER_CLIENT_CIPHERS)
+    if not context.require_client_certificate.value:
+        raise Wrong(f"{field}.require_client_certificate", "must be true: TLS of the mesh is mutual here")
+    if _of_provider(context.common_tls_context, f"{field}.common_tls_context"):
+        raise Wrong(f"{field}.common_tls_context", "has match_subject_alt_names, which are not checked here")
+
+
 def upstream_tls(socket: Any) -> UpstreamTls:
     context = read.unpacked(socket.typed_config, m.UpstreamTlsContext, "transport_socket.typed_config")
     field = "transport_socket.typed_config.common_tls_context"
     common = context.common_tls_context
     if [each.name for each in common.tls_certificate_sds_secret_configs] == [CERTIFICATE_SECRET]:
         return _mesh_tls(context, field)
+    if _shown_by_provider(common) is not None:
+        return UpstreamTls("ISTIO_MUTUAL", context.sni, _of_provider(common, field))
     certificate_file, private_key_file = _certificate(common, field)
     ca_file = _trusted_ca(common, field)
     names = _names(common.validation_context, f"{field}.validation_context")
@@ -103,9 +116,53 @@ def _mesh_tls(context: Any, field: str) -> UpstreamTls:
     return UpstreamTls("ISTIO_MUTUAL", context.sni, _names(combined.default_validation_context, place))
 
 
+def _shown_by_provider(common: Any) -> Any:
+    """gRPC's form of the certificate that is shown, or the one that it had before; None where neither is there."""
+    for name in ("tls_certificate_provider_instance", "tls_certificate_certificate_provider_instance"):
+        if common.HasField(name):
+            return getattr(common, name)
+    return None
+
+
+def _of_provider(common: Any, field: str) -> tuple[str, ...]:
+    """The names that the other side may bear, where the mesh's own certificate and roots are named by their provider.
+    Istio writes its deprecated form (certificate_provider_instance), gRPC's docs the later one."""
+    read.closed(common, field, _TLS_PARAMETERS, _KEY_LOG)
+    shown = _shown_by_provider(common)
+    if shown is None or shown.instance_name != PROVIDER or common.tls_certificates:
+        raise Wrong(f"{field}.tls_certificate_provider_instance", f"must be {PROVIDER!r}, and nothing beside it")
+    kind = common.WhichOneof("validation_context_type")
+    trusted, validation, place = None, None, f"{field}.{kind}"
+    if kind == "combined_validation_context":
+        combined = common.combined_validation_context
+        read.closed(combined, place)
+        if combined.HasField("validation_context_certificate_provider_instance"):
+            trusted = combined.validation_context_certificate_provider_instance
+        validation, place = combined.default_validation_context, f"{place}.default_validation_context"
+    elif kind == "validation_context":
+        validation = common.validation_context
+    if validation is not None and validation.HasField("ca_certificate_provider_instance"):
+        trusted = validation.ca_certificate_provider_instance
+    if validation is None or trusted is None or trusted.instance_name != PROVIDER:
+        raise Wrong(f"{field}.validation_context", f"must name the roots of provider {PROVIDER!r}")
+    read.closed(validation, place)
+    if validation.HasField("trusted_ca") or validation.HasField("system_root_certs"):
+        raise Wrong(place, f"names other roots than those of provider {PROVIDER!r}")
+    names = []
+    for index, each in enumerate(validation.match_subject_alt_names):
+        if each.WhichOneof("match_pattern") != "exact" or not each.exact or each.ignore_case:
+            raise Wrong(f"{place}.match_subject_alt_names[{index}]", "must be exact: names are compared whole")
+        names.append(each.exact)
+    return tuple(names) or _typed_names(validation, place)
+
+
 def _names(validation: Any, field: str) -> tuple[str, ...]:
     if validation.match_subject_alt_names:
         raise Wrong(f"{field}.match_subject_alt_names", "is gRPC's form: use match_typed_subject_alt_names")
+    return _typed_names(validation, field)
+
+
+def _typed_names(validation: Any, field: str) -> tuple[str, ...]:
     names: list[str] = []
     for index, each in enumerate(validation.match_typed_subject_alt_names):
         if each.matcher.WhichOneof("match_pattern") != "exact" or not each.matcher.exact:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from meshlib.model import Locality, StringMatch
+from meshlib.model import HeaderMatch, Locality, StringMatch
 
 LONGEST = 315_576_000_000
 """Seconds: ten thousand years, the most that a Duration holds (duration.proto)."""
@@ -83,6 +83,14 @@ def closed(message: Any, field: str, *passed_over: int) -> None:
             raise Wrong(field, f"has field {number} of {message.DESCRIPTOR.full_name}, which is not understood here")
 
 
+def without(message: Any, field: str, *numbers: int) -> None:
+    """Refuse these fields, which are not known here."""
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        if (number := unknown[index].field_number) in numbers:
+            raise Wrong(field, f"has field {number} of {message.DESCRIPTOR.full_name}, which is not understood here")
+
+
 def locality(message: Any) -> Locality:
     return Locality(message.region, message.zone, message.sub_zone)
 
@@ -121,3 +129,25 @@ def string(message: Any, field: str) -> StringMatch:
         # "The ignore_case has no effect for the safe_regex match" (string.proto)
         return StringMatch("regex", regex(message.safe_regex.regex, f"{field}.safe_regex.regex"))
     return StringMatch(kind, getattr(message, kind), message.ignore_case)
+
+
+def header(message: Any, field: str) -> list[HeaderMatch]:
+    """One condition; two for an inverted one that wants the header to be there."""
+    closed(message, field)
+    kind, name = message.WhichOneof("header_match_specifier"), message.name.lower()
+    if not name:
+        raise Wrong(f"{field}.name", "is empty")
+    if kind in (None, "present_match"):
+        wanted = kind is None or message.present_match
+        return [HeaderMatch(name, StringMatch("present"), message.invert_match == wanted)]
+    if kind == "string_match":
+        match = string(message.string_match, f"{field}.string_match")
+    elif kind == "safe_regex_match":
+        match = StringMatch("regex", regex(message.safe_regex_match.regex, f"{field}.safe_regex_match.regex"))
+    else:
+        match = StringMatch(kind.removesuffix("_match"), getattr(message, kind))
+    found = HeaderMatch(name, match, message.invert_match)
+    if message.invert_match and not message.treat_missing_header_as_empty:
+        # Without that field, a header that is missing fits no value, inverted or not (route_components.proto).
+        return [HeaderMatch(name, StringMatch("present")), found]
+    return [found]

@@ -70,8 +70,9 @@ class _Event(NamedTuple):
 class Stream:
     """One Session's way to the server at `target` (`host:port`). Used once, by one thread; see `run`.
 
-    node: read whenever it is to be sent. connect: makes the channel of one attempt, and what each call carries
-    (meshlib.identity.access); default plaintext, and nothing. It may block for a few seconds, and raise OSError.
+    node: read whenever it is to be sent, in the form that `encode` gives it. connect: makes the channel of one attempt,
+    and what each call carries (meshlib.identity.access); default plaintext, and nothing. It may block for a few
+    seconds, and raise OSError.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class Stream:
         node: Callable[[], Node],
         *,
         connect: Connect | None = None,
+        encode: Callable[[Node], Any] = encode_node,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._target = target
         self._connect = connect or (lambda options: (grpc.insecure_channel(target, options=options), ()))
         self._session = session
-        self._node = node
+        self._node, self._encode_node = node, encode
         self._clock = clock
         self._rng = rng or random.Random()
         self._events: SimpleQueue[_Event] = SimpleQueue()
@@ -254,7 +256,7 @@ class Stream:
             message.error_detail.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
             message.error_detail.message = request.error
         if node is not None:
-            message.node.CopyFrom(encode_node(node))
+            message.node.CopyFrom(self._encode_node(node))
         return m.serialize(message)
 
     def _receive(self, data: bytes) -> None:
