@@ -113,7 +113,16 @@ def replicas(cluster: Cluster, folder: Path) -> Iterator[list[ControlPlaneProces
         for number in range(2):
             home = folder / f"replica-{number}"
             home.mkdir()
-            words = ("--kubernetes", "--write-status", "--xds", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+            words = (
+                "--kubernetes",
+                "--write-status",
+                "--ca-secret",
+                "shop/ca",
+                "--xds",
+                "127.0.0.1:0",
+                "--admin",
+                "127.0.0.1:0",
+            )
             entered = control_plane(home, *words, KUBECONFIG=str(folder / "kubeconfig"))
             made.append(stack.enter_context(entered))
         yield made

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meshlib.controlplane.admission import Injection
     from meshlib.controlplane.authentication import Issuer, TokenReview
     from meshlib.controlplane.ca import PluggedAuthority
-    from meshlib.controlplane.server import ControlPlane
+    from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
     from meshlib.kube.settings import KubeSettings
 
 
@@ -85,6 +85,12 @@ def control_plane(
     cert_chain: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What stands between the two, if anything does.")
     ] = None,
+    ca_secret: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMESPACE/NAME", help="The cluster's Secret with the CA of all replicas; made where there is none."
+        ),
+    ] = "",
     jwt_issuer: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +135,8 @@ def control_plane(
         cluster = cluster_of(context)
         reviewer = settings.kubernetes or _reviewer(cluster, token_audience)
         settings = replace(settings, cluster=cluster, writes_status=write_status, kubernetes=reviewer)
+    if ca_secret:
+        settings = replace(settings, ca_secret=_secret(ca_secret, settings))
     if webhook:
         injection = _injection(inject_image, inject_control_plane, trust_domain, token_audience)
         settings = replace(settings, webhook=address("--webhook", webhook), injection=injection)
@@ -152,6 +160,17 @@ def plugged(
     if certificate is None or key is None or root is None:
         raise CommandFailed("a CA is plugged in by --ca-cert, --ca-key and --root-cert together (and --cert-chain)")
     return PluggedAuthority(certificate.resolve(), key.resolve(), root.resolve(), chain.resolve() if chain else None)
+
+
+def _secret(text: str, settings: ControlPlaneSettings) -> tuple[str, str]:
+    namespace, mark, name = text.partition("/")
+    if not mark or not namespace or not name or "/" in name:
+        raise CommandFailed(f"--ca-secret {text!r}: is written NAMESPACE/NAME")
+    if settings.cluster is None:
+        raise CommandFailed("--ca-secret needs --kubernetes: whose Secret is it?")
+    if settings.plugged_ca is not None:
+        raise CommandFailed("--ca-secret and --ca-cert: one CA, please")
+    return namespace, name
 
 
 def issuer(text: str) -> Issuer:

@@ -143,16 +143,13 @@ async def _root(client: KubeClient, wanted: Installation) -> str:
     """The root of the CA that is there. One is made where there is none, and never replaced: all certificates of the
     mesh would be worth nothing."""
     from meshlib.controlplane.ca import CertificateAuthority
-    from meshlib.controlplane.installation import KINDS, path_of, secret
-    from meshlib.kube.errors import NotFound
+    from meshlib.controlplane.ca_secret import find_or_make
+    from meshlib.controlplane.installation import secret
 
     made = secret(wanted, CertificateAuthority(wanted.trust_domain).exported())
-    try:
-        found = await client.get(path_of(made))
-    except NotFound:
-        await client.create(KINDS["Secret"].path("v1", wanted.namespace), made)
+    found, was_made = await find_or_make(client, made)
+    if was_made:
         typer.echo(f"{_name(made)} made")
-        found = made
     try:
         return base64.b64decode(found["data"]["root-cert.pem"], validate=True).decode("ascii")
     except (KeyError, TypeError, ValueError):

@@ -89,6 +89,19 @@ class PluggedAuthority(NamedTuple):
         )
 
 
+class PemAuthority(NamedTuple):
+    """The same, as PEM. origin: where it was read, for errors. It prints no key."""
+
+    certificate: bytes
+    key: bytes
+    root: bytes
+    chain: bytes
+    origin: str
+
+    def __repr__(self) -> str:
+        return f"<PemAuthority of {self.origin}>"
+
+
 class _State(msgspec.Struct):
     """signers: the one that signs first. next: the one that will, trusted already."""
 
@@ -100,8 +113,8 @@ class _State(msgspec.Struct):
 class CertificateAuthority:
     """The signing half of the mesh's identity. Belongs to one event loop.
 
-    folder: where it is kept; None keeps it in memory. plugged: a CA that somebody else has made, or a folder with one
-    (PluggedAuthority.of). clock: seconds since 1970.
+    folder: where it is kept; None keeps it in memory. plugged: a CA that is kept elsewhere: its files, a folder with
+    them (PluggedAuthority.of), or the PEM itself. clock: seconds since 1970.
 
     Raises StateError when what is kept can't be used, or others can read it.
     """
@@ -110,7 +123,7 @@ class CertificateAuthority:
         self,
         trust_domain: str,
         folder: Path | None = None,
-        plugged: PluggedAuthority | Path | None = None,
+        plugged: PluggedAuthority | PemAuthority | Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.trust_domain = trust_domain
@@ -123,7 +136,8 @@ class CertificateAuthority:
         if plugged is not None:
             self._file = None
             files = PluggedAuthority.of(plugged) if isinstance(plugged, Path) else plugged
-            self._state = _State(trust_domain, [_plugged(files)])
+            read = _read(files) if isinstance(files, PluggedAuthority) else files
+            self._state = _State(trust_domain, [_signer(read)])
             return
         kept = read_private(self._file) if self._file is not None else None
         if kept is None:
@@ -336,29 +350,34 @@ def _dns_name(identity: SpiffeId) -> str:
     return f"{identity.service_account}.{identity.namespace}.sa.{identity.trust_domain}"
 
 
-def _plugged(files: PluggedAuthority) -> Signer:
+def _read(files: PluggedAuthority) -> PemAuthority:
     key = read_private(files.key)
     if key is None:
         raise StateError(f"{files.key} does not exist")
     try:
         certificate, root = files.certificate.read_bytes(), files.root.read_bytes()
-        rest = files.chain.read_bytes() if files.chain is not None else b""
-        wanted = x509.load_pem_x509_certificates(b"\n".join((certificate, rest, root)))
+        chain = files.chain.read_bytes() if files.chain is not None else b""
+    except OSError as error:
+        raise StateError(f"{error.filename}: {error.strerror}") from None
+    named = ", ".join(str(each) for each in (files.certificate, files.chain, files.root) if each is not None)
+    return PemAuthority(certificate, key, root, chain, f"{named} and {files.key}")
+
+
+def _signer(given: PemAuthority) -> Signer:
+    try:
+        wanted = x509.load_pem_x509_certificates(b"\n".join((given.certificate, given.chain, given.root)))
         chain = list(dict.fromkeys(wanted))
         for each, parent in zip(chain, chain[1:] + chain[-1:], strict=True):
             each.verify_directly_issued_by(parent)
-        private: CertificateIssuerPrivateKeyTypes = form.load_pem_private_key(key, None)  # type: ignore[assignment]
+        private: CertificateIssuerPrivateKeyTypes = form.load_pem_private_key(given.key, None)  # type: ignore[assignment]
         if not chain[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise StateError(f"{files.certificate} is not a CA's")
-    except OSError as error:
-        raise StateError(f"{error.filename}: {error.strerror}") from None
+            raise StateError(f"{given.origin}: the certificate is not a CA's")
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        named = ", ".join(str(each) for each in (files.certificate, files.chain, files.root) if each is not None)
-        raise StateError(f"{named} and {files.key} make no chain") from None
+        raise StateError(f"{given.origin} make no chain") from None
     spki = form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo
     if private.public_key().public_bytes(*spki) != chain[0].public_key().public_bytes(*spki):
-        raise StateError(f"{files.key} is not the key of {files.certificate}")
-    return Signer(key, b"".join(each.public_bytes(form.Encoding.PEM) for each in chain))
+        raise StateError(f"{given.origin}: the key is not the certificate's")
+    return Signer(given.key, b"".join(each.public_bytes(form.Encoding.PEM) for each in chain))
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

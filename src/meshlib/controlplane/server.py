@@ -36,8 +36,9 @@ from meshlib.controlplane.ads import AggregatedDiscoveryService
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.audit_api import AuditRoutes
 from meshlib.controlplane.authentication import Authenticator, Issuer, TokenReview
-from meshlib.controlplane.ca import CertificateAuthority, PluggedAuthority
+from meshlib.controlplane.ca import CertificateAuthority, PemAuthority, PluggedAuthority
 from meshlib.controlplane.ca_api import AuthorityRoutes
+from meshlib.controlplane.ca_secret import shared_authority
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.claims import Claims
@@ -86,6 +87,7 @@ class ControlPlaneSettings:
     tls: whether xDS and the CA are served by TLS, and callers must prove who they are; None: unless `xds` is loopback.
       Plaintext is for loopback only. names: DNS names and addresses by which it is called, besides its own.
     plugged_ca: a CA made by somebody else, or a folder as Istio's `cacerts` secret; None: a root of its own.
+    ca_secret: (namespace, name) of the Secret in `cluster` that holds the CA of all replicas; made where there is none.
     issuers, kubernetes: whose tokens are believed.
     access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
       loopback only. Off loopback the admin API is served by TLS, with the same names.
@@ -104,6 +106,7 @@ class ControlPlaneSettings:
     tls: bool | None = None
     names: tuple[str, ...] = ()
     plugged_ca: PluggedAuthority | Path | None = None
+    ca_secret: tuple[str, str] | None = None
     issuers: tuple[Issuer, ...] = ()
     kubernetes: TokenReview | None = None
     cluster: KubeSettings | None = None
@@ -180,7 +183,7 @@ class ControlPlane:
                 f"--admin {self.settings.admin[0]} without --access FILE: whoever reaches it could change the mesh; "
                 "say who may do what, or give it 127.0.0.1 or [::1]",
             )
-        await asyncio.to_thread(self._open_authority)
+        await asyncio.to_thread(self._open_authority, await self._plugged())
         store = self._store = await asyncio.to_thread(self._open_store)
         self._registry.load()
         store.on_change(lambda: self._wake(loop))
@@ -410,10 +413,17 @@ class ControlPlane:
         routes += TapRoutes(self._taps, self._telemetry, self, audit).routes()
         return routes + AuditRoutes(audit).routes()
 
-    def _open_authority(self) -> None:
+    async def _plugged(self) -> PluggedAuthority | PemAuthority | Path | None:
+        settings = self.settings
+        if settings.ca_secret is None or settings.cluster is None:
+            return settings.plugged_ca
+        async with KubeClient(settings.cluster) as client:
+            return await shared_authority(client, *settings.ca_secret, settings.trust_domain)
+
+    def _open_authority(self, plugged: PluggedAuthority | PemAuthority | Path | None) -> None:
         settings = self.settings
         folder = settings.state / "ca" if settings.state is not None else None
-        authority = self.authority = CertificateAuthority(settings.trust_domain, folder, settings.plugged_ca)
+        authority = self.authority = CertificateAuthority(settings.trust_domain, folder, plugged)
         self.tokens = JoinTokens(folder)
         kubernetes = settings.kubernetes
         access = AccessFile(settings.access) if settings.access is not None else None
