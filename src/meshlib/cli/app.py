@@ -18,6 +18,7 @@ from meshlib.cli import (
     config,
     control_plane,
     demo,
+    describe,
     gateway,
     get,
     install,
@@ -66,6 +67,7 @@ app.command("proxy-status", help="The same as status, by the name that istioctl 
 app.command()(asking(status.problems))
 app.command()(asking(config.config))
 app.command()(asking(config.explain))
+app.command()(asking(describe.describe))
 app.command()(asking(look.dashboard))
 app.command()(asking(look.stat))
 app.command()(asking(look.edges))

@@ -127,19 +127,10 @@ def _read(files: Sequence[str]) -> list[Object]:
 
 
 def _in_force(control_plane: str) -> list[Object]:
-    from dataclasses import replace
-
-    from meshlib.istio.parse import parse_text
+    from meshlib.cli.stored import objects_of
 
     with AdminClient(control_plane) as client:
-        stored = client.objects()
-    # Where the object stands, not its lines: those of the text that was sent are nobody's.
-    return [
-        replace(each, source=kept.source, rule_sources=(), place=None)
-        for kept in stored
-        for parsed in [parse_text(kept.yaml, kept.source)]
-        for each in (*parsed.objects, *parsed.closed)
-    ]
+        return objects_of(client)
 
 
 def _labels_of(workload: Workload, objects: Iterable[Object]) -> tuple[tuple[str, str], ...]:
