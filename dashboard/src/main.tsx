@@ -6,6 +6,7 @@ import { Refused, signIn, signOut } from "./api";
 import { ChangeHistory, Configuration } from "./configuration";
 import { GraphView } from "./graph";
 import { Panel } from "./panel";
+import { report, save } from "./report";
 import { changes, choices, choose, edges, me, needsToken, now, overflowed, restart, start, trouble, type View } from "./state";
 import "./style.css";
 import { clock, rate, share } from "./text";
@@ -58,6 +59,19 @@ function Bar() {
       </label>
       <button type="button" onClick={() => choose({ theme: theme === "dark" ? "light" : "dark" })} aria-label="Dark or light">
         ◐
+      </button>
+      <button
+        type="button"
+        title="The graph, problems, clients and changes as one file, without credentials"
+        data-testid="report"
+        onClick={() =>
+          void report().then(
+            (text) => save(`meshlib-${new Date().toISOString().slice(0, 19).replace(/:/g, "")}.html`, text),
+            (error: unknown) => (trouble.value = `No report: ${error instanceof Error ? error.message : String(error)}`),
+          )
+        }
+      >
+        Report
       </button>
       <Replay end={end} />
       <Me />
