@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from inbound.inbound_servers import _Server
 from istiod import Istiod, Rules, Service, policy
 from meshlib.inbound.peer import of_scope
 from meshlib.mesh import Mesh
+from peers import Peer
 
 pytestmark = pytest.mark.timeout(120)
 CALLER = "cluster.local/ns/default/sa/productpage"
@@ -116,6 +120,38 @@ def test_two_processes_join_an_istiod(istiod: Istiod, tmp_path: Path, destinatio
         eventually(answered(client, "/closed", 200), "all of the namespace are allowed everything")
         assert istiod.nacks.empty()
         assert {node.metadata["SERVICE_ACCOUNT"] for node in istiod.nodes} == {"reviews", "productpage"}
+
+
+def test_a_process_joins_by_its_environment(istiod: Istiod, tmp_path: Path) -> None:
+    """Another interpreter with nothing but the settings of the how-to; what istiod does not know is called all the
+    same."""
+    program = (
+        "import meshlib, sys\nwith meshlib.connect() as mesh, mesh.Client(timeout=30) as client:\n"
+        "    print(*(client.get(each).text for each in sys.argv[1:]))"
+    )
+    with reviews(istiod, tmp_path) as (address, seen), Peer() as outside:
+        host, _, port = address.partition(":")
+        istiod.rules[address] = Rules(allow={"default-callers-0": policy(principal=CALLER)})
+        istiod.services.append(Service("reviews", endpoints=[(host, int(port))], takes_mtls=True))
+        istiod.push()
+        (tmp_path / "productpage").write_text(istiod.token("default", "productpage"))
+        environment = {
+            "PATH": os.environ["PATH"],
+            "MESHLIB_CONTROL_PLANE": istiod.target,
+            "MESHLIB_DIALECT": "istio",
+            "MESHLIB_IDENTITY": "control-plane",
+            "MESHLIB_CA_ROOTS": str(tmp_path / "root-cert.pem"),
+            "MESHLIB_TOKEN_FILE": str(tmp_path / "productpage"),
+            "MESHLIB_SERVICE_ACCOUNT": "productpage",
+            "MESHLIB_CACHE_DIR": "-",
+        }
+        urls = ("http://reviews:9080/", f"http://127.0.0.1:{outside.port}/")
+        found = subprocess.run(
+            [sys.executable, "-c", program, *urls],
+            env=environment, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert found.stdout.split() == ["well", "ok"], found.stderr
+        assert seen == [f"spiffe://{CALLER}"]
 
 
 def test_rules_that_cannot_be_read_are_refused_by_name(istiod: Istiod, tmp_path: Path) -> None:

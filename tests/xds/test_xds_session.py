@@ -326,6 +326,21 @@ def test_delta_says_what_does_not_exist() -> None:
     assert each.session.next_deadline is None
 
 
+def test_sotw_waits_less_for_a_server_that_answers_at_once() -> None:
+    """Rule 10: once a whole set came without the name, as long as one that was on its way may take; not prolonged."""
+    each = Wire(delta=False)
+    each.session = Session(decode, delta=False, omitted_after=1.0)
+    each.open()
+    each.session.subscribe(LISTENER, ["a"])
+    each.said(now=0.0)
+    each.answer(LISTENER, now=3.0)
+    each.answer(LISTENER, now=3.5)
+    assert each.session.next_deadline == 4.0
+    assert each.session.expire(4.0) == [(LISTENER, "a")]
+    each.answer(LISTENER, "a", now=5.0)
+    assert each.state("a") is State.ACKED
+
+
 def test_sotw_deletes_listeners_and_clusters_by_leaving_them_out() -> None:
     """Rule 10: the whole set; what was never seen waits for its timer."""
     each = wire(False, "a", "b")

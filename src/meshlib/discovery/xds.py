@@ -16,7 +16,7 @@ from meshlib.xds.decode import decode_resource
 from meshlib.xds.encode import encode_node
 from meshlib.xds.istio import decode_istio_resource, encode_istio_node
 from meshlib.xds.resource_types import CLUSTER, LISTENER
-from meshlib.xds.session import Resource, Session
+from meshlib.xds.session import DOES_NOT_EXIST_TIMEOUT, Resource, Session
 from meshlib.xds.stream import Connect, Stream
 
 _log = logging.getLogger("meshlib.discovery")
@@ -26,6 +26,9 @@ MAX_WANTED = 2000
 again: a process that calls thousands of hosts outside the mesh must not subscribe to all of them for ever."""
 MAX_NAME = 512
 
+OMITTED_BY_ISTIO = 1.0
+"""Seconds after which a host that an istiod's answer leaves out does not exist. It has no other word for that, and
+answers each request at once (pilot/pkg/xds, processRequest): the answer follows close behind what was on its way."""
 FIRST_ANSWER = 1.0
 """Seconds in which a control plane that can be reached should have confirmed what is on disk. Until then calls wait,
 rather than go where yesterday's endpoints were; one that can't be reached ends the waiting at once."""
@@ -61,7 +64,8 @@ class XdsSource:
         self._gets_everything = node.kind is NodeKind.ROUTER
         wildcard = (LISTENER, CLUSTER) if self._gets_everything else ()
         decode = decode_istio_resource if istio else decode_resource
-        self._session = Session(decode, delta=delta and not istio, wildcard=wildcard)
+        omitted = OMITTED_BY_ISTIO if istio else DOES_NOT_EXIST_TIMEOUT
+        self._session = Session(decode, delta=delta and not istio, wildcard=wildcard, omitted_after=omitted)
         self._assembly = Assembly(self._session, wildcard=self._gets_everything)
         encode = encode_istio_node if istio else encode_node
         self._stream = Stream(target, self._session, lambda: self._node, connect=connect, encode=encode, clock=clock)

@@ -212,10 +212,19 @@ class Session:
     monotonic clock's.
 
     decode: (type_url, data) -> value; raises InvalidResource. wildcard: types of which everything is wanted.
+    omitted_after: seconds that a name still waits once a whole set came without it (rule 10): less than the timer's for
+    a server that answers at once, so that only a response which was on its way has to be waited out.
     """
 
-    def __init__(self, decode: Decode, *, delta: bool = True, wildcard: Collection[str] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self,
+        decode: Decode,
+        *,
+        delta: bool = True,
+        wildcard: Collection[str] = (),
+        omitted_after: float = DOES_NOT_EXIST_TIMEOUT,
+    ) -> None:
+        self._decode, self._omitted_after = decode, omitted_after
         self._subscriptions = {type_url: _Subscription(type_url, type_url in wildcard) for type_url in TYPES}
         self._is_open = False
         self._is_ready = False
@@ -331,6 +340,9 @@ class Session:
             for name in [*subscription.entries]:
                 if name not in mentioned and (subscription.wildcard or name in subscription.sent):
                     self._move(subscription, name, Event.OMITTED, now)
+                    if name in subscription.deadlines:
+                        latest = now + self._omitted_after
+                        subscription.deadlines[name] = min(subscription.deadlines[name], latest)
         if any_valid or not invalid:
             subscription.version = response.version
         if not subscription.answered:
