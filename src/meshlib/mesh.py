@@ -401,6 +401,8 @@ class Mesh:
             _dialect(settings.dialect)
         except ValueError as error:
             raise SettingsError(f"dialect {settings.dialect!r}: {error}") from None
+        if settings.dialect and kind is NodeKind.ROUTER:
+            raise SettingsError(f"dialect {settings.dialect!r}: an istiod sends no listeners that a gateway could bind")
         if settings.breaker_storage:
             try:
                 _breaker_storage(settings.breaker_storage)

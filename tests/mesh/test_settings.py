@@ -9,7 +9,7 @@ import pytest
 
 import meshlib
 from meshlib.errors import SettingsError
-from meshlib.mesh import Settings
+from meshlib.mesh import Mesh, Settings
 from meshlib.model import Locality, NodeKind
 
 
@@ -44,6 +44,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("MESHLIB_LOCALITY", "a/b/c/d", "region/zone/subzone"),
         ("MESHLIB_ADDRESS", "localhost", "host:port"),
         ("MESHLIB_ADDRESS", "localhost:99999", "host:port"),
+        ("MESHLIB_DIALECT", "envoy", "there is istio"),
         ("MESHLIB_RESOLVE_TIMEOUT", "soon", "could not convert"),
     ],
 )
@@ -63,6 +64,15 @@ def test_connect_takes_overrides_and_refuses_unknown_ones(monkeypatch: pytest.Mo
         assert mesh.settings.labels == (("version", "v1"),)
     with pytest.raises(SettingsError, match="'namspace'"):
         meshlib.connect("cp:1", namspace="shop")
+
+
+def test_the_dialect_of_an_istiod_is_for_services() -> None:
+    """It has no word for a gateway, and none for telemetry, which is not pushed to it."""
+    with pytest.raises(SettingsError, match="no listeners that a gateway"):
+        Mesh(Settings("istiod:15012", dialect="istio"), kind=NodeKind.ROUTER)
+    with pytest.raises(SettingsError, match="there is istio"):
+        meshlib.connect("istiod:15012", dialect="envoy")
+    assert not Settings("istiod:15012", dialect="istio").telemetry_setup().target
 
 
 def test_a_control_plane_that_is_neither_folder_nor_address_is_refused_at_the_start() -> None:

@@ -646,7 +646,9 @@ def _operations(added: Iterable[Any], removed: Iterable[str], field: str) -> Hea
     return HeaderOperations(tuple(overwriting), tuple(appending), tuple(name.lower() for name in removed))
 
 
-_FILTERS = {m.type_url(m.HTTPFault), m.type_url(m.Router)}
+_STICKY = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
+"""Refines which endpoint is chosen; without it calls work, and don't stick (Istio writes it for gRPC's clients)."""
+_FILTERS = {m.type_url(m.HTTPFault), m.type_url(m.Router), _STICKY}
 _DECODERS: dict[str, tuple[Any, Callable[[Any], Decoded], str]] = {
     LISTENER: (m.Listener, _listener, "name"),
     ROUTE: (m.RouteConfiguration, _route_configuration, "name"),
