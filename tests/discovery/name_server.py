@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -24,12 +25,15 @@ Answer = Callable[[dns.message.QueryMessage, bool], list[bytes]]
 
 class NameServer:
     """`with NameServer() as server: server.set("a.example. 1 A 127.0.0.1")`. answer: in place of the zone; it gets the
-    question and whether it came by TCP, and yields the datagrams to send."""
+    question and whether it came by TCP, and yields the datagrams to send. spoof: what somebody else sends before, from
+    another port, to a question that came by UDP."""
 
     def __init__(self) -> None:
         self.zone: dict[tuple[str, str], dns.rrset.RRset] = {}
         self.asked: list[tuple[str, str, bool]] = []
         self.answer: Answer = self.by_zone
+        self.spoof: Callable[[dns.message.QueryMessage], bytes] | None = None
+        self.spoofed = 0
         self.port = 0
         self._changed = threading.Condition()
         self._ready = threading.Event()
@@ -87,6 +91,13 @@ class NameServer:
             self._changed.notify_all()
         return answers
 
+    def _forge(self, spoof: Callable[[dns.message.QueryMessage], bytes], data: bytes, to: tuple[str, int]) -> None:
+        question = dns.message.from_wire(data)
+        assert isinstance(question, dns.message.QueryMessage)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.sendto(spoof(question), to)
+        self.spoofed += 1
+
     async def _run(self) -> None:
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -97,6 +108,8 @@ class NameServer:
                 self.transport = transport
 
             def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+                if server.spoof is not None:
+                    server._forge(server.spoof, data, addr)
                 for answer in server._answers(data, False):
                     self.transport.sendto(answer, addr)
 

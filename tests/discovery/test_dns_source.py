@@ -181,6 +181,20 @@ def test_an_answer_that_was_not_asked_for_does_not_count(server: NameServer, fee
     assert addresses(ask(feed, "a.b.test:80")) == ["10.0.0.1:80"]
 
 
+def test_an_answer_from_another_source_does_not_count(server: NameServer, feed: Feed) -> None:
+    """The right id, the right question, and before the true one: only where it comes from gives it away."""
+
+    def forged(question: dns.message.QueryMessage) -> bytes:
+        reply = dns.message.make_response(question)
+        reply.answer = [dns.rrset.from_text(question.question[0].name, 60, "IN", "A", "6.6.6.6")]
+        return reply.to_wire()
+
+    server.set("a.b.test. 60 A 10.0.0.1")
+    server.spoof = forged
+    assert addresses(ask(feed, "a.b.test:80")) == ["10.0.0.1:80"]
+    assert server.spoofed
+
+
 def test_aliases_are_followed_and_circles_left(
     server: NameServer, feed: Feed, caplog: pytest.LogCaptureFixture
 ) -> None:
