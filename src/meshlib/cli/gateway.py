@@ -19,6 +19,9 @@ from meshlib.errors import SettingsError
 
 if TYPE_CHECKING:
     from meshlib.gateway.server import Gateway
+    from meshlib.kube.settings import KubeSettings
+
+KUBERNETES = "kubernetes:"
 
 
 def gateway(
@@ -45,12 +48,13 @@ def gateway(
         typer.Option(min=0, help="How many proxies of yours stand in front; what they say of the client is believed."),
     ] = 0,
     credentials: Annotated[
-        Path | None,
+        str,
         typer.Option(
-            metavar="DIR",
-            help="Where credentialName is found: a folder for each Secret, or YAML. Default: the mesh's folder.",
+            metavar="DIR|kubernetes:",
+            help="Where credentialName is found: a folder for each Secret, or YAML; or Kubernetes' Secrets in "
+            "--namespace. Default: the mesh's folder.",
         ),
-    ] = None,
+    ] = "",
     max_body: Annotated[
         int, typer.Option(min=0, metavar="BYTES", help="Refuse larger request bodies with 413; 0 for no limit.")
     ] = 0,
@@ -78,9 +82,26 @@ def gateway(
     with Mesh(settings, kind=NodeKind.ROUTER) as mesh:
         limits = Limits(body=max_body or None)
         serving = Gateway(
-            mesh, bind=bind, ports=ports, limits=limits, trusted_hops=trusted_hops, credentials=credentials
+            mesh,
+            bind=bind,
+            ports=ports,
+            limits=limits,
+            trusted_hops=trusted_hops,
+            credentials=_credentials(credentials),
         )
         asyncio.run(_serve(serving))
+
+
+def _credentials(given: str) -> Path | KubeSettings | None:
+    if given != KUBERNETES:
+        return Path(given) if given else None
+    from meshlib.kube.errors import InvalidSettings
+    from meshlib.kube.settings import find_settings
+
+    try:
+        return find_settings()
+    except InvalidSettings as error:
+        raise CommandFailed(f"--credentials {KUBERNETES}: {error}") from None
 
 
 def _two_ports(pair: str) -> tuple[int, int]:

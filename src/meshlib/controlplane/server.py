@@ -58,7 +58,9 @@ from meshlib.controlplane.tap_api import TapRoutes
 from meshlib.controlplane.taps import Taps
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
+from meshlib.controlplane.trust_domain import trust_domain_warnings
 from meshlib.controlplane.what_if import WhatIfRoutes
+from meshlib.errors import ConfigurationError
 from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
@@ -145,6 +147,7 @@ class ControlPlane:
         self._updates: asyncio.Task[None] | None = None
         self._forget: asyncio.TimerHandle | None = None
         self.authority: CertificateAuthority | None = None
+        self._trust_domain: tuple[ConfigurationError, ...] = ()
         self.tokens: JoinTokens | None = None
         self._certificates: CertificateService | None = None
         self._kube: KubeClient | None = None
@@ -368,10 +371,18 @@ class ControlPlane:
         self._taps.follow(endpoints)
         await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints
+        self._check_trust_domain(objects)
         self._badges = await asyncio.to_thread(badges_of, objects)
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)
+
+    def _check_trust_domain(self, objects: Sequence[Object]) -> None:
+        found = tuple(trust_domain_warnings(objects, self.settings.trust_domain))
+        for each in found:
+            if each not in self._trust_domain:
+                logger.warning("%s", each)
+        self._trust_domain = found
 
     def _open_store(self) -> ObjectStore:
         settings = self.settings
@@ -505,7 +516,7 @@ class ControlPlane:
 
     def _state(self) -> State:
         store, authority = self._store, self.authority
-        problems = (*(store.problems() if store is not None else ()), *self._cache.problems())
+        problems = (*(store.problems() if store is not None else ()), *self._cache.problems(), *self._trust_domain)
         roots = x509.load_pem_x509_certificates(authority.bundle) if authority is not None else ()
         return State(
             self.clients(),
@@ -539,7 +550,8 @@ class ControlPlane:
     def problems(self) -> Sequence[api.Problem]:
         """Of the translations: references that lead nowhere, conflicts. They are in force, as far as they can be."""
         troubles = self._kubernetes.troubles() if self._kubernetes is not None else ()
-        return [problem_of(problem) for problem in (*self._cache.problems(), *troubles, *self._claims.refused)]
+        found = (*self._cache.problems(), *self._trust_domain, *troubles, *self._claims.refused)
+        return [problem_of(problem) for problem in found]
 
     def __repr__(self) -> str:
         return f"<ControlPlane xDS {self.xds_address} {self._cache!r} {self._registry!r}>"

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from meshlib.gateway.entrance import Entrance
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.protocol import GatewayProtocol
-from meshlib.gateway.secrets import Secrets
+from meshlib.gateway.secrets import SecretSource
 from meshlib.gateway.tls import ChainContext, Credentials
 from meshlib.model import FilterChain, Listener
 
@@ -45,7 +45,7 @@ class Door:
         config: Config,
         limits: Limits,
         server: str,
-        secrets: Secrets,
+        secrets: SecretSource,
     ) -> None:
         self.listener = listener
         self._secrets = secrets
@@ -158,7 +158,7 @@ class Doors:
         server_name: str,
         bind: str,
         ports: Mapping[int, int],
-        secrets: Secrets,
+        secrets: SecretSource,
     ) -> None:
         self._secrets = secrets
         self._config, self._limits, self._server_name = config, limits, server_name

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from meshlib.istio.documents import InvalidYaml, split
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("meshlib.gateway")
 
 CA_SUFFIX = "-cacert"
 _KEYS = {"chain": ("tls.crt", "cert"), "key": ("tls.key", "key"), "roots": ("ca.crt", "cacert")}
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _SUFFIXES = (".yaml", ".yml", ".json")
 TOGETHER = 0.1
 """Seconds."""
@@ -40,6 +40,18 @@ class Pem(NamedTuple):
         return "<Pem>"
 
 
+class NotYetKnown(Exception):
+    """Whether there is such a Secret: nobody has answered yet."""
+
+
+class SecretSource(Protocol):
+    """Asked at handshakes, on the event loop: it never waits for another machine."""
+
+    def find(self, name: str, *, roots: bool = True) -> Pem | None:
+        """The Secret as it is now; None when there is none. roots: whether its CA is needed, too. Raises OSError where
+        it can't be read, NotYetKnown before it could be."""
+
+
 class Secrets:
     """folder: where they are; None: there are none. namespace: the gateway's own; a Secret of another is not its.
     Belongs to one thread."""
@@ -50,13 +62,13 @@ class Secrets:
         self._found: Mapping[str, Pem] = {}
         self._looked_at = float("-inf")
 
-    def find(self, name: str) -> Pem | None:
+    def find(self, name: str, *, roots: bool = True) -> Pem | None:
         """The Secret, read anew; the CA of its own or of `NAME-cacert`. None when there is none. Raises OSError."""
-        if self._folder is None or not _NAME.fullmatch(name):
+        if self._folder is None or not NAME.fullmatch(name):
             return None
         written = self._written()
         found = self._mounted(name) or written.get(name)
-        if found is None or found.roots:
+        if found is None or found.roots or not roots:
             return found
         beside = self._mounted(name + CA_SUFFIX) or written.get(name + CA_SUFFIX) or Pem()
         return found._replace(roots=beside.roots)
@@ -118,10 +130,11 @@ def _secrets(text: str, namespace: str) -> Iterator[tuple[str, Pem]]:
         if not isinstance(metadata, dict) or not isinstance(name, str):
             continue
         if metadata.get("namespace") in (None, "", namespace):
-            yield name, _pem(name, value)
+            yield name, pem_of(name, value)
 
 
-def _pem(name: str, value: Mapping[str, Any]) -> Pem:
+def pem_of(name: str, value: Mapping[str, Any]) -> Pem:
+    """What a Secret of Kubernetes holds."""
     plain, coded = value.get("stringData"), value.get("data")
 
     def read(names: tuple[str, ...]) -> bytes:

@@ -18,10 +18,12 @@ import uvicorn
 
 from meshlib.errors import SettingsError
 from meshlib.gateway.doors import RETRY, Doors
+from meshlib.gateway.kubernetes_secrets import KubernetesSecrets
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.proxy import Proxy
-from meshlib.gateway.secrets import Secrets
+from meshlib.gateway.secrets import Secrets, SecretSource
 from meshlib.gateway.upstream import UpstreamEngine
+from meshlib.kube.settings import KubeSettings
 from meshlib.mesh import Mesh
 from meshlib.policy.live import Live
 
@@ -41,8 +43,9 @@ class Gateway:
     trusted_hops: proxies of yours in front of this one, whose X-Forwarded-* and X-Request-Id are believed (Envoy
       xff_num_trusted_hops). With 0, nothing that a client claims is.
     server_name: the Server header of every response, whatever the upstream said, as in Envoy.
-    credentials: the folder of the secrets that a Gateway's credentialName names (meshlib.gateway.secrets); default the
-      folder that the mesh is configured by, where it is one.
+    credentials: the folder of the secrets that a Gateway's credentialName names (meshlib.gateway.secrets), or the API
+      server that has them in the gateway's namespace; default the folder that the mesh is configured by, where it is
+      one.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Gateway:
         limits: Limits | None = None,
         trusted_hops: int = 0,
         server_name: str = "meshlib",
-        credentials: Path | None = None,
+        credentials: Path | KubeSettings | None = None,
     ) -> None:
         if trusted_hops < 0:
             raise SettingsError(f"trusted_hops={trusted_hops}: it is a number of proxies")
@@ -76,20 +79,30 @@ class Gateway:
         folder = Path(mesh.settings.control_plane)
         if credentials is None and mesh.settings.control_plane and folder.is_dir():
             credentials = folder
-        secrets = Secrets(credentials, mesh.settings.namespace)
+        namespace = mesh.settings.namespace
+        secrets: SecretSource
+        self._kubernetes: KubernetesSecrets | None = None
+        if isinstance(credentials, KubeSettings):
+            secrets = self._kubernetes = KubernetesSecrets(credentials, namespace)
+        else:
+            secrets = Secrets(credentials, namespace)
         self._doors = Doors(config, limits, server_name, bind, ports or {}, secrets)
         self._followed: Live | None = None
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the mesh's feed and follow it. Returns at once; the first configuration may take a moment."""
         if self._task is None:
             self.mesh.start()
+            if self._kubernetes is not None:
+                self._following = asyncio.create_task(self._kubernetes.run(), name="meshlib-gateway secrets")
             try:
                 await self._follow(self.mesh.live)
             except BaseException:
                 await self._doors.close()
+                await self._unfollow()
                 raise
             self._task = asyncio.create_task(self._run(), name="meshlib-gateway")
 
@@ -109,7 +122,14 @@ class Gateway:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await self._doors.close()
+            await self._unfollow()
             await self._proxy.aclose()
+
+    async def _unfollow(self) -> None:
+        following, self._following = self._following, None
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from meshlib.gateway.secrets import Pem, Secrets
+from meshlib.gateway.secrets import NotYetKnown, Pem, SecretSource
 from meshlib.identity.tls import load_pem
 from meshlib.model import DomainTable, FilterChain, ListenerTls
 
@@ -42,7 +42,7 @@ class Credential:
 
     __slots__ = ("_context", "_looked_at", "_secrets", "_stamp", "chain")
 
-    def __init__(self, chain: FilterChain, secrets: Secrets) -> None:
+    def __init__(self, chain: FilterChain, secrets: SecretSource) -> None:
         self.chain, self._secrets = chain, secrets
         self._context: ChainContext | None = None
         self._stamp: Stamp | Pem | None = None
@@ -61,9 +61,12 @@ class Credential:
                 self._load(tls, stamp if isinstance(stamp, Pem) else None)
         return self._context
 
-    def _secret(self, tls: ListenerTls) -> Pem:
+    def _secret(self, tls: ListenerTls) -> Stamp | Pem | None:
         try:
-            return self._secrets.find(tls.credential) or Pem()
+            return self._secrets.find(tls.credential, roots=tls.mutual or tls.optional) or Pem()
+        except NotYetKnown as error:
+            _log.debug("%s: %s: %s", self.chain.route_configuration, tls.title, error)
+            return self._stamp
         except OSError as error:
             _log.warning("%s: %s can't be read: %s", self.chain.route_configuration, tls.title, error)
             return self._stamp if isinstance(self._stamp, Pem) else Pem()
@@ -119,7 +122,7 @@ class Credentials:
     """Every certificate of one listener. secrets: where those are that have no files."""
 
     def __init__(
-        self, secrets: Secrets, clock: Callable[[], float] = time.monotonic, recheck: float | None = None
+        self, secrets: SecretSource, clock: Callable[[], float] = time.monotonic, recheck: float | None = None
     ) -> None:
         self._secrets, self._clock = secrets, clock
         self._recheck = RECHECK if recheck is None else recheck
