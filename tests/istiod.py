@@ -7,6 +7,7 @@ Its messages are those of xds-protos, not meshlib's own.
 from __future__ import annotations
 
 import datetime
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
@@ -95,6 +96,7 @@ class Istiod:
         self._streams: list[_Stream] = []
         self._lock = threading.Lock()
         self._serial = 0
+        self._nonces = itertools.count(1)
         self._server: Any = None
         self.port = 0
 
@@ -226,7 +228,7 @@ class Istiod:
             self._answer(stream, kind)
 
     def _answer(self, stream: _Stream, kind: str) -> None:
-        nonce = f"{kind.rpartition('.')[2]}-{len(stream.nonces)}-{self._serial}-{id(object())}"
+        nonce = f"{kind.rpartition('.')[2]}-{next(self._nonces)}"
         stream.nonces[kind] = nonce
         response = discovery_pb2.DiscoveryResponse(type_url=kind, nonce=nonce, version_info=str(self._serial))
         write = {LISTENER: self._listener, ROUTE: self._routes, CLUSTER: self._cluster, ENDPOINT: self._endpoints}[kind]
