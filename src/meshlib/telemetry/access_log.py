@@ -52,13 +52,15 @@ class _Chosen:
         self._program: Any = None
         if is_on and expression:
             try:
-                import cel
-
-                self._program = cel.compile(expression)
+                from cel_expr_python import cel  # the evaluator that Envoys use
             except ImportError:
                 LOGGER.warning("the filter %r takes everything: install meshlib-proxyless[telemetry]", expression)
-            except ValueError as error:
-                LOGGER.warning("the filter %r takes everything: %s", expression, error)
+                return
+            group = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+            try:
+                self._program = cel.NewEnv(variables=dict.fromkeys(_GROUPS, group)).compile(expression)
+            except RuntimeError as error:
+                LOGGER.warning("the filter %r takes everything: %s", expression, _first_line(error))
 
     @classmethod
     def by(cls, told: Told, is_set: bool) -> Self:
@@ -69,11 +71,21 @@ class _Chosen:
         if program is None:
             return True
         try:
-            return program.execute(_attributes(fields, request, response)) is not False
-        except Exception as error:  # the library raises several kinds; a line must not cost a request
-            self._program = None
-            LOGGER.warning("the filter %r takes everything from now on: %s", self._expression, error)
-            return True
+            found = program.eval(data=_attributes(fields, request, response)).value()
+        except RuntimeError as error:  # a line must not cost a request
+            found = _first_line(error)
+        if isinstance(found, bool):
+            return found
+        self._program = None
+        LOGGER.warning("the filter %r takes everything from now on: it answers %s", self._expression, found)
+        return True
+
+
+_GROUPS = ("request", "response", "xds")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _attributes(fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> dict[str, Any]:
