@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 import meshlib
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.stored import objects_of
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.controlplane.sources import ObjectStore
@@ -115,6 +117,9 @@ async def test_a_control_plane_with_a_folder_has_it_refused_over_xds(folder: Pat
         (folder / "reviews.yaml").write_text(POLICY)
         with serving(plane.xds_address, "reviews") as reviews:
             await until(reviews, 403)
+            with AdminClient(plane.admin_url) as client:  # what `meshctl authz check` judges by
+                stored = await asyncio.to_thread(objects_of, client)
+            assert not is_open(_seen(stored, "reviews", "default"))
             async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False) as admin:
                 told = (await admin.get("/v1/problems")).text
                 assert PROBLEM.split(": ")[1] in told

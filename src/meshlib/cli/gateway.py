@@ -101,7 +101,7 @@ def _credentials(given: str) -> Path | KubeSettings | None:
     try:
         return find_settings()
     except InvalidSettings as error:
-        raise CommandFailed(f"--credentials {KUBERNETES}: {error}") from None
+        raise CommandFailed(f"--credentials {KUBERNETES} {error}") from None
 
 
 def _two_ports(pair: str) -> tuple[int, int]:

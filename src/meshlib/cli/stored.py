@@ -1,4 +1,4 @@
-"""Which objects are in force? Those of the control plane, read as it reads them."""
+"""Which objects are in force? Those of the control plane, read as it reads them: what can't be read closes, too."""
 
 from __future__ import annotations
 
@@ -14,5 +14,6 @@ def objects_of(client: AdminClient) -> list[Object]:
     return [
         replace(each, source=kept.source, rule_sources=(), place=None)
         for kept in client.objects()
-        for each in parse_text(kept.yaml, kept.source).objects
+        for parsed in [parse_text(kept.yaml, kept.source)]
+        for each in (*parsed.objects, *parsed.closed)
     ]
