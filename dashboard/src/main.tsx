@@ -60,19 +60,6 @@ function Bar() {
       <button type="button" onClick={() => choose({ theme: theme === "dark" ? "light" : "dark" })} aria-label="Dark or light">
         ◐
       </button>
-      <button
-        type="button"
-        title="The graph, problems, clients and changes as one file, without credentials"
-        data-testid="report"
-        onClick={() =>
-          void report().then(
-            (text) => save(`meshlib-${new Date().toISOString().slice(0, 19).replace(/:/g, "")}.html`, text),
-            (error: unknown) => (trouble.value = `No report: ${error instanceof Error ? error.message : String(error)}`),
-          )
-        }
-      >
-        Report
-      </button>
       <Replay end={end} />
       <Me />
     </header>
@@ -196,7 +183,22 @@ function App() {
         )}
         {view === "graph" && <Panel />}
       </main>
-      <footer class="dim">{now.value ? `as of ${clock(now.value)}` : ""}</footer>
+      <footer class="dim">
+        <span>{now.value ? `as of ${clock(now.value)}` : ""}</span>
+        <button
+          type="button"
+          title="The graph, problems, clients and changes as one file, without credentials"
+          data-testid="report"
+          onClick={() =>
+            void report().then(
+              (text) => save(`meshlib-${new Date().toISOString().slice(0, 19).replace(/:/g, "")}.html`, text),
+              (error: unknown) => (trouble.value = `No report: ${error instanceof Error ? error.message : String(error)}`),
+            )
+          }
+        >
+          Report
+        </button>
+      </footer>
     </>
   );
 }
