@@ -141,3 +141,15 @@ def test_what_beginning_costs_is_measured() -> None:
         "meshed, first call",
         "meshlib.instrument, first call",
     ]
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_xds_clients_cost_is_measured() -> None:
+    """A few clients of both variants, until the last has each change."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.xds_clients", "--quick"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    rows = [line.split() for line in found.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["sotw", "delta"]
+    assert all(0 < float(row[3]) <= float(row[4]) for row in rows)
