@@ -53,8 +53,8 @@ def called(source: str, target: str, code: str = "200", flags: str = "-", mtls: 
 class Town:
     """Also a context manager. `push` counts requests now: milliseconds of each, by series."""
 
-    def __init__(self, folder: Path) -> None:
-        self._settings = ControlPlaneSettings((folder,), xds=("127.0.0.1", 0), admin=("127.0.0.1", 0))
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self._settings = ControlPlaneSettings((folder,), xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), **settings)
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.url = self.target = ""

@@ -106,6 +106,13 @@ def control_plane(
         ),
     ] = "",
     token_audience: Annotated[str, typer.Option(help="The audience that Kubernetes' tokens must have.")] = "istio-ca",
+    prometheus_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Ask this Prometheus for the figures of graph and stat, rather than remember what is pushed.",
+        ),
+    ] = "",
     log_level: LogLevel = "info",
 ) -> None:
     """Tell the mesh what to do: serve xDS, from folders of YAML, Kubernetes, and what is applied. Until Ctrl-C."""
@@ -130,6 +137,7 @@ def control_plane(
         kubernetes=review(token_review, token_audience) if token_review else None,
         access=access.resolve() if access else None,
         audit=audit_log.resolve() if audit_log else None,
+        prometheus_url=_prometheus(prometheus_url),
     )
     if kubernetes or context:
         cluster = cluster_of(context)
@@ -160,6 +168,12 @@ def plugged(
     if certificate is None or key is None or root is None:
         raise CommandFailed("a CA is plugged in by --ca-cert, --ca-key and --root-cert together (and --cert-chain)")
     return PluggedAuthority(certificate.resolve(), key.resolve(), root.resolve(), chain.resolve() if chain else None)
+
+
+def _prometheus(url: str) -> str:
+    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise CommandFailed(f"--prometheus-url {url!r}: is written http://HOST:PORT")
+    return url
 
 
 def _secret(text: str, settings: ControlPlaneSettings) -> tuple[str, str]:

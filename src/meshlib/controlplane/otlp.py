@@ -32,7 +32,7 @@ from starlette.responses import Response
 
 from meshlib.controlplane.authentication import Authenticator, NotAuthenticated, bearer
 from meshlib.controlplane.ca_service import caller_of
-from meshlib.controlplane.telemetry_store import BOUNDS, RETRY, Cell, Labels, Span, TelemetryStore
+from meshlib.controlplane.telemetry_store import BOUNDS, Cell, Labels, Span, TelemetryStore, labels_of_retry
 from meshlib.model import SpiffeId
 
 logger = logging.getLogger("meshlib.controlplane.otlp")
@@ -270,22 +270,13 @@ def _count(counted: dict[Labels, Cell], metric: str, point: Any) -> None:
 
 
 def _count_retries(counted: dict[Labels, Cell], resource: dict[str, str], point: Any) -> None:
-    """By caller and service: tries after the first, which no server may have seen."""
-    parts = next((_text(each.value) for each in point.attributes if each.key == "cluster"), "").split("|")
-    if len(parts) != 4:  # outbound|9080|v1|reviews.default.svc.cluster.local
-        return
-    name, _, rest = parts[3].partition(".")
-    in_cluster = rest.partition(".")[2].startswith("svc.")
-    labels = Labels(
-        RETRY,
-        resource.get("istio.workload", "unknown"),
-        resource.get("service.namespace", "unknown"),
-        destination_service=parts[3],
-        destination_service_name=name if in_cluster else parts[3],
-        destination_service_namespace=rest.partition(".")[0] if in_cluster else "unknown",
+    cluster = next((_text(each.value) for each in point.attributes if each.key == "cluster"), "")
+    labels = labels_of_retry(
+        cluster, resource.get("istio.workload", "unknown"), resource.get("service.namespace", "unknown")
     )
-    cell = counted.setdefault(labels, Cell())
-    cell.requests += int(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
+    if labels is not None:
+        cell = counted.setdefault(labels, Cell())
+        cell.requests += int(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
 
 
 def _span(message: Any, service: str, resource: dict[str, str]) -> Span:

@@ -8,6 +8,7 @@ with a Content-Security-Policy that lets nothing in from elsewhere.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.resources import files
@@ -28,9 +29,12 @@ from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates,
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.hops import hops, overhead
 from meshlib.controlplane.otlp import Receiver
+from meshlib.controlplane.series import Remembered, Series, SeriesUnavailable
 from meshlib.controlplane.telemetry_store import MAX_TRACES, Labels, Span, TelemetryStore, Trace
 from meshlib.istio import resources as r
 from meshlib.istio.resources import Object
+
+logger = logging.getLogger("meshlib.controlplane.picture")
 
 STEP = 1.0
 """Seconds between two looks of the stream."""
@@ -145,12 +149,18 @@ class Pictured(Protocol):
 
 
 class Picture:
-    """clock: seconds since 1970."""
+    """clock: seconds since 1970. series: where the graph's figures come from; None: from `store`, as traces do."""
 
     def __init__(
-        self, store: TelemetryStore, history: History, view: Pictured, clock: Callable[[], float] = time.time
+        self,
+        store: TelemetryStore,
+        history: History,
+        view: Pictured,
+        clock: Callable[[], float] = time.time,
+        series: Series | None = None,
     ) -> None:
         self._store, self._history, self._view, self._clock = store, history, view, clock
+        self._figures = Remembered(store) if series is None else series
         self.receiver = Receiver(store, clock)
 
     def routes(self) -> list[Route]:
@@ -169,14 +179,16 @@ class Picture:
             Route("/v1/traces", self.receiver.post_traces, methods=["POST"]),
         ]
 
-    def graph(
+    async def graph(
         self, seconds: float, end: float | None = None, services: bool = True, sees: Sees = lambda namespace: True
     ) -> Graph:
-        """The last `seconds` before `end`, with what the configuration does and who is connected."""
+        """The last `seconds` before `end`, with what the configuration does and who is connected. Raises
+        SeriesUnavailable."""
         end = self._clock() if end is None else end
         start = end - seconds
-        cells = {labels: cell for labels, cell in self._store.window(start, end).items() if _is_seen(labels, sees)}
-        made = graph(cells, start, end, self._store.overflowed, services=services)
+        known_cells = await self._figures.window(start, end)
+        cells = {labels: cell for labels, cell in known_cells.items() if _is_seen(labels, sees)}
+        made = graph(cells, start, end, self._figures.overflowed, services=services)
         badges = {name: told for name, told in self._view.badges().items() if sees(_namespace_of_node(name))}
         clients = [client for client in self._view.clients() if sees(client.namespace)]
         instances: dict[str, int] = {}
@@ -212,7 +224,11 @@ class Picture:
         query = query_of(request, "seconds", "end", "services")
         seconds = _number(query, "seconds", 60.0)
         end = _number(query, "end", 0.0) or None
-        return JSON(self.graph(seconds, end, query["services"] != "false", admission_of(request).powers.sees))
+        sees = admission_of(request).powers.sees
+        try:
+            return JSON(await self.graph(seconds, end, query["services"] != "false", sees))
+        except SeriesUnavailable as error:
+            raise HTTPException(502, str(error)) from None
 
     async def _series(self, request: Request) -> Response:
         query = query_of(request, "node", "source", "target", "seconds", "end")
@@ -220,7 +236,11 @@ class Picture:
         start = end - _number(query, "seconds", 900.0)
         wanted, sees = _selection(query), admission_of(request).powers.sees
         points = []
-        for began, width, cells in self._store.slots(start, end):
+        try:
+            slots = await self._figures.slots(start, end)
+        except SeriesUnavailable as error:
+            raise HTTPException(502, str(error)) from None
+        for began, width, cells in slots:
             found = [
                 (labels, cell) for labels, cell in agreed(cells).items() if wanted(labels) and _is_seen(labels, sees)
             ]
@@ -304,7 +324,13 @@ class Picture:
         edges: dict[str, bytes] = {}
         changes = -1
         while (powers := admission.current()).grants:
-            made = self.graph(seconds, services=services, sees=powers.sees)
+            try:
+                made = await self.graph(seconds, services=services, sees=powers.sees)
+            except SeriesUnavailable as error:
+                logger.warning("%s", error)
+                yield b": no figures\n\n"
+                await asyncio.sleep(STEP)
+                continue
             new_nodes = {node.id: msgspec.json.encode(node) for node in made.nodes}
             new_edges = {edge.id: msgspec.json.encode(edge) for edge in made.edges}
             pushed = self._store.last_push

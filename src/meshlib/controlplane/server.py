@@ -52,6 +52,7 @@ from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
+from meshlib.controlplane.series import Scraped
 from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.statuses import StatusWriter
 from meshlib.controlplane.tap_api import TapRoutes
@@ -94,6 +95,7 @@ class ControlPlaneSettings:
     access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
       loopback only. Off loopback the admin API is served by TLS, with the same names.
     audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
+    prometheus_url: of the Prometheus that the graph's figures are asked of; "" takes what processes push.
     cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
       with its objects is written to their status. webhook: (host, port) of the admission webhooks, by TLS; injection:
       what they add to pods, None for nothing.
@@ -117,6 +119,7 @@ class ControlPlaneSettings:
     injection: Injection | None = None
     access: Path | None = None
     audit: Path | None = None
+    prometheus_url: str = ""
 
     @property
     def is_admin_local(self) -> bool:
@@ -167,7 +170,8 @@ class ControlPlane:
         self._telemetry = TelemetryStore()
         self._taps = Taps(self._changed.set)
         self._telemetry.on_spans(self._taps.receive)
-        self._picture = Picture(self._telemetry, self._history, self)
+        self._scraped = Scraped(settings.prometheus_url) if settings.prometheus_url else None
+        self._picture = Picture(self._telemetry, self._history, self, series=self._scraped)
         self._what_if = WhatIfRoutes(self, self._telemetry)
 
     async def start(self) -> None:
@@ -247,6 +251,8 @@ class ControlPlane:
         if self._http is not None:
             await self._http.aclose()
             self._http = None
+        if self._scraped is not None:
+            await self._scraped.close()
         if self._updates is not None:
             self._updates.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -54,6 +54,25 @@ class Labels(NamedTuple):
     connection_security_policy: str = "none"
 
 
+def labels_of_retry(cluster: str, workload: str = "unknown", namespace: str = "unknown") -> Labels | None:
+    """The series of a caller's tries after the first, which no server may have seen. cluster: as Envoy calls it,
+    `outbound|9080|v1|reviews.default.svc.cluster.local`; None for what is no service's. workload, namespace: who
+    tries."""
+    parts = cluster.split("|")
+    if len(parts) != 4:
+        return None
+    name, _, rest = parts[3].partition(".")
+    in_cluster = rest.partition(".")[2].startswith("svc.")
+    return Labels(
+        RETRY,
+        workload,
+        namespace,
+        destination_service=parts[3],
+        destination_service_name=name if in_cluster else parts[3],
+        destination_service_namespace=rest.partition(".")[0] if in_cluster else "unknown",
+    )
+
+
 OVERFLOW = Labels(
     destination_service="__overflow__", destination_service_name="__overflow__", source_workload="__overflow__"
 )
