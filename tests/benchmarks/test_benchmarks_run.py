@@ -153,3 +153,15 @@ def test_what_xds_clients_cost_is_measured() -> None:
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
     assert [row[0] for row in rows] == ["sotw", "delta"]
     assert all(0 < float(row[3]) <= float(row[4]) for row in rows)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_cluster_is_followed_and_told_of() -> None:
+    """Ten services of three pods: each figure is there."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.kubernetes_scale", "--quick", "--json"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    figures = json.loads(found.stdout)
+    assert (figures["pods"], figures["services"]) == (30, 10)
+    assert len(figures) == 8 and all(value > 0 for value in figures.values())
