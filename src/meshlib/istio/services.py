@@ -138,7 +138,14 @@ class Registry:
         for each in objects:
             if each.spec is not None:  # a kind of the same name in another API group has none
                 by_kind.setdefault(each.kind, []).append(each)
-        running = sorted(workloads, key=lambda w: (w.namespace, w.service, w.name, w.address, w.port))
+        # By all that they say: an address that is told twice is the same endpoint whoever comes first.
+        running = sorted(
+            workloads,
+            key=lambda w: (
+                *(w.namespace, w.service, w.name, w.address, w.port),
+                *(w.locality, w.labels, w.service_account, w.port_names),
+            ),
+        )
         pods = by_kind.get("Pod", ())
         self._pods = {(pod.namespace, pod.name): pod for pod in pods}
         self._pod_addresses = {
