@@ -48,6 +48,7 @@ def version_of(response: httpx.Response) -> str:
     return {None: "v1", "black": "v2", "red": "v3"}[rating and rating["color"]]
 
 
+CALLERS = 4
 RETRIED = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -146,18 +147,20 @@ def test_jason_sees_v2_and_others_v1(town: Town, mesh: Mesh) -> None:
 
 def test_killing_one_of_two_replicas_under_load_fails_no_call(town: Town, mesh: Mesh) -> None:
     """SIGKILL: connections end in the middle of an answer that was awaited (`reset`, which Istio's default does not
-    retry, so the rule asks for it); a GET is sent to the other. Then it comes back and serves."""
+    retry, so the rule asks for it); a GET is sent to the other. Then it comes back and serves. What was killed between
+    an answer's head and its body has been answered, as far as anybody can tell: one call of each caller at most."""
     with mesh.Client(timeout=10) as client:
         town.write("routing.yaml", RETRIED)
         eventually(lambda: client.get(REVIEWS).headers.get("x-rule") == "retried", "the rule is in force", 20)
-        with load(client, REVIEWS) as running:
+        with load(client, REVIEWS, CALLERS) as running:
             running.some_more()
             town.kill("reviews-v1-b")
             running.some_more(500)
             town.start_reviews("v1", "reviews-v1-b")
             town.await_registered("reviews-v1-b")
             eventually(lambda: client.get(REVIEWS).json()["podname"] == "reviews-v1-b", "the new replica serves", 30)
-        assert running.failures == []
+        assert running.failures == running.cut
+        assert len(running.cut) <= CALLERS
 
 
 def late_comer_sees(town: Town) -> set[str]:

@@ -168,20 +168,28 @@ class Town:
 
 
 class Load:
-    """Threads that call without a pause, until the block ends. failures: everything that was not a 200."""
+    """Threads that call without a pause, until the block ends. failures: everything that was not a 200.
+
+    cut: those of which the head had come, and the body did not: what has begun to be answered can't be tried again.
+    """
 
     def __init__(self, client: httpx.Client, url: str, threads: int) -> None:
-        self.calls, self.failures = 0, list[str]()
+        self.calls, self.failures, self.cut = 0, list[str](), list[str]()
         self._client, self._url = client, url
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
 
     def _work(self) -> None:
         while not self._stop.is_set():
+            has_begun = False
             try:
-                response = self._client.get(self._url)
+                with self._client.stream("GET", self._url) as response:
+                    has_begun = True
+                    response.read()
             except httpx.HTTPError as error:
                 self.failures.append(repr(error))
+                if has_begun:
+                    self.cut.append(repr(error))
             else:
                 if response.status_code != 200:
                     self.failures.append(f"{response.status_code} {response.text} {response.extensions}")
