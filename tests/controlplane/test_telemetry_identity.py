@@ -100,7 +100,7 @@ def told_by(labels: Labels, **resource: str) -> bytes:
 async def test_a_process_tells_of_itself_only(plane: ControlPlane, body: bytes, status: grpc.StatusCode) -> None:
     """And what is refused is not in the graph."""
     assert await asyncio.to_thread(export, plane, "metrics.v1.MetricsService", body, OWN) is status
-    seen = plane._picture.graph(60).nodes
+    seen = (await plane._picture.graph(60)).nodes
     assert bool(seen) is (status is grpc.StatusCode.OK)
 
 
