@@ -27,7 +27,8 @@ WAIT = 10.0
 class Site:
     """What an application under test uses, and what its test looks at.
 
-    release: the test's, for a handler that waits. ended: the handler's, for the test to wait for.
+    release: the test's, for a handler that waits. ended: the handler's, for the test to wait for. over: set when a
+      request has ended for the middleware, which may be after its client has read all of the answer.
     """
 
     def __init__(self, at: Mesh) -> None:
@@ -36,6 +37,7 @@ class Site:
         self.pool = ThreadPoolExecutor(1)
         self.release = threading.Event()
         self.ended = threading.Event()
+        self.over = threading.Event()
         self.error: BaseException | None = None
         self.result = ""
 
@@ -197,6 +199,7 @@ class Claims:
         """Begun within the request, it goes on for the same user and the same trace."""
         with Peer() as peer, self.served(peer) as (site, client):
             client.get("/outlive", headers={**JASON, "x-envoy-expected-rq-timeout-ms": "60000"})
+            assert site.over.wait(WAIT)
             site.release.set()
             assert site.ended.wait(WAIT)
             assert peer.received[0].header("end-user") == "jason"

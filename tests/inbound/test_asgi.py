@@ -125,7 +125,13 @@ class TestUvicorn(Claims):
             "/outlive": outlive,
             "/fail": fail,
         }
-        return site.mesh.asgi(Starlette(routes=[Route(path, at) for path, at in paths.items()], lifespan=lifespan))
+        meshed = site.mesh.asgi(Starlette(routes=[Route(path, at) for path, at in paths.items()], lifespan=lifespan))
+
+        async def until_over(scope: Any, receive: Any, send: Any) -> None:
+            await meshed(scope, receive, send)
+            site.over.set()
+
+        return until_over
 
 
 def http_scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from inbound_claims import RATINGS, WAIT, Claims, Site
 from inbound_servers import werkzeug_server
+from werkzeug.wsgi import ClosingIterator
 
 from meshlib.errors import SettingsError
 from meshlib.inbound.wsgi import MeshWSGI
@@ -113,7 +114,8 @@ class TestWerkzeug(Claims):
             raise LookupError("no such book")
 
         app.logger.disabled = True  # the exception is meant
-        app.wsgi_app = site.mesh.wsgi(app.wsgi_app)  # type: ignore[method-assign]
+        meshed = site.mesh.wsgi(app.wsgi_app)
+        app.wsgi_app = lambda environ, start: ClosingIterator(meshed(environ, start), [site.over.set])  # type: ignore[assignment,method-assign,return-value]
         return app
 
 
