@@ -1,4 +1,8 @@
-"""What does pytest get from an installed meshlib? The fixture `mesh`. Nothing is loaded until a test asks for it."""
+"""What does pytest get from meshlib? The fixture `mesh`, for who names this module in `pytest_plugins`. Nothing else is
+loaded until a test asks for it.
+
+It is no entry point: pytest rewrites the assertions of all modules that such a plugin is installed with, which costs
+every test run in that environment, and CPython 3.11 can't do it on two threads at once."""
 
 from __future__ import annotations
 

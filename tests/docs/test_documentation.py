@@ -145,7 +145,7 @@ def test_snippets_run(block: Block, tmp_path: Path) -> None:
     is_test = "\ndef test_" in block.text
     file = tmp_path / ("test_snippet.py" if is_test else "snippet.py")
     file.write_text(block.text)
-    by = ("-m", "pytest", "-W", "error", "-p", "no:asyncio") if is_test else ()
+    by = ("-m", "pytest", "-W", "error", "-p", "no:asyncio", "-p", "meshlib.pytest_plugin") if is_test else ()
     result = run(sys.executable, "-W", "error", *by, str(file), cwd=tmp_path, MESHLIB_CACHE_DIR="-")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""

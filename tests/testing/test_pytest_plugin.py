@@ -1,4 +1,4 @@
-"""Does pytest have the fixture `mesh` wherever meshlib is installed?"""
+"""Does pytest have the fixture `mesh` where a project asks for it?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.mark.processes
-def test_the_fixture_is_there_without_a_line(pytester: pytest.Pytester) -> None:
+def test_the_fixture_is_there_by_one_line(pytester: pytest.Pytester) -> None:
     """In a project of somebody else: an application, and tests of how it behaves while reviews fails."""
+    pytester.makeconftest('pytest_plugins = ["meshlib.pytest_plugin"]')
     pytester.makepyfile(
         shop="""
         def page(client):
