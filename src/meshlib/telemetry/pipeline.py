@@ -70,9 +70,11 @@ class Telemetry:
 
     def _observe(self) -> None:
         """Spans are made only where somebody takes them, and lines of a log only once somebody has asked for them."""
-        epoch = time.time() - time.monotonic()
+        self._epoch = time.time() - time.monotonic()
         self._meter = Meter(self.recorder, self._node, self.setup.strict)
-        self._tracer = Tracer(self._meter, self.setup.sampling, random.Random(), epoch) if self.setup.target else None
+        self._tracer: Tracer | None = None
+        if self.setup.target:
+            self._tracer = Tracer(self._meter, self.setup.sampling, random.Random(), self._epoch)
         self._access_log: AccessLog | None = None
         self.observer: Observer = self._tracer or self._meter
         self._obey()
@@ -97,8 +99,7 @@ class Telemetry:
             self._tracer.rules = rules
         is_logging = self.setup.access_log or rules.client.access_log or rules.server.access_log
         if self._access_log is None and is_logging:
-            epoch = time.time() - time.monotonic()
-            self.observer = self._access_log = AccessLog(self.observer, self.setup.access_log, epoch)
+            self.observer = self._access_log = AccessLog(self.observer, self.setup.access_log, self._epoch)
         if self._access_log is not None:
             self._access_log.follow(rules)
 
