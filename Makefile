@@ -6,8 +6,12 @@ BIN    := $(VENV)/bin
 GROUPS  = $(BIN)/python scripts/requirements.py
 # Which versions the tests have passed with. What is not in there is not held; users get what pyproject.toml allows.
 LOCK    = constraints/test.txt
+GO     ?= go
+TOOLS   = $(VENV)/go/bin
+# What make test-cluster runs.
+CLUSTER ?= tests/kube
 
-.PHONY: help demo test chaos dashboard lint-dashboard lint format bench docs lock audit sbom clean
+.PHONY: help demo test chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -38,6 +42,21 @@ test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everythin
 
 chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what breaks, and what does not: in full
 	MESHLIB_TEST_CHAOS=full $(BIN)/python -m pytest tests/e2e/test_chaos.py tests/e2e/test_outage.py tests/e2e/test_rotation.py
+
+# Real peers that only Go can build. tests/go/*/tools.go names the package of each program; go.sum holds what it is made
+# of. A program is built when it is missing or its module has changed; the tests skip without it, and say which target.
+$(TOOLS)/kube-apiserver: $(wildcard tests/go/kubernetes/*)
+$(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
+$(TOOLS)/%:
+	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
+	@mkdir -p $(TOOLS)
+	cd $(<D) && $(GO) build -mod=readonly -trimpath -ldflags='-s -w' -o $(abspath $@) \
+		$$(sed -n 's|.*"\(.*\)" // $*$$|\1|p' tools.go)
+
+cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernetes API server and its etcd (needs Go; ten minutes)
+
+test-cluster: $(VENV)/.installed-test cluster-tools     ## the tests of everything Kubernetes, on a real API server
+	$(BIN)/python -m pytest $(CLUSTER)
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js
