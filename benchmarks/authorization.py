@@ -19,9 +19,10 @@ from joserfc.jwk import RSAKey
 from meshlib.inbound.peer import PEER
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import Headers, Inbound, Node, Peer, Request, Snapshot, SpiffeId, Workload
 from meshlib.policy.guard import Guard
+from meshlib.settings import Settings
 
 CALLER = Peer(SpiffeId.of("cluster.local", "default", "productpage"), True, "10.0.0.9", 9080)
 POLICY = """
@@ -160,7 +161,7 @@ def rows(rounds: int, seconds: float) -> Iterable[tuple[str, float]]:
     try:
         for name, mesh in meshes.items():
             mesh.start()
-            mesh._publish(Snapshot("1", inbound=(inbound(given[name]),), complete=True))
+            mesh._feed.publish(Snapshot("1", inbound=(inbound(given[name]),), complete=True))
         yield from measured(inbound_calls(meshes), rounds, seconds).items()
     finally:
         for mesh in meshes.values():

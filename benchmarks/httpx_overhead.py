@@ -29,7 +29,7 @@ from benchmarks.by_hand import AsyncByHand, ByHand
 from benchmarks.picks import Pick, pick_costs
 from meshlib.inbound.asgi import MeshASGI
 from meshlib.inbound.wsgi import MeshWSGI
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import (
     Cluster,
     Endpoint,
@@ -54,6 +54,7 @@ from meshlib.outbound.wire import AsyncWireResponse, WireRequest, WireResponse
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.observer import Call, Observer
+from meshlib.settings import Settings
 from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.recorder import Recorder
 from meshlib.telemetry.tracing import Tracer
@@ -93,7 +94,7 @@ def meshed(endpoints: Sequence[tuple[str, int]]) -> Iterator[Mesh]:
     """A Mesh that runs on a Snapshot given to it, without a feed."""
     with Mesh(Settings()) as mesh:
         mesh.start()
-        mesh._publish(snapshot(endpoints))
+        mesh._feed.publish(snapshot(endpoints))
         yield mesh
 
 

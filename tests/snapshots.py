@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import (
     Cluster,
     Endpoint,
@@ -26,6 +26,7 @@ from meshlib.policy.call import CallContext
 from meshlib.policy.live import Live, compile_live
 from meshlib.policy.quota import Answer, Question
 from meshlib.quota.edge import QuotaEdge
+from meshlib.settings import Settings
 
 Addresses = Sequence[tuple[str, int]]
 
@@ -93,7 +94,7 @@ def mesh(given: Snapshot | None = None, **settings: Any) -> Mesh:
 
 def publish(to: Mesh, given: Snapshot) -> None:
     assert given.inconsistencies() == ()
-    to._publish(given)
+    to._feed.publish(given)
 
 
 class Counted(QuotaEdge):

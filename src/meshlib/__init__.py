@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         UpstreamTimeout,
     )
     from meshlib.instrumentation import instrument, uninstrument
-    from meshlib.mesh import Mesh, Settings, connect
+    from meshlib.mesh import Mesh, connect
+    from meshlib.settings import Settings
 
 _HOMES = {
     "AnsweredByRoute": "meshlib.errors",
@@ -50,7 +51,7 @@ _HOMES = {
     "RateLimited": "meshlib.errors",
     "RateLimitUnanswered": "meshlib.errors",
     "RequestRefused": "meshlib.errors",
-    "Settings": "meshlib.mesh",
+    "Settings": "meshlib.settings",
     "SettingsError": "meshlib.errors",
     "UpstreamConnectionFailure": "meshlib.errors",
     "UpstreamFailure": "meshlib.errors",

@@ -5,9 +5,7 @@ The composition root of the data plane: everything below is handed what it needs
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import ipaddress
 import logging
 import os
 import random
@@ -16,38 +14,33 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from meshlib.errors import MeshClosed, SettingsError
+from meshlib.feed import Feed
 from meshlib.identity.holder import IdentityHolder
 from meshlib.identity.tls import TlsContexts
 from meshlib.model import (
     INBOUND_PREFIX,
     TLS_MODE,
-    ClusterType,
     Endpoint,
     Headers,
-    Locality,
-    Node,
     NodeKind,
     QuotaService,
     Request,
     Snapshot,
     UpstreamTls,
-    Workload,
 )
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext
-from meshlib.policy.live import Live, compile_live, empty_live
+from meshlib.policy.live import Live
 from meshlib.policy.observer import Call, Observer
 from meshlib.policy.router import with_port
 from meshlib.quota.edge import QuotaEdge
-from meshlib.telemetry.setup import Setup, target_of
-from meshlib.version import __version__
+from meshlib.settings import DNS, ISTIO, KUBERNETES, Settings, host_and_port, resolved
 
 if TYPE_CHECKING:
     import ssl
@@ -60,8 +53,6 @@ if TYPE_CHECKING:
     import urllib3
 
     from meshlib.discovery import Source
-    from meshlib.discovery.addresses import Addresses
-    from meshlib.discovery.health import HealthChecker
     from meshlib.identity.access import Access
     from meshlib.identity.credentials import Credentials, CredentialsSource
     from meshlib.inbound.admit import Reception
@@ -70,183 +61,17 @@ if TYPE_CHECKING:
     from meshlib.policy.explain import Explanation
     from meshlib.policy.guard import Guard
     from meshlib.state.breaker import Breaker
-    from meshlib.state.shared_breaker import SharedBreakers
     from meshlib.telemetry.pipeline import Telemetry
 
 _log = logging.getLogger("meshlib")
 
-RESOLVE_TIMEOUT = 5.0
-"""Seconds a call waits for the feed's answer about a host it has not asked for before."""
-IDENTITY_TIMEOUT = 10.0
-DNS = "dns:"
-"""In place of a control plane: name servers alone."""
-KUBERNETES = "kubernetes:"
-"""In place of a control plane: Kubernetes' EndpointSlices alone."""
-ISTIO = "istio"
-"""The dialect of an istiod."""
-_PREFIX = "MESHLIB_"
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Who this process is and where its configuration comes from.
-
-    Each field is read from the environment variable MESHLIB_<FIELD>; OpenTelemetry's and gRPC's own variables are
-    left to them.
-
-    control_plane: `host:port` of a control plane (`a:15012,b:15012` of several replicas: another is taken when one is
-      lost), a folder of YAML, `dns:` for name servers alone (`dns:host:port` for this one), or `kubernetes:` for
-      EndpointSlices alone (`kubernetes:NAME` for this context of the kubeconfig); "" is no mesh: every call goes where
-      it says.
-    dialect: `istio` where the control plane is an istiod, to which this process is a client without a proxy; "" is our
-      own, and any other that speaks xDS.
-    service: the Service this process serves, by name; "" when labels alone decide.
-    workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
-    labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
-    address: `host:port` where this process serves; "" serves nothing, so nothing is registered.
-    forward_headers: headers that a request brings in and that calls made while serving it take out, besides trace
-      context and x-request-id; as `end-user,tenant`.
-    probe_paths: paths that may be asked for in plaintext where a port is STRICT, by whomever; as `/healthz,/ready`.
-    cache_dir: where the last good configuration is kept; default the user's cache folder; "-" keeps none.
-    resolve_timeout: seconds that a call waits for the first answer about a host, and a request that comes in for the
-      first rules.
-    failure_policy: `deny` (503) or `allow`: what becomes of requests that come in while the control plane, or folder,
-      was never heard and nothing is kept of it, so that nobody knows who may call. Rules that came and can't be used
-      let nobody in either way. Without a control plane, and by name servers alone, nothing is enforced.
-    identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
-      service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; `spiffe`, the Workload API (SPIRE) at
-      SPIFFE_ENDPOINT_SOCKET, or `spiffe:unix:///PATH`; "" is nobody, so it has no certificate.
-    ca_roots: PEM file of those who vouch for the control plane and CA; with it they are called by TLS. A join token
-      names its root by itself.
-    token_file: holds the token that proves to them who this process is; read at each use.
-    identity_timeout: seconds for which a call that needs the first certificate waits for it.
-    telemetry: where metrics and traces are pushed: `control-plane`, the http(s) URL of an OTLP receiver, or `off`;
-      default OTEL_EXPORTER_OTLP_ENDPOINT, else the control plane at host:port.
-    telemetry_interval: seconds between two pushes.
-    prometheus: `host:port` to be scraped on, shared by all workers of a server; "" is none.
-    strict_istio_labels: write `unknown` where Istio's proxies know less than this library.
-    access_log: `text` or `json`: Istio's access log, to the logger `meshlib.access`; "" is none.
-    breaker_storage: `redis://host:port/0`, where the processes of this workload tell each other which circuits are
-      open; "" is each for itself.
-    trace_sampling: percent of the traces that begin here; a trace that comes in is heeded.
-    """
-
-    control_plane: str = ""
-    dialect: str = ""
-    service: str = ""
-    namespace: str = "default"
-    service_account: str = "default"
-    workload: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-    locality: Locality = Locality()  # noqa: RUF009 -- frozen
-    trust_domain: str = "cluster.local"
-    cluster_id: str = "Kubernetes"
-    address: str = ""
-    forward_headers: tuple[str, ...] = ()
-    probe_paths: tuple[str, ...] = ()
-    cache_dir: str = ""
-    resolve_timeout: float = RESOLVE_TIMEOUT
-    identity: str = ""
-    ca_roots: str = ""
-    token_file: str = ""
-    identity_timeout: float = IDENTITY_TIMEOUT
-    failure_policy: str = "deny"
-    telemetry: str = ""
-    telemetry_interval: float = 10.0
-    prometheus: str = ""
-    strict_istio_labels: bool = False
-    trace_sampling: float = 1.0
-    access_log: str = ""
-    breaker_storage: str = ""
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Raises SettingsError, naming the variable, for a value that can't be used."""
-        environ = os.environ if environ is None else environ
-        found: dict[str, Any] = {}
-        for field in cls.__dataclass_fields__:
-            variable = _PREFIX + field.upper()
-            text = environ.get(variable, "").strip()
-            if text:
-                try:
-                    found[field] = _parsers.get(field, str)(text)
-                except ValueError as error:
-                    raise SettingsError(f"{variable}={text!r}: {error}") from None
-        return cls(**found)
-
-    def telemetry_setup(self) -> Setup:
-        """What is measured, and where it goes. Raises SettingsError."""
-        is_ours = not self.dialect and not self.control_plane.startswith((DNS, KUBERNETES))
-        control_plane = self.control_plane if is_ours else ""
-        return target_of(self.telemetry, control_plane)._replace(
-            interval=self.telemetry_interval,
-            prometheus=_host_and_port(self.prometheus) if self.prometheus else None,
-            strict=self.strict_istio_labels,
-            sampling=self.trace_sampling,
-            access_log=self.access_log,
-        )
-
-    def node(self, kind: NodeKind = NodeKind.SIDECAR) -> Node:
-        """The xDS node that this process is."""
-        host, port = _resolved(*_host_and_port(self.address)) if self.address else ("", 0)
-        labels = tuple(sorted(self.labels))
-        version = dict(labels).get("version", "")
-        name = self.workload or "-".join(part for part in (self.service, version) if part) or socket.gethostname()
-        workload = Workload(
-            name=name,
-            namespace=self.namespace,
-            service=self.service,
-            service_account=self.service_account,
-            labels=labels,
-            address=host,
-            port=port,
-            locality=self.locality,
-        )
-        instance = f"{name}-{os.getpid()}-{random.SystemRandom().getrandbits(24):06x}"
-        if self.dialect == ISTIO:
-            instance = socket.gethostname()  # the pod, by whose name an istiod finds what Kubernetes says of it
-        identity = f"{kind}~{host or '127.0.0.1'}~{instance}.{self.namespace}~{self.namespace}.svc.cluster.local"
-        return Node(
-            id=identity,
-            workload=workload,
-            kind=kind,
-            user_agent=f"meshlib/{__version__}",
-            trust_domain=self.trust_domain,
-            cluster_id=self.cluster_id,
-            metrics_port=_host_and_port(self.prometheus)[1] if self.prometheus else 0,
-        )
-
-
-def _labels(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-    if bad := [key for key, mark, _ in pairs if not mark or not key]:
-        raise ValueError(f"labels are written key=value,key=value; found {bad[0]!r}")
-    return tuple(sorted((key.strip(), value.strip()) for key, _, value in pairs))
-
-
-def _locality(text: str) -> Locality:
-    parts = text.split("/")
-    if len(parts) > 3:
-        raise ValueError("a locality is region/zone/subzone")
-    return Locality(*parts)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(sorted({part.strip().lower() for part in text.split(",") if part.strip()}))
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, mark, port = text.rpartition(":")
-    if not mark or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"an address is host:port; found {text!r}")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _dns_source(server: str) -> Source:
     """Raises SettingsError."""
     try:
-        address = _resolved(*_host_and_port(server)) if server else None
+        address = resolved(*host_and_port(server)) if server else None
         from meshlib.discovery.dns import DnsSource
     except ValueError as error:
         raise SettingsError(f"control plane {DNS}{server!r}: {error}") from None
@@ -268,115 +93,6 @@ def _kubernetes_source(context: str, namespace: str) -> Source:
     return KubernetesSource(settings, "" if namespace == "default" else namespace)
 
 
-def _resolved(host: str, port: int) -> tuple[str, int]:
-    """Others are told an IP address, whatever name this process has for it. Raises SettingsError."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise SettingsError(f"address {host}:{port}: {error}") from None
-        # IPv4 first: a server that listens on "localhost" mostly means that one.
-        families = sorted(found, key=lambda each: each[0] != socket.AF_INET)
-        return str(families[0][4][0]), port
-    if address.is_unspecified:
-        raise SettingsError(f"address {host}:{port}: others can't call {host}; give the address they can reach")
-    return host, port
-
-
-def _address(text: str) -> str:
-    _host_and_port(text)
-    return text
-
-
-def _paths(text: str) -> tuple[str, ...]:
-    found = tuple(sorted({part.strip() for part in text.split(",") if part.strip()}))
-    if bad := [path for path in found if not path.startswith("/") or "?" in path]:
-        raise ValueError(f"a path begins with / and has no query; found {bad[0]!r}")
-    return found
-
-
-def _identity(text: str) -> str:
-    kind, _, where = text.partition(":")
-    if kind == "ca":
-        _host_and_port(where)
-    elif kind == "spiffe":
-        if where and not where.startswith(("unix:", "tcp:")):
-            raise ValueError(
-                "a Workload API is at unix:///PATH or tcp://ADDRESS:PORT, or where SPIFFE_ENDPOINT_SOCKET says"
-            )
-    elif text != "control-plane" and not (kind == "files" and where):
-        raise ValueError("an identity comes from control-plane, ca:HOST:PORT, files:FOLDER or spiffe")
-    return text
-
-
-def _dialect(text: str) -> str:
-    if text not in ("", ISTIO):
-        raise ValueError(f"there is {ISTIO}")
-    return text
-
-
-def _failure_policy(text: str) -> str:
-    if text not in ("deny", "allow"):
-        raise ValueError("there are deny and allow")
-    return text
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise ValueError("an interval is 0.1 to 3600 seconds")
-    return seconds
-
-
-def _log_format(text: str) -> str:
-    if text not in ("text", "json"):
-        raise ValueError("there are text and json")
-    return text
-
-
-def _breaker_storage(text: str) -> str:
-    if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("breakers are shared through redis://host:port/0, rediss:// or unix://")
-    if find_spec("redis") is None:
-        raise ValueError("breakers that are shared need the extra redis")
-    return text
-
-
-def _percent(text: str) -> float:
-    percent = float(text)
-    if not 0 <= percent <= 100:
-        raise ValueError("a share is 0 to 100 percent")
-    return percent
-
-
-def _yes(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError("must be true or false")
-    return text.lower() in ("true", "1")
-
-
-_parsers: dict[str, Callable[[str], Any]] = {
-    "dialect": _dialect,
-    "labels": _labels,
-    "locality": _locality,
-    "forward_headers": _names,
-    "probe_paths": _paths,
-    "address": _address,
-    "resolve_timeout": float,
-    "identity": _identity,
-    "identity_timeout": float,
-    "failure_policy": _failure_policy,
-    "telemetry_interval": _interval,
-    "prometheus": _address,
-    "strict_istio_labels": _yes,
-    "trace_sampling": _percent,
-    "access_log": _log_format,
-    "breaker_storage": _breaker_storage,
-}
-
-
 class Mesh:
     """This process's place in the mesh. Make one and share it: it is thread-safe, and it survives a fork.
 
@@ -384,6 +100,7 @@ class Mesh:
     """
 
     def __init__(self, settings: Settings, *, kind: NodeKind = NodeKind.SIDECAR) -> None:
+        settings.check(kind)
         self.settings = settings
         self.node = settings.node(kind)
         self._rng = random.Random()
@@ -391,23 +108,16 @@ class Mesh:
         self._listening: Listening | None = None
         self.tls = TlsContexts(lambda: self.credentials, has_identity=bool(settings.identity))
         """What connections are secured with."""
-        self._live = empty_live(self._rng)
-        if settings.identity:
-            try:
-                _identity(settings.identity)
-            except ValueError as error:
-                raise SettingsError(f"identity {settings.identity!r}: {error}") from None
-        try:
-            _dialect(settings.dialect)
-        except ValueError as error:
-            raise SettingsError(f"dialect {settings.dialect!r}: {error}") from None
-        if settings.dialect and kind is NodeKind.ROUTER:
-            raise SettingsError(f"dialect {settings.dialect!r}: an istiod sends no listeners that a gateway could bind")
-        if settings.breaker_storage:
-            try:
-                _breaker_storage(settings.breaker_storage)
-            except ValueError as error:
-                raise SettingsError(f"breaker_storage {settings.breaker_storage!r}: {error}") from None
+        workload = self.node.workload
+        self._feed = Feed(
+            settings,
+            self._rng,
+            self.tls,
+            f"{workload.namespace}/{workload.name}",
+            before_first=self.wait_for_credentials,
+            on_live=self._follow,
+        )
+        self._read_live = self._feed.read
         self._identity = IdentityHolder(self._make_credentials_source) if settings.identity else None
         self._forget_threads()
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -432,21 +142,8 @@ class Mesh:
     def _forget_threads(self) -> None:
         """The state of a Mesh that was never started; also what a forked child begins with."""
         self._lock = threading.Lock()
-        self._changed = threading.Condition()
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        self._unanswered: set[str] = set()
-        self._inbound_unanswered = False
-        self._source: Source | None = None
-        self._thread: threading.Thread | None = None
-        self._health: HealthChecker | None = None
-        self._shared_breakers: SharedBreakers | None = None
-        self._addresses: Addresses | None = None
-        self._given: Snapshot | None = None
-        self._publishing = threading.Lock()
         self._is_started = False
-        self._has_waited = False
         self._quotas = QuotaEdge(self._quota_channel)
-        self._closing = threading.Event()
         self._ready_thread: threading.Thread | None = None
 
     # Configuration in
@@ -454,7 +151,7 @@ class Mesh:
     @property
     def live(self) -> Live:
         """What calls read now. One attribute read; replaced whole by the feed."""
-        return self._live
+        return self._feed.live
 
     def start(self) -> None:
         """Start the feeds, if they are not running. Called by the first call; call it to warm up before that.
@@ -462,7 +159,7 @@ class Mesh:
         Raises MeshClosed after close(), SettingsError when the control plane's address can't be used.
         """
         with self._lock:
-            if self._closing.is_set():
+            if self._feed.closing.is_set():
                 raise MeshClosed("this Mesh was closed")
             if self._is_started:
                 return
@@ -471,14 +168,12 @@ class Mesh:
             if self.telemetry is not None:
                 self.telemetry.start()
             if self.settings.control_plane:
-                self._source = self._make_source(self.settings.control_plane)
+                source = self._make_source(self.settings.control_plane)
                 if self._has_reception:
-                    self._want_inbound(self._source)
-                thread = threading.Thread(target=self._feed, args=(self._source,), name="meshlib-feed", daemon=True)
-                self._thread = thread
-                thread.start()
+                    self._want_inbound(source)
+                self._feed.follow(source)
             else:
-                self._live = compile_live(Snapshot("no control plane", complete=True), None, self._rng)
+                self._feed.follow_nobody()
             self._is_started = True  # last: who reads it without the lock goes on with all that is above
 
     def _make_source(self, control_plane: str) -> Source:
@@ -494,7 +189,7 @@ class Mesh:
 
         try:
             for each in addresses_of(control_plane):
-                _host_and_port(each)
+                host_and_port(each)
         except ValueError:
             raise SettingsError(
                 f"control plane {control_plane!r} is neither an existing folder nor host:port (or several, separated "
@@ -563,88 +258,11 @@ class Mesh:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return Path(home) / "meshlib"
 
-    def _feed(self, source: Source) -> None:
-        source.run(self._publish)
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        """The feed has news: compile, swap, wake who waits. On the feed thread."""
-        if self._identity is not None and not self._has_waited:
-            # What comes first may say that calls need a certificate; those who make them wait for this feed anyway.
-            self._has_waited = True
-            self.wait_for_credentials()
-        with self._publishing:
-            if not self._compile(snapshot):
-                return
-            self._given = snapshot
-        with self._changed:
-            self._unanswered.clear()
-            self._changed.notify_all()
-            waiting = list(self._waiting)
-        for loop, event in waiting:
-            try:
-                loop.call_soon_threadsafe(event.set)
-            except RuntimeError:  # that loop is closed; its waiter is gone with it
-                pass
-
-    def _compile(self, given: Snapshot) -> bool:
-        """Put `given` into force, with the addresses that its names have now. False where that can't be done."""
-        try:
-            snapshot = self._resolved(given)
-            self._live = compile_live(snapshot, self._live, self._rng, self.settings.locality, time.monotonic())
-        except Exception:
-            # Every source checks what it hands over, so this is a defect; calls go on with what they had.
-            _log.exception("configuration %s can't be used; %s stays in force", given, self._live)
-            return False
+    def _follow(self, live: Live, snapshot: Snapshot) -> None:
+        """This is in force now. On the feed's thread."""
         if self.telemetry is not None:
             self._observer = self.telemetry.follow(snapshot.reporting)
-        self._check_health()
-        self._share_breakers()
-        self._quotas.prepare(service for limiter in self._live.limiters for service in limiter.services)
-        return True
-
-    def _resolved(self, given: Snapshot) -> Snapshot:
-        """With an endpoint for each address of what is to be looked up; nothing is started where nothing is."""
-        if self._addresses is None:
-            if self._closing.is_set() or not any(each.type is ClusterType.STRICT_DNS for each in given.clusters):
-                return given
-            from meshlib.discovery.addresses import Addresses
-
-            self._addresses = Addresses(self._readdress)
-        return self._addresses.resolved(given)
-
-    def _readdress(self) -> None:
-        """A name has other addresses. On a thread of discovery/addresses."""
-        with self._publishing:
-            if self._given is not None and not self._closing.is_set():
-                self._compile(self._given)
-
-    def _check_health(self) -> None:
-        """Active checks of what the configuration asks for; nothing is started while it asks for none."""
-        if self._health is None:
-            if self._closing.is_set() or not any(each.cluster.health_checks for each in self._live.clusters.values()):
-                return
-            from meshlib.discovery.health import HealthChecker
-
-            self._health = HealthChecker(self._read_live, time.monotonic, self.tls)
-        self._health.update(self._live)
-
-    def _share_breakers(self) -> None:
-        """Tell the workers beside this one which circuits are open, where the settings say how."""
-        if not self.settings.breaker_storage:
-            return
-        if self._shared_breakers is None:
-            if self._closing.is_set() or not self._breakers():
-                return
-            from meshlib.state.shared_breaker import SharedBreakers
-
-            workload = self.node.workload
-            scope = f"{workload.namespace}/{workload.name}"
-            self._shared_breakers = SharedBreakers(self.settings.breaker_storage, scope, self._breakers)
-        self._shared_breakers.update()
-
-    def _breakers(self) -> dict[str, Breaker]:
-        clusters = self._live.clusters
-        return {name: each.breaker for name, each in clusters.items() if each.breaker is not None}
+        self._quotas.prepare(service for limiter in live.limiters for service in limiter.services)
 
     # Calls out
 
@@ -677,61 +295,20 @@ class Mesh:
     def _who_observes(self) -> Observer | None:
         return self._observer
 
-    def _read_live(self) -> Live:
-        return self._live
-
-    def _want(self, authority: str) -> bool:
-        """Ask the feed for a host. False when there is nothing to wait for."""
-        if self._live.router.knows(authority) or authority in self._unanswered or self._source is None:
-            return False
-        self._source.want(authority)
-        return True
-
     def resolve(self, authority: str) -> None:
         """Wait until the feed has said whether it knows `authority` (host:port), at most `resolve_timeout` seconds.
 
         A host that was not answered for once is not waited for again until the feed has any news.
         """
-        if not self._want(authority):
-            return
-        deadline = time.monotonic() + self.settings.resolve_timeout
-        with self._changed:
-            while not self._live.router.knows(authority) and not self._closing.is_set():
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                    self._unanswered.add(authority)
-                    return
+        self._feed.resolve(authority)
 
     async def resolve_async(self, authority: str) -> None:
         """`resolve`, without blocking the loop."""
-        if not self._want(authority):
-            return
-        entry = (asyncio.get_running_loop(), asyncio.Event())
-        with self._changed:
-            self._waiting.add(entry)
-        try:
-            async with asyncio.timeout(self.settings.resolve_timeout):
-                while not self._live.router.knows(authority) and not self._closing.is_set():
-                    await entry[1].wait()
-                    entry[1].clear()
-        except TimeoutError:
-            self._unanswered.add(authority)
-        finally:
-            with self._changed:
-                self._waiting.discard(entry)
+        await self._feed.resolve_async(authority)
 
     async def next_live(self, seen: Live) -> Live:
         """What calls read, once it is no longer `seen`: for those who follow the configuration itself (a gateway)."""
-        entry = (asyncio.get_running_loop(), asyncio.Event())
-        with self._changed:
-            self._waiting.add(entry)
-        try:
-            while self._live is seen:
-                await entry[1].wait()
-                entry[1].clear()
-            return self._live
-        finally:
-            with self._changed:
-                self._waiting.discard(entry)
+        return await self._feed.next_live(seen)
 
     def transport(
         self,
@@ -796,9 +373,9 @@ class Mesh:
 
         request = request_of(method, url, (headers or {}).items())
         self.start()
-        if self._live.router.match(request) is None:
+        if self._feed.live.router.match(request) is None:
             self.resolve(with_port(request.authority, request.scheme))
-        return explain(self._live, request)
+        return explain(self._feed.live, request)
 
     def breaker(self, host: str, subset: str = "") -> Breaker | None:
         """The circuit breaker of a destination, a pybreaker.CircuitBreaker: to add listeners, to look at it, to open or
@@ -810,7 +387,7 @@ class Mesh:
         self.start()
         authority = with_port(host.lower(), "http")
         self.resolve(authority)
-        live = self._live
+        live = self._feed.live
         _, decisions = live.router.looked_at(Request("GET", "http", authority, "/", Headers()))
         for decision in decisions:
             for chosen in getattr(decision.action, "clusters", ()):
@@ -1058,7 +635,7 @@ class Mesh:
         from meshlib.inbound.authorize import AuthorizationEdge
 
         self._has_reception = True
-        source = self._source
+        source = self._feed.source
         if source is not None:
             self._want_inbound(source)
         edge = AuthorizationEdge(self.transport, self.grpc_channel)
@@ -1077,36 +654,15 @@ class Mesh:
                 self.start()
             except MeshClosed:
                 pass
-        return self._live.guard
+        return self._feed.live.guard
 
     def await_inbound(self) -> Guard:
         """The rules, waiting at most `resolve_timeout` seconds for the first."""
-        if not self._inbound_unanswered:
-            deadline = time.monotonic() + self.settings.resolve_timeout
-            with self._changed:
-                while not self._live.guard.is_configured and not self._closing.is_set():
-                    if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                        self._inbound_unanswered = True  # the next ones don't wait: it would hold up a whole server
-                        break
-        return self._live.guard
+        return self._feed.await_guard()
 
     async def await_inbound_async(self) -> Guard:
         """`await_inbound`, without blocking the loop."""
-        if not self._inbound_unanswered:
-            entry = (asyncio.get_running_loop(), asyncio.Event())
-            with self._changed:
-                self._waiting.add(entry)
-            try:
-                async with asyncio.timeout(self.settings.resolve_timeout):
-                    while not self._live.guard.is_configured and not self._closing.is_set():
-                        await entry[1].wait()
-                        entry[1].clear()
-            except TimeoutError:
-                self._inbound_unanswered = True
-            finally:
-                with self._changed:
-                    self._waiting.discard(entry)
-        return self._live.guard
+        return await self._feed.await_guard_async()
 
     def admits_unconfigured(self) -> bool:
         """Whether requests come in while no rules are known. A gateway's doors open with the first configuration; where
@@ -1120,7 +676,7 @@ class Mesh:
 
         Called by the middleware. Returns at once; does nothing without an address.
         """
-        if not self.settings.address or self._closing.is_set():
+        if not self.settings.address or self._feed.closing.is_set():
             return
         with self._lock:
             if self._ready_thread is not None:
@@ -1131,15 +687,15 @@ class Mesh:
     def _await_ready(self) -> None:
         """Register when the port accepts. No server tells a library that it listens, so it is asked."""
         pause = 0.01
-        while not self._closing.is_set():
+        while not self._feed.closing.is_set():
             try:
                 with socket.create_connection((self.node.workload.address, self.node.workload.port), timeout=1.0):
                     pass
                 break
             except OSError:
-                self._closing.wait(pause)
+                self._feed.closing.wait(pause)
                 pause = min(pause * 1.5, 0.5)
-        if self._closing.is_set():
+        if self._feed.closing.is_set():
             return
         try:
             self.start()
@@ -1150,7 +706,7 @@ class Mesh:
             labels = dict(self.node.workload.labels) | {TLS_MODE: "istio"}
             workload = replace(self.node.workload, labels=tuple(sorted(labels.items())))
             self.node = replace(self.node, workload=workload)
-        set_ready = getattr(self._source, "set_ready", None)
+        set_ready = getattr(self._feed.source, "set_ready", None)
         if set_ready is not None:
             set_ready(self.node.workload)
 
@@ -1175,18 +731,15 @@ class Mesh:
         child reads its copy of `live` and gets feeds, a node id and a registration of its own."""
         was_started, was_serving, was_closed = self._is_started, self._ready_thread is not None, self._closed
         self.node = self.settings.node(self.node.kind)
-        if self._health is not None:
-            _orphans.append(self._health)  # its loop is the parent's: neither used nor closed here
-        if self._shared_breakers is not None:
-            _orphans.append(self._shared_breakers)  # nor its connection to Redis
         if self._identity is not None:
             self._identity = self._identity.restarted()
         if self.telemetry is not None:
             self._observer = self.telemetry.restart_after_fork(self.node)
         _orphans.append(self._quotas)  # with connections of the parent's
+        _orphans.extend(self._feed.forget_threads())
         self._forget_threads()
         if was_closed:
-            self._closing.set()
+            self._feed.closing.set()
         elif was_started and (self.settings.control_plane or self.settings.identity or self.telemetry is not None):
             self.start()
         else:
@@ -1198,31 +751,22 @@ class Mesh:
 
     @property
     def _closed(self) -> bool:
-        return self._closing.is_set()
+        return self._feed.closing.is_set()
 
     def close(self) -> None:
         """Leave the mesh: registration ends, feeds stop, sync connections close. Idempotent. Calls after it raise
         MeshClosed if the feeds were never started, and otherwise go on with the last configuration."""
         with self._lock:
-            if self._closing.is_set():
+            if self._feed.closing.is_set():
                 return
-            self._closing.set()
-            source, thread, ready = self._source, self._thread, self._ready_thread
-        with self._changed:
-            self._changed.notify_all()
-        if source is not None:
-            source.stop()
+            self._feed.closing.set()
+            ready = self._ready_thread
+        self._feed.close()
         if self._identity is not None:
             self._identity.stop()
-        for running in (thread, ready):
-            if running is not None and running is not threading.current_thread():
-                running.join(5.0)
-        if self._health is not None:
-            self._health.stop()
-        if self._shared_breakers is not None:
-            self._shared_breakers.stop()
-        if self._addresses is not None:
-            self._addresses.stop()
+        self._feed.join()
+        if ready is not None and ready is not threading.current_thread():
+            ready.join(5.0)
         if self.telemetry is not None:
             self.telemetry.stop()
         self._quotas.close()
@@ -1243,7 +787,9 @@ class Mesh:
         return _mesh_here, (self.settings, self.node.kind)
 
     def __repr__(self) -> str:
-        return f"<Mesh {self.node.workload.name} {self.settings.control_plane or 'no control plane'} {self._live!r}>"
+        return (
+            f"<Mesh {self.node.workload.name} {self.settings.control_plane or 'no control plane'} {self._feed.live!r}>"
+        )
 
 
 class _Unasked:

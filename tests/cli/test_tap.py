@@ -20,7 +20,8 @@ from inbound.inbound_servers import uvicorn_server
 from meshlib.cli.app import app
 from meshlib.controlplane.taps import request_of
 from meshlib.controlplane.telemetry_store import Span
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 from promises import within
 from telemetry.test_both_ends import _asgi
 

@@ -14,7 +14,7 @@ import pytest
 
 from meshlib.controlplane.admission import INIT, Injection
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.mesh import Settings
+from meshlib.settings import Settings
 
 IMAGE = "example.com/meshlib:1"
 POD: dict[str, Any] = {

@@ -12,7 +12,8 @@ import pytest
 
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 
 POLICY = """
 apiVersion: security.istio.io/v1

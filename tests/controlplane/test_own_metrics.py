@@ -11,7 +11,8 @@ from dashboard.pictured_town import Town
 from discovery.feed import Feed, feed, node
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.own_metrics import scraped_at, targets
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 from peers import unused_port
 from telemetry.test_real_prometheus import PROMETHEUS, prometheus_of
 

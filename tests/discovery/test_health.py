@@ -158,8 +158,8 @@ def test_checks_that_are_no_longer_wanted_end_and_their_verdicts_with_them(here:
     eventually(lambda: ready(here) == [])
     publish(here, service("reviews:80", [gone], cluster=cluster()))
     assert ready(here) == [gone[1]]
-    assert here._health is not None
-    eventually(lambda: not here._health._running)  # type: ignore[union-attr]
+    assert here._feed._health is not None
+    eventually(lambda: not here._feed._health._running)  # type: ignore[union-attr]
 
 
 def test_closing_the_mesh_ends_the_checks() -> None:
@@ -167,11 +167,11 @@ def test_closing_the_mesh_ends_the_checks() -> None:
     with Peer() as peer:
         made = mesh(service("reviews:80", [peer.address], cluster=cluster(HealthCheck("http", **QUICK))))
         eventually(lambda: bool(peer.received))
-        health = made._health
+        health = made._feed._health
         made.close()
         assert health is not None
         assert health._loop.is_closed()
         assert "meshlib-health" not in {thread.name for thread in threading.enumerate()}
         quiet = mesh(service("reviews:80", [peer.address]))
-        assert quiet._health is None
+        assert quiet._feed._health is None
         quiet.close()

@@ -322,7 +322,7 @@ def test_the_distribution_has_the_extras(command: Command) -> None:
 @pytest.mark.parametrize("command", held_by("settings"))
 def test_settings_that_are_exported_are_settings(command: Command) -> None:
     """By name, and with a value that is accepted."""
-    from meshlib.mesh import Settings
+    from meshlib.settings import Settings
 
     given = dict(word.split("=", 1) for word in shlex.split(command.text)[1:])
     known = set(re.findall(r"^\| `(MESHLIB_\w+)`", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.M))
@@ -332,7 +332,7 @@ def test_settings_that_are_exported_are_settings(command: Command) -> None:
 
 def test_settings_are_all_there() -> None:
     """The page's table and the code's variables: the same names, and the defaults that it gives."""
-    from meshlib.mesh import Settings
+    from meshlib.settings import Settings
 
     page = (ROOT / "docs" / "reference" / "settings.md").read_text()
     said = dict(re.findall(r"^\| `(MESHLIB_\w+)` \| (.+?) \|", page, re.MULTILINE))

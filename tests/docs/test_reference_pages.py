@@ -12,7 +12,7 @@ from typer.main import get_command
 import meshlib
 from meshlib.cli.app import app
 from meshlib.cli.connection import SHARED
-from meshlib.mesh import Settings
+from meshlib.settings import Settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -56,7 +56,7 @@ def test_every_public_name_of_the_package_is_in_the_reference() -> None:
         found: Any = meshlib
         for part in path.split(".")[1:]:
             found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
-    members = re.findall(r"^        - (\w+)$", page.partition("::: meshlib.mesh.Settings")[0], re.M)
+    members = re.findall(r"^        - (\w+)$", page.partition("::: meshlib.settings.Settings")[0], re.M)
     assert members and all(
         callable(getattr(meshlib.Mesh, name)) or name in ("credentials", "listening") for name in members
     )

@@ -21,7 +21,8 @@ from meshlib.controlplane.authentication import TokenReview
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.inbound.peer import of_scope
 from meshlib.kube.settings import KubeSettings
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 
 pytestmark = pytest.mark.timeout(180)
 

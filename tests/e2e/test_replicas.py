@@ -16,7 +16,8 @@ from town import eventually
 
 from cli.meshctl_processes import ControlPlaneProcess, control_plane
 from kube.cluster import Cluster
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 from peers import Answer, Peer
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from meshlib.gateway.limits import Limits
 from meshlib.gateway.server import Gateway
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import (
     Cluster,
     FilterChain,
@@ -23,6 +23,7 @@ from meshlib.model import (
     Snapshot,
     VirtualHost,
 )
+from meshlib.settings import Settings
 from snapshots import Addresses, endpoints, forward, publish, route
 
 PORT = 8080

@@ -11,9 +11,10 @@ import httpx
 from gateways import url
 
 from meshlib.gateway.server import Gateway
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import NodeKind
 from meshlib.policy.live import Live
+from meshlib.settings import Settings
 from peers import Peer
 from quota.quota_servers import rate_limit_server
 

@@ -14,8 +14,9 @@ import trustme
 from gateways import raw, url
 
 from meshlib.gateway.server import Gateway
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import NodeKind
+from meshlib.settings import Settings
 from peers import Peer
 
 GATEWAY = """

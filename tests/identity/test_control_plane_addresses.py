@@ -8,7 +8,8 @@ import pytest
 
 from meshlib.errors import SettingsError
 from meshlib.identity.access import Access, NoAccess, addresses_of
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
 
 
 def test_several_addresses_are_taken_in_turn_from_anywhere() -> None:

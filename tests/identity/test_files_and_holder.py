@@ -102,4 +102,4 @@ def test_a_key_of_another_certificate_is_refused() -> None:
 def test_a_setting_that_names_no_source_is_refused() -> None:
     """It is told before anything is started."""
     with pytest.raises(SettingsError, match="MESHLIB_IDENTITY"):
-        meshlib.mesh.Settings.from_environment({"MESHLIB_IDENTITY": "magic"})
+        meshlib.Settings.from_environment({"MESHLIB_IDENTITY": "magic"})

@@ -300,7 +300,7 @@ def test_both_sides_prove_who_they_are(home: Any, client: str, tmp_path: Path) -
     ):
         face = _caller(client, calling)
         assert face.every(b"") == [b"spiffe://cluster.local/ns/default/sa/sleep"] * 4
-        calling._publish(_secured(serving.port, _rules("ratings")))
+        calling._feed.publish(_secured(serving.port, _rules("ratings")))
         with pytest.raises(grpc.RpcError) as raised:
             face.unary(b"")
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
@@ -381,12 +381,12 @@ def test_what_cannot_be_proven_or_verified_is_not_sent(tmp_path: Path) -> None:
     """Several accounts, any account: gRPC verifies one name, so the call fails rather than trust all."""
     with GrpcPeer() as plain, _member(tmp_path / "c", _credentials(TestCA(), "sleep")) as calling:
         for accounts in ((), ("reviews", "ratings")):
-            calling._publish(_secured(plain.port, _rules(*accounts)))
+            calling._feed.publish(_secured(plain.port, _rules(*accounts)))
             face = _caller("sync", calling)
             with pytest.raises(grpc.RpcError, match="one account"):
                 face.unary(b"")
             face.close()
-        calling._publish(_secured(plain.port, _rules("reviews", is_auto=True)))
+        calling._feed.publish(_secured(plain.port, _rules("reviews", is_auto=True)))
         face = _caller("sync", calling)
         assert face.unary(b"x") == b"peer:x"  # its endpoint does not serve the mesh's mTLS
         face.close()
@@ -408,7 +408,7 @@ def test_a_server_is_seen_to_serve_mtls(home: Any, tmp_path: Path) -> None:
 def test_an_option_of_the_users_own_wins() -> None:
     """gRPC takes the first of two values; the user's stands before ours."""
     with mesh() as made, SyncHome(made, lambda context: context._rpc_event.call_details.host) as serving:
-        made._publish(service("reviews:9080", [("127.0.0.1", serving.port)]))
+        made._feed.publish(service("reviews:9080", [("127.0.0.1", serving.port)]))
         for options, host in (((), b"reviews:9080"), ((("grpc.default_authority", "mine"),), b"mine")):
             face = SyncFace(made.grpc_channel("reviews:9080", options=options))
             assert face.unary(b"") == host

@@ -18,14 +18,15 @@ import httpx
 import pytest
 
 from meshlib.errors import MeshClosed
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import Snapshot
+from meshlib.settings import Settings
 from peers import Peer
 from promises import within
 from snapshots import mesh, publish, service, snapshot
 
 
-class Feed:
+class Scripted:
     """A Source in a test's hands: publishes what it is told to."""
 
     def __init__(self) -> None:
@@ -58,14 +59,14 @@ class Feed:
 
 
 class Fed(Mesh):
-    """A Mesh whose source is a Feed."""
+    """A Mesh whose source is Scripted."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(Settings(control_plane="test:1", **settings))  # type: ignore[arg-type]
-        self.feeds: list[Feed] = []
+        self.feeds: list[Scripted] = []
 
-    def _make_source(self, control_plane: str) -> Feed:
-        self.feeds.append(Feed())
+    def _make_source(self, control_plane: str) -> Scripted:
+        self.feeds.append(Scripted())
         return self.feeds[-1]
 
 
@@ -128,7 +129,7 @@ async def test_cancelling_the_wait_for_a_host_leaves_nothing_behind() -> None:
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            assert made._waiting == set()
+            assert made._feed._waiting == set()
 
 
 def test_a_configuration_that_cannot_be_compiled_leaves_the_last_one_in_force(
@@ -137,7 +138,7 @@ def test_a_configuration_that_cannot_be_compiled_leaves_the_last_one_in_force(
     """Whatever a feed hands over."""
     with mesh(service("reviews:9080", [("10.0.0.1", 1)])) as made:
         before = made.live
-        made._publish(None)  # type: ignore[arg-type]
+        made._feed.publish(None)  # type: ignore[arg-type]
         assert made.live is before
         assert "stays in force" in caplog.text
 
@@ -204,7 +205,7 @@ def test_a_forked_child_calls_with_connections_and_an_identity_of_its_own() -> N
 
 
 def test_an_interpreter_that_never_closes_exits_clean(tmp_path: Path) -> None:
-    """Feed thread, idle connections, warnings as errors: nothing on stderr, exit code 0, at once."""
+    """Scripted thread, idle connections, warnings as errors: nothing on stderr, exit code 0, at once."""
     with Peer() as peer:
         program = tmp_path / "program.py"
         program.write_text(

@@ -9,8 +9,9 @@ import pytest
 
 import meshlib
 from meshlib.errors import SettingsError
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import Locality, NodeKind
+from meshlib.settings import Settings
 
 
 def test_every_setting_is_read_from_its_variable() -> None:

@@ -35,10 +35,11 @@ from meshlib.identity.relay import Relay
 from meshlib.inbound.peer import of_scope
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.model import Node, Peer, Request, SpiffeId, UpstreamTls, Workload
 from meshlib.policy.admission import Deny
 from meshlib.policy.guard import Guard
+from meshlib.settings import Settings
 from meshlib.xds.bootstrap import ControlPlaneAddress, envoy_bootstrap
 from peers import unused_port
 

@@ -42,7 +42,7 @@ def test_a_slow_endpoint_is_overtaken_by_another(call: Caller, here: Mesh) -> No
             response = call.get(URL)
             assert (response.status_code, response.text) == (200, "ok")
         assert len(fast.received) >= 6
-        cluster = here._live.clusters["c"]
+        cluster = here.live.clusters["c"]
         pause = threading.Event()
         for _ in range(int(WAIT / 0.01)):
             call.get("http://other:9080/")  # an event loop of this suite turns only while a call is made

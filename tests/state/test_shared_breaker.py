@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import meshlib
-from meshlib.mesh import Settings
 from meshlib.model import BreakerRules
+from meshlib.settings import Settings
 from meshlib.state import shared_breaker
 from meshlib.state.breaker import Breaker
 from meshlib.state.shared_breaker import SharedBreakers

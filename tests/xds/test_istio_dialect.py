@@ -11,8 +11,8 @@ from envoy.extensions.filters.http.stateful_session.v3 import stateful_session_p
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
 from istiod import outbound_listener
-from meshlib.mesh import Settings
 from meshlib.model import Cluster, Listener, RouteConfiguration, ServiceName, UpstreamTls
+from meshlib.settings import Settings
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.istio import decode_istio_resource, encode_istio_node
 from meshlib.xds.resource_types import CLUSTER, LISTENER, ROUTE

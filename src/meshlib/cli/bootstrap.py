@@ -25,8 +25,8 @@ from meshlib.errors import SettingsError
 
 if TYPE_CHECKING:
     from meshlib.identity.credentials import Credentials
-    from meshlib.mesh import Settings
     from meshlib.model import Node
+    from meshlib.settings import Settings
     from meshlib.xds.bootstrap import ControlPlaneAddress
 
 
@@ -69,7 +69,7 @@ def bootstrap(
     log_level: LogLevel = "info",
 ) -> None:
     """Write what gRPC's own xDS (GRPC_XDS_BOOTSTRAP) or an Envoy needs to join. Who it is comes from MESHLIB_*."""
-    from meshlib.mesh import Settings
+    from meshlib.settings import Settings
 
     announced = None if control_plane else running.find()
     target = control_plane or (announced.xds if announced else f"{HOST}:{XDS_PORT}")

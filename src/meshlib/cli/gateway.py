@@ -64,8 +64,9 @@ def gateway(
     # Here, since the other commands need none of it and should answer at once.
     from meshlib.gateway.limits import Limits
     from meshlib.gateway.server import Gateway
-    from meshlib.mesh import Mesh, Settings
+    from meshlib.mesh import Mesh
     from meshlib.model import NodeKind
+    from meshlib.settings import Settings
 
     log_to_stderr(log_level)
     announced = None if control_plane else running.find()

@@ -39,7 +39,7 @@ def run(
 
     The command takes the place of this process: signals and its exit code are its own.
     """
-    from meshlib.mesh import Settings
+    from meshlib.settings import Settings
 
     given = {"MESHLIB_CONTROL_PLANE": control_plane, "MESHLIB_SERVICE": service, EXCLUDE: exclude}
     environment = {**os.environ, **{name: value for name, value in given.items() if value}}

@@ -91,7 +91,7 @@ def _credentials() -> Credentials:
     import meshlib
     from meshlib.errors import MeshError
     from meshlib.identity.access import JOIN_PREFIX
-    from meshlib.mesh import Settings
+    from meshlib.settings import Settings
 
     try:
         settings = Settings.from_environment(os.environ)

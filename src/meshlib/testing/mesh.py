@@ -17,8 +17,9 @@ from meshlib.errors import SettingsError
 from meshlib.istio import resources as r
 from meshlib.istio.parse import parse_text, parse_value
 from meshlib.istio.translate import translate
-from meshlib.mesh import Mesh, Settings
+from meshlib.mesh import Mesh
 from meshlib.policy.observer import Attempt, Call, Served
+from meshlib.settings import Settings
 from meshlib.testing.http import LoopThread
 from meshlib.testing.ports import HOST
 from meshlib.testing.services import FakeGrpcService, FakeService
@@ -145,7 +146,7 @@ class FakeMesh(Mesh):
         if is_strict and translation.problems:
             raise translation.problems[0]
         self._version += 1
-        self._publish(replace(translation.snapshot, version=f"test-{self._version}"))
+        self._feed.publish(replace(translation.snapshot, version=f"test-{self._version}"))
 
     def _entries(self, says_itself: bool) -> tuple[r.Object, ...]:
         items: list[dict[str, Any]] = [] if says_itself else [_REGISTRY_ONLY]
