@@ -236,6 +236,13 @@ def test_sotw_a_legacy_wildcard_stays_one_and_becomes_named_by_names() -> None:
     assert client.ack(CLUSTER, "b", now=view("a", "b")) == ["CDS b"]
 
 
+def test_sotw_a_name_given_up_beside_a_wildcard_leaves_the_set() -> None:
+    """The wildcard does not cover a host that only another wildcard, a listener's, has brought to life."""
+    client, now = sotw(), view("a", routes=[("r", "a")], listeners=["*.example.com:443"])
+    assert client.ask(LISTENER, "*", "api.example.com:443", now=now) == ["LDS *.example.com:443 api.example.com:443"]
+    assert client.ack(LISTENER, "*", now=now) == ["LDS *.example.com:443"]
+
+
 def test_sotw_a_request_with_an_old_nonce_is_ignored() -> None:
     """It was sent before the client saw the latest answer, and will be sent again."""
     client = sotw()

@@ -51,8 +51,8 @@ MAX_WAITING = 1000
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Requests of one stream that are read but not looked at yet; a client that sends more waits."""
 MAX_NAMES = 200_000
-"""What one stream may ask for, all types together; each counts up to three times. Every name is looked up at every
-change, so a client that asks for millions would hold up all others. Our own client asks for 2,000 hosts at most."""
+"""What one stream may ask for, all types together; each counts up to three times. A client that asks for millions
+would hold up all others, and fill the memory. Our own client asks for 2,000 hosts at most."""
 
 
 class Connection:

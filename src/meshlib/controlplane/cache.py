@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from meshlib.controlplane.changes import Comparable
 from meshlib.controlplane.resource import Resource, combined_version, digest, resource_of
 from meshlib.controlplane.sight import Form, Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
@@ -47,7 +48,7 @@ SIGHTS_LIMIT = 1000
 """Forms of one view that are remembered: an Envoy beside a service has one for itself."""
 
 
-class View:
+class View(Comparable):
     """What one group of nodes sees. Immutable, but for answers that are made when they are first asked for."""
 
     def __init__(self, snapshot: Snapshot, problems: tuple[ConfigurationError, ...], encode: Encoder) -> None:
@@ -72,6 +73,8 @@ class View:
                 wild.setdefault(port, []).append((host, listener))
         self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
         self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
+        wildcards = [name for name in self.resources[LISTENER] if name.startswith("*")]
+        self.unnamed = (tuple(self.resources[LISTENER][name].version for name in wildcards), snapshot.inbound)
         self._renamed: dict[tuple[str, bool], Resource | None] = {}
         self._forms: dict[tuple[Reader, NodeKind], Form] = {}
         self._sights: dict[Standpoint, Sight] = {}

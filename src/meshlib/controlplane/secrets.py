@@ -17,6 +17,7 @@ from typing import Any
 from cryptography import x509
 
 from meshlib.controlplane.ca import CertificateAuthority
+from meshlib.controlplane.changes import Changes, ChangesByType, differing
 from meshlib.controlplane.resource import Resource, combined_version, resource_of
 from meshlib.controlplane.sight import Seen
 from meshlib.identity.files import CERTIFICATE, KEY, ROOTS
@@ -72,6 +73,11 @@ class WithSecrets:
         if type_url == SECRET:
             return self.secrets.get(name)
         return self.seen.find(type_url, name, has_catch_all=has_catch_all)
+
+    def changes_since(self, before: Any) -> ChangesByType:
+        had, secrets = (before.seen, before.secrets) if isinstance(before, WithSecrets) else (before, NONE)
+        shared = self.seen.changes_since(had) if self.seen is not had else {}
+        return {**shared, SECRET: Changes(differing(secrets, self.secrets))}
 
 
 def _of_files(folder: str) -> Secrets:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from meshlib.controlplane.changes import ChangesByType, Comparable
 from meshlib.controlplane.resource import Resource, combined_version, resource_of
 from meshlib.model import (
     INBOUND_PREFIX,
@@ -65,6 +66,9 @@ class Seen(Protocol):
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         """The resource that is asked for by name."""
+
+    def changes_since(self, before: Any) -> ChangesByType:
+        """What a stream that was answered from `before`, another Seen, may have to be told now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class Form:
         return {table.name: resource_of(ROUTE, table.name, encode_resource(ROUTE, table))}
 
 
-class Sight:
+class Sight(Comparable):
     """A view as one gRPC client or server, or one Envoy, sees it."""
 
     def __init__(self, form: Form, standpoint: Standpoint) -> None:
@@ -165,6 +169,8 @@ class Sight:
         self._servers: dict[str, Resource | None] = {}
         self.snapshot = form.view.snapshot
         self.resources, self.versions = form.resources, form.versions
+        # A gRPC server's listener may name clusters, and depends on which there are.
+        self.unnamed = (form.view.unnamed, form.reader, form.versions[CLUSTER], form.versions[LISTENER])
         if form.is_sidecar:
             self._add_sockets()
 

@@ -42,8 +42,10 @@ Order (make before break)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from meshlib.controlplane.changes import NOTHING
 from meshlib.controlplane.resource import Resource, empty_assignment
 from meshlib.controlplane.sight import Seen
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
@@ -57,10 +59,11 @@ ABSENT = ""
 
 
 class Request(NamedTuple):
-    """Of either variant. names: SotW's whole set, delta's newly subscribed. unsubscribe, initial: delta's only."""
+    """Of either variant. names: SotW's whole set, delta's newly subscribed; streams that ask for the same may have the
+    same frozenset of them, which they then share. unsubscribe, initial: delta's only."""
 
     type_url: str
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] | frozenset[str] = ()
     unsubscribe: tuple[str, ...] = ()
     initial: Mapping[str, str] = {}
     nonce: str = ""
@@ -78,17 +81,28 @@ class Answer(NamedTuple):
 
 
 class Subscription:
-    """What one stream has asked for, and was sent, of one type."""
+    """What one stream has asked for, and was sent, of one type.
+
+    A change is looked at once: `follow` notes which of the names that are covered it concerns. All others are, at the
+    client, as they are in `view`, or as rules 12 and 13 leave them, so nobody goes through them again.
+    """
 
     def __init__(self, type_url: str) -> None:
         self.type_url = type_url
         self.is_wildcard = False
         self.has_named = False
-        self.names: set[str] = set()
-        self.sent: dict[str, str] = {}
-        """name -> version, as the client has it now."""
-        self.kept: dict[str, Resource] = {}
-        """SotW: the clusters in `sent`. Those that are gone have to be in the whole set until rule 12 lets them go."""
+        self.names: AbstractSet[str] = frozenset()
+        self.said: AbstractSet[str] | None = None
+        """SotW: the names of the last request, as they came."""
+        self.told: dict[str, str] = {}
+        """name -> version, as the client has it now; of SotW's whole sets `kept` says it."""
+        self.kept: Mapping[str, Resource] = {}
+        """SotW: what whole set the client has. Clusters that are gone stay in it until rule 12 lets them go. May be the
+        view's own."""
+        self.view: Seen | None = None
+        """What was looked at last; None when all has to be looked at."""
+        self.pending: set[str] = set()
+        """Names that the client may have to be told of."""
         self.owed: set[str] = set()
         """Names that are answered even if nothing has changed (rules 6 and 9)."""
         self.owes_answer = False
@@ -99,18 +113,54 @@ class Subscription:
         """The version that was accepted last."""
         self.in_flight = False
         self.error = ""
-        self.latest: tuple[str, ...] = ()
-        """What the latest answer named, until it is accepted."""
+        self.unaccepted: Answer | None = None
+        """The latest answer, until it is accepted."""
 
-    def wanted(self, view: Seen, has_catch_all: bool) -> dict[str, Resource | None]:
-        """Every name that this subscription covers now; None for those that do not exist."""
-        found: dict[str, Resource | None] = {}
-        if self.is_wildcard:
-            found.update(view.resources.get(self.type_url, {}))
-        for name in self.names:
-            if name not in found:
-                found[name] = view.find(self.type_url, name, has_catch_all=has_catch_all)
-        return found
+    @property
+    def sent(self) -> Mapping[str, str]:
+        """name -> version, as the client has it now."""
+        return {**self.told, **{name: resource.version for name, resource in self.kept.items()}}
+
+    @property
+    def latest(self) -> frozenset[str]:
+        """What the latest answer named, until it is accepted."""
+        answer = self.unaccepted
+        return frozenset() if answer is None else frozenset(each.name for each in answer.resources) | {*answer.removed}
+
+    def add(self, names: frozenset[str]) -> None:
+        if not self.names:
+            self.names = names
+        elif names:
+            self.names = _own(self.names)
+            self.names |= names
+
+    def remove(self, names: frozenset[str]) -> None:
+        if names:
+            self.names = _own(self.names)
+            self.names -= names
+
+    def find(self, name: str, view: Seen, has_catch_all: bool) -> Resource | None:
+        """What the client shall have by this name; None where it is not covered, or does not exist."""
+        if name in self.names:
+            return view.find(self.type_url, name, has_catch_all=has_catch_all)
+        return view.resources.get(self.type_url, {}).get(name) if self.is_wildcard else None
+
+    def follow(self, view: Seen) -> None:
+        """Note what of this view has to be looked at."""
+        before, self.view = self.view, view
+        if before is view:
+            return
+        existing = view.resources.get(self.type_url, {})
+        if before is None:
+            self.pending.update(self.names, self.told, self.kept, existing if self.is_wildcard else ())
+            return
+        changes = view.changes_since(before).get(self.type_url, NOTHING)
+        self.pending |= changes.names if self.is_wildcard else changes.names & self.names
+        if changes.renamed:
+            self.pending |= self.names - existing.keys()
+        if len(self.pending) > len(existing) + len(self.names) + len(self.told) + len(self.kept):
+            # Whoever never answers, while services come and go, is not to remember all of them.
+            self.pending.intersection_update({*existing, *self.names, *self.told, *self.kept})
 
     @property
     def status(self) -> str:
@@ -120,7 +170,12 @@ class Subscription:
         if self.in_flight:
             return "STALE"
         # A client that reconnects with all that there is has been sent nothing, and is not behind.
-        return "SYNCED" if self.nonce or self.sent else "NOT SENT"
+        return "SYNCED" if self.nonce or self.told or self.kept else "NOT SENT"
+
+
+def _own(names: AbstractSet[str]) -> set[str]:
+    """A set that may be changed: the first is shared."""
+    return names if isinstance(names, set) else set(names)
 
 
 class Stream:
@@ -145,13 +200,15 @@ class Stream:
     def size(self) -> int:
         """How much is kept of what the client has said, in names. What a wildcard has brought is not the client's."""
         return sum(
-            1 + len(each.names) + len(each.owed) + (0 if each.is_wildcard else len(each.sent))
+            1 + len(each.names) + len(each.owed) + (0 if each.is_wildcard else len(each.told) + len(each.kept))
             for each in self.subscriptions.values()
         )
 
     def due(self, view: Seen) -> list[Answer]:
         """What can be sent now, in this order. Each Answer counts as sent."""
         answers: list[Answer] = []
+        for each in self.subscriptions.values():
+            each.follow(view)
         clusters = self.subscriptions.get(CLUSTER)
         is_ordered = clusters is not None and clusters.is_wildcard
         for type_url in self._order():
@@ -187,24 +244,28 @@ class Stream:
         raise NotImplementedError
 
     def _send(
-        self, subscription: Subscription, view: Seen, resources: Iterable[Resource], removed: Iterable[str] = ()
+        self,
+        subscription: Subscription,
+        view: Seen,
+        resources: Iterable[Resource],
+        removed: Iterable[str] = (),
+        *,
+        changed: Iterable[str],
     ) -> Answer:
+        """changed: the names of those resources that the client did not have in this version."""
         self._count += 1
         resources, removed = tuple(resources), tuple(removed)
         version = view.versions.get(subscription.type_url, "0")
         subscription.nonce, subscription.version = f"{self._count}-{version}", version
         subscription.in_flight, subscription.error, subscription.owes_answer = True, "", False
         if subscription.type_url == CLUSTER:
-            self._warming.update(each.name for each in resources if subscription.sent.get(each.name) != each.version)
+            self._warming.update(changed)
             self._warming.difference_update(removed)
-        elif subscription.type_url == ENDPOINT:
+        elif subscription.type_url == ENDPOINT and self._warming:
             self._warming.difference_update(removed, (each.name for each in resources))
-        subscription.latest = (*(each.name for each in resources), *removed)
-        for resource in resources:
-            subscription.sent[resource.name] = resource.version
-        for name in removed:
-            subscription.sent[name] = ABSENT
-        return Answer(subscription.type_url, version, subscription.nonce, resources, removed)
+        answer = Answer(subscription.type_url, version, subscription.nonce, resources, removed)
+        subscription.unaccepted = answer
+        return answer
 
     def _acknowledge(self, subscription: Subscription, request: Request) -> None:
         if not request.nonce or request.nonce != subscription.nonce:
@@ -212,7 +273,7 @@ class Stream:
         if subscription.in_flight or request.error is not None:
             subscription.error = request.error or ""
             if request.error is None:
-                subscription.accepted, subscription.latest = subscription.version, ()
+                subscription.accepted, subscription.unaccepted = subscription.version, None
         subscription.in_flight = False
 
 
@@ -221,60 +282,71 @@ class DeltaStream(Stream):
 
     def received(self, request: Request) -> None:
         subscription = self.subscriptions.get(request.type_url)
-        names = set(request.names)
+        names = request.names if isinstance(request.names, frozenset) else frozenset(request.names)
+        has_wildcard = WILDCARD in names
         if subscription is None:
             subscription = self.subscriptions[request.type_url] = Subscription(request.type_url)
             # A client that has come from SotW knows no resource's version; "" would mean that it does not exist.
-            subscription.sent.update((name, version or "unknown") for name, version in request.initial.items())
-            if request.type_url in WHOLE_SET and not names:
-                names.add(WILDCARD)
+            subscription.told.update((name, version or "unknown") for name, version in request.initial.items())
+            has_wildcard = has_wildcard or (request.type_url in WHOLE_SET and not names)
             # What the client still has, unchanged, needs no answer (rule 5).
-            subscription.owed.update(name for name in names if name not in request.initial)
-            subscription.owes_answer = WILDCARD in names
+            subscription.owed.update(names - request.initial.keys())
+            subscription.owes_answer = has_wildcard
         else:
             subscription.owed.update(names)
-        if WILDCARD in names:
-            subscription.is_wildcard = True
+        if has_wildcard:
+            subscription.is_wildcard, subscription.view = True, None
         subscription.owed.discard(WILDCARD)
-        subscription.names |= names - {WILDCARD}
-        for name in request.unsubscribe:
-            if name == WILDCARD:
-                subscription.is_wildcard = False
-                subscription.sent = {key: at for key, at in subscription.sent.items() if key in subscription.names}
-            else:
-                subscription.names.discard(name)
-                if subscription.is_wildcard:
-                    subscription.owed.add(name)
-                else:
-                    subscription.sent.pop(name, None)
-                    subscription.owed.discard(name)
+        subscription.add(names - {WILDCARD} if WILDCARD in names else names)
+        if WILDCARD in request.unsubscribe:
+            subscription.is_wildcard = False
+            subscription.told = {key: at for key, at in subscription.told.items() if key in subscription.names}
+        self._drop(subscription, frozenset(request.unsubscribe) - {WILDCARD})
         self._acknowledge(subscription, request)
 
+    @staticmethod
+    def _drop(subscription: Subscription, names: frozenset[str]) -> None:
+        subscription.remove(names)
+        if subscription.is_wildcard:
+            subscription.owed |= names
+        else:
+            subscription.owed -= names
+            for name in names:
+                subscription.told.pop(name, None)
+
     def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
-        wanted = subscription.wanted(view, self.has_catch_all)
-        sent, owed = subscription.sent, subscription.owed
+        told, owed, later = subscription.told, subscription.owed, set()
+        sent: list[Resource] = []
         changed, removed = [], []
-        for name in sorted(wanted):
-            resource = wanted[name]
+        for name in sorted(subscription.pending | owed):
+            resource, has = subscription.find(name, view, self.has_catch_all), told.get(name, ABSENT)
             if resource is not None:
-                if name in owed or sent.get(name) != resource.version:
-                    changed.append(resource)
-            elif name in owed or (may_remove and sent.get(name, ABSENT) != ABSENT):
+                if has != resource.version:
+                    changed.append(name)
+                    sent.append(resource)
+                elif name in owed:
+                    sent.append(resource)
+            elif name not in subscription.names and not subscription.is_wildcard:
+                continue
+            elif name in owed or (may_remove and has != ABSENT):
+                # Named, covered by a wildcard only and gone, or unsubscribed and not there for the wildcard either.
                 removed.append(name)
-        for name in sorted((owed | sent.keys()) - wanted.keys()):
-            # Covered by a wildcard only, and gone; or unsubscribed, and not there for the wildcard either.
-            if subscription.is_wildcard and (name in owed or (may_remove and sent.get(name, ABSENT) != ABSENT)):
-                removed.append(name)
+            elif has != ABSENT:
+                later.add(name)
         owed.clear()
-        if not changed and not removed and not subscription.owes_answer:
-            if sent and not subscription.nonce:  # it came with all that there is (rule 5)
+        subscription.pending = later
+        if not sent and not removed and not subscription.owes_answer:
+            if told and not subscription.nonce:  # it came with all that there is (rule 5)
                 subscription.accepted = view.versions.get(subscription.type_url, "0")
             return None
-        answer = self._send(subscription, view, changed, removed)
+        for resource in sent:
+            told[resource.name] = resource.version
         for name in removed:
-            if name not in subscription.names:
-                sent.pop(name, None)
-        return answer
+            if name in subscription.names:
+                told[name] = ABSENT
+            else:
+                told.pop(name, None)
+        return self._send(subscription, view, sent, removed, changed=changed)
 
 
 class SotwStream(Stream):
@@ -282,7 +354,7 @@ class SotwStream(Stream):
 
     def received(self, request: Request) -> None:
         subscription = self.subscriptions.get(request.type_url)
-        names = set(request.names)
+        names = request.names if isinstance(request.names, frozenset) else frozenset(request.names)
         if subscription is None:
             subscription = self.subscriptions[request.type_url] = Subscription(request.type_url)
             subscription.is_wildcard = request.type_url in WHOLE_SET and (not names or WILDCARD in names)
@@ -291,57 +363,96 @@ class SotwStream(Stream):
             return
         else:
             self._acknowledge(subscription, request)
+            if names is subscription.said:
+                return  # it asks for what it asked for before
             if subscription.has_named or names:
-                subscription.is_wildcard = request.type_url in WHOLE_SET and WILDCARD in names
+                was, subscription.is_wildcard = (
+                    subscription.is_wildcard,
+                    request.type_url in WHOLE_SET and WILDCARD in names,
+                )
+                if subscription.is_wildcard and not was:
+                    subscription.view = None
+        subscription.said = names
         subscription.has_named |= bool(names)
-        names.discard(WILDCARD)
-        new = names - subscription.names
-        gone = set() if subscription.is_wildcard else (subscription.names | subscription.sent.keys()) - names
+        if WILDCARD in names:
+            names -= {WILDCARD}
+        subscription.owed |= names - subscription.names
+        if subscription.is_wildcard:
+            subscription.pending |= subscription.names - names
+        else:
+            gone = (subscription.names | subscription.told.keys() | subscription.kept.keys()) - names
+            subscription.owed -= gone
+            for name in gone & subscription.told.keys():
+                del subscription.told[name]
+            if not gone.isdisjoint(subscription.kept):
+                subscription.kept = {name: each for name, each in subscription.kept.items() if name not in gone}
         subscription.names = names
-        subscription.owed |= new
-        subscription.owed -= gone
-        for name in gone:
-            subscription.sent.pop(name, None)
-            subscription.kept.pop(name, None)
 
     def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
-        wanted = {
-            name: resource
-            for name, resource in subscription.wanted(view, self.has_catch_all).items()
-            if resource is not None
-        }
-        owed, sent = subscription.owed, subscription.sent
-        lingering = self._lingering(subscription, view, wanted)
         if subscription.type_url in WHOLE_SET:
-            if not may_remove:
-                wanted = {**subscription.kept, **wanted}
-            elif lingering:
-                wanted.update((name, subscription.kept[name]) for name in lingering)
-            is_due = subscription.owes_answer or bool(owed)
-            if not is_due and sent == {name: resource.version for name, resource in wanted.items()}:
-                return None
-            owed.clear()
-            for name in sent.keys() - wanted.keys():
-                del sent[name]
-            subscription.kept = wanted
-            return self._send(subscription, view, (wanted[name] for name in sorted(wanted)))
-        if subscription.type_url == ENDPOINT:
-            for name in subscription.names - wanted.keys() - lingering:
-                if name in owed or (may_remove and sent.get(name) is not None):
-                    wanted[name] = empty_assignment(name)
-        if may_remove:
-            for name in sent.keys() - wanted.keys() - lingering:
-                del sent[name]  # it is sent again when it is born again
-        changed = [wanted[name] for name in sorted(wanted) if name in owed or sent.get(name) != wanted[name].version]
+            return self._whole_set(subscription, view, may_remove=may_remove)
+        told, owed, later = subscription.told, subscription.owed, set()
+        sent: list[Resource] = []
+        for name in sorted((subscription.pending | owed) & subscription.names):
+            resource = subscription.find(name, view, self.has_catch_all)
+            if resource is None:
+                if self._lingers(subscription, name, view):
+                    later.add(name)
+                    continue
+                if subscription.type_url == ENDPOINT and (name in owed or (may_remove and name in told)):
+                    resource = empty_assignment(name)
+                elif name not in told:
+                    continue
+                elif may_remove:
+                    del told[name]  # it is sent again when it is born again
+                    continue
+                else:
+                    later.add(name)
+                    continue
+            if name in owed or told.get(name) != resource.version:
+                sent.append(resource)
+                told[name] = resource.version
         owed.clear()
-        subscription.owes_answer = False
-        return self._send(subscription, view, changed) if changed else None
+        subscription.pending, subscription.owes_answer = later, False
+        return self._send(subscription, view, sent, changed=()) if sent else None
 
-    def _lingering(self, subscription: Subscription, view: Seen, wanted: Mapping[str, Resource]) -> set[str]:
-        """What rule 13 leaves to a client that names its clusters."""
+    def _whole_set(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
+        kept, later = subscription.kept, set()
+        fresh: dict[str, Resource] = {}
+        changed, gone = [], []
+        for name in subscription.pending | subscription.owed:
+            resource, has = subscription.find(name, view, self.has_catch_all), kept.get(name)
+            if resource is None and has is not None and (not may_remove or self._lingers(subscription, name, view)):
+                later.add(name)
+            elif resource is None:
+                gone += [name] if has is not None else []
+            elif has is None or has.version != resource.version:
+                changed.append(name)
+                fresh[name] = resource
+        is_due = subscription.owes_answer or bool(subscription.owed)
+        subscription.owed.clear()
+        subscription.pending = later
+        if not is_due and not changed and not gone:
+            return None
+        existing = view.resources.get(subscription.type_url, {})
+        if subscription.is_wildcard and not later and subscription.names <= existing.keys():
+            kept = existing  # shared by all who have the same
+        else:
+            kept = {**kept, **fresh}
+            for name in gone:
+                del kept[name]
+        subscription.kept = kept
+        return self._send(subscription, view, (kept[name] for name in sorted(kept)), changed=changed)
+
+    def _lingers(self, subscription: Subscription, name: str, view: Seen) -> bool:
+        """Whether rule 13 leaves what is gone to a client that names its clusters."""
         clusters = self.subscriptions.get(CLUSTER)
-        if subscription.type_url not in (CLUSTER, ENDPOINT) or clusters is None or clusters.is_wildcard:
-            return set()
-        gone = (clusters.kept.keys() & clusters.names) - view.resources[CLUSTER].keys()
-        gone = (gone & subscription.names) - wanted.keys()
-        return gone - view.routed if gone else gone
+        return (
+            subscription.type_url in (CLUSTER, ENDPOINT)
+            and clusters is not None
+            and not clusters.is_wildcard
+            and name in clusters.kept
+            and name in clusters.names
+            and name not in view.resources[CLUSTER]
+            and name not in view.routed
+        )
