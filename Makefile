@@ -46,11 +46,12 @@ chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what breaks, and 
 # Real peers that only Go can build. tests/go/*/tools.go names the package of each program; go.sum holds what it is made
 # of. A program is built when it is missing or its module has changed; the tests skip without it, and say which target.
 $(TOOLS)/kube-apiserver: $(wildcard tests/go/kubernetes/*)
+$(TOOLS)/kube-apiserver: LDFLAGS = -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
 $(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
 $(TOOLS)/%:
 	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
 	@mkdir -p $(TOOLS)
-	cd $(<D) && $(GO) build -mod=readonly -trimpath -ldflags='-s -w' -o $(abspath $@) \
+	cd $(<D) && $(GO) build -mod=readonly -trimpath -ldflags="-s -w $(LDFLAGS)" -o $(abspath $@) \
 		$$(sed -n 's|.*"\(.*\)" // $*$$|\1|p' tools.go)
 
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernetes API server and its etcd (needs Go; ten minutes)

@@ -62,6 +62,7 @@ class TestCA:
         ends: float = DAY,
         server: bool = True,
         client: bool = True,
+        subject: Sequence[x509.NameAttribute[str]] = (),
     ) -> tuple[bytes, bytes]:
         """PEM of a leaf, and of its key, with just these names. begins, ends: seconds from now."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -71,7 +72,7 @@ class TestCA:
             *(x509.IPAddress(ipaddress.ip_address(each)) for each in ips),
         ]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
-        subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+        subject = [*subject, *([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else ())]
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name(subject))

@@ -69,10 +69,13 @@ BUILT_IN = (
 def crd(kind: str, plural: str, group: str, *versions: str) -> Object:
     """A CustomResourceDefinition that takes anything, with a status subresource."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    metadata: Object = {"name": f"{plural}.{group}"}
+    if group.endswith(".k8s.io"):  # names of Kubernetes itself are given to nobody without it
+        metadata["annotations"] = {"api-approved.kubernetes.io": "unapproved, a test's own"}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
+        "metadata": metadata,
         "spec": {
             "group": group,
             "scope": "Namespaced",
@@ -504,6 +507,8 @@ class ApiServer:
             if stated and known and stated != known["metadata"]["resourceVersion"]:
                 raise Refusal(409, "Conflict", f'Operation cannot be fulfilled on {kind.plural} "{name}"')
             new = _merged(copy.deepcopy(base), body)
+            if applies:
+                new["metadata"]["managedFields"] = _managed(base, body, request.query["fieldManager"])
         else:
             raise Refusal(405, "MethodNotAllowed")
         if known is not None and kind.has_status:
@@ -522,6 +527,13 @@ class ApiServer:
 def _without_version(given: Object) -> Object:
     metadata = {key: each for key, each in given["metadata"].items() if key not in ("resourceVersion", "generation")}
     return {**given, "metadata": metadata, "apiVersion": "", "kind": ""}
+
+
+def _managed(base: Object, body: Object, manager: str) -> list[Object]:
+    """Who has said which part of it, as far as its top: others' words stay theirs."""
+    others = [each for each in base["metadata"].get("managedFields", ()) if each["manager"] != manager]
+    fields = {f"f:{key}": {} for key in body if key not in ("apiVersion", "kind")}
+    return [*others, {"manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields}]
 
 
 def _merged(base: Any, patch: Any) -> Any:

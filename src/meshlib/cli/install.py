@@ -60,7 +60,10 @@ def install(
 def uninstall(
     namespace: Home = HOME,
     purge: Annotated[
-        bool, typer.Option("--purge", help="The CA and the kinds of meshlib.io too, with all objects of these kinds.")
+        bool,
+        typer.Option(
+            "--purge", help="The CA and the kinds that install has defined too, with all objects of these kinds."
+        ),
     ] = False,
     context: Context = "",
 ) -> None:
@@ -109,21 +112,18 @@ async def _client(context: str) -> AsyncIterator[KubeClient]:
 
 async def _install(wanted: Installation, context: str, wait: bool) -> None:
     from meshlib.controlplane.installation import MANAGER, manifests, path_of, unwanted
-    from meshlib.kube.errors import NotFound
 
     async with _client(context) as client:
-        namespace, *rest = manifests(_with_root(wanted, UNKNOWN_ROOT))
-        await client.apply(path_of(namespace), namespace, manager=MANAGER)
+        namespace = manifests(_with_root(wanted, UNKNOWN_ROOT))[0]
+        if await _find(client, path_of(namespace)) is None:
+            await client.apply(path_of(namespace), namespace, manager=MANAGER)
         wanted = _with_root(wanted, await _root(client, wanted))
-        _, *rest = manifests(wanted)
-        for each in rest:
-            if _is_istios(each):
-                try:
-                    await client.get(path_of(each))
-                except NotFound:
-                    pass
-                else:
-                    continue  # Istio's own has a schema, which ours would take away
+        for each in manifests(wanted):
+            # Of a namespace nothing is ours but that it is there; Istio's own kind has a schema, which ours would take
+            # away.
+            is_kept = each["kind"] == "Namespace" or (_is_istios(each) and not await _is_ours(client, each))
+            if is_kept and await _find(client, path_of(each)) is not None:
+                continue
             await client.apply(path_of(each), each, manager=MANAGER)
             typer.echo(f"{_name(each)} applied")
         for each in unwanted(wanted):
@@ -176,17 +176,34 @@ def _is_available(deployment: Object) -> bool:
 
 async def _uninstall(namespace: str, purge: bool, context: str) -> None:
     from meshlib.controlplane.installation import CA, KINDS, Installation, manifests, path_of
+    from meshlib.controlplane.statuses import LEASE
+    from meshlib.kube.lease import LEASES
 
     async with _client(context) as client:
-        given = Installation(UNKNOWN_ROOT, namespace, replicas=2, injects=True)
+        given = Installation(UNKNOWN_ROOT, namespace, replicas=2, injects=True, istio_crds=True)
         for each in reversed(manifests(given)):
-            if each["kind"] == "Namespace" or (each["kind"] == "CustomResourceDefinition" and not purge):
+            if each["kind"] == "Namespace":
+                continue
+            is_crd = each["kind"] == "CustomResourceDefinition"
+            if is_crd and (not purge or (_is_istios(each) and not await _is_ours(client, each))):
                 continue
             await client.delete(path_of(each))
             typer.echo(f"{_name(each)} deleted")
+        # Made by the control plane, which may not make it again by now: its role is gone.
+        await client.delete(LEASES.path("v1", namespace, LEASE))
+        typer.echo(f"lease/{LEASE} deleted")
         if purge:
             await client.delete(KINDS["Secret"].path("v1", namespace, CA))
             typer.echo(f"secret/{CA} deleted")
+
+
+async def _is_ours(client: KubeClient, wanted: Object) -> bool:
+    """Whether install alone has said what this definition is: one that Istio has written to since is Istio's."""
+    from meshlib.controlplane.installation import MANAGER, path_of
+
+    found = await _find(client, path_of(wanted)) or {}
+    fields: list[dict[str, Any]] = (found.get("metadata") or {}).get("managedFields") or []
+    return {each.get("manager") for each in fields if "f:spec" in (each.get("fieldsV1") or {})} == {MANAGER}
 
 
 def _name(given: Object) -> str:

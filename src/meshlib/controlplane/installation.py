@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY
+from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY, find_kind
 from meshlib.controlplane.kubernetes import CRDS, CUSTOM, ROUTES, WATCHED, Watched
 from meshlib.controlplane.statuses import LEASE
 from meshlib.kube.client import Object, Resource
@@ -373,12 +373,14 @@ def _crd(resource: Resource) -> Object:
         }
         for index, version in enumerate(resource.versions)
     ]
-    names = {
+    names: Object = {
         "kind": resource.kind,
         "listKind": f"{resource.kind}List",
         "plural": resource.plural,
         "singular": resource.kind.lower(),
         "categories": ["meshlib"],
     }
+    if (known := find_kind(resource.title)) is not None and known.short:
+        names["shortNames"] = list(known.short)  # kubectl get vs
     spec = {"group": resource.group, "scope": "Namespaced", "names": names, "versions": versions}
     return {**_object("CustomResourceDefinition", resource.title), "spec": spec}

@@ -98,10 +98,11 @@ class KubernetesSource(HostsSource):
                 if failures == 0:
                     level = logging.WARNING if name.namespace == self._namespace else logging.INFO
                     _log.log(level, "%s is left to DNS: %s", authority, error)
-                failures += 1
                 if authority not in self._answers:
                     self._answered(authority, None)
-                pause = self._again
+                # An API server that has just started refuses everything, until it has read its roles.
+                pause = min(self._again, self._first_pause * 2.0 ** min(failures, 10))
+                failures += 1
             except KubernetesError as error:
                 if failures == 0:
                     known = authority in self._answers

@@ -1,0 +1,30 @@
+"""Which API server do the tests get? The stand-in always; a real one too, once a session, where its programs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kube.real_cluster import HOW, RealCluster, own_address, programs
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[RealCluster]:
+    if programs() is None:
+        pytest.skip(HOW)
+    if not own_address():
+        pytest.skip("this machine has no address but loopback, and an API server takes that of no endpoint")
+    with RealCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def real_cluster(running_cluster: RealCluster) -> Iterator[RealCluster]:
+    """A real API server, with nothing in it. It runs on for the next test; what this one has made is gone by then."""
+    try:
+        yield running_cluster
+    finally:
+        if not running_cluster.is_running:
+            running_cluster.start()
+        running_cluster.wipe()
