@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs.
 CLUSTER ?= tests/kube
 
-.PHONY: help demo test chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
+.PHONY: help demo test test-go-grpc chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -53,6 +53,15 @@ $(TOOLS)/%:
 	@mkdir -p $(TOOLS)
 	cd $(<D) && $(GO) build -mod=readonly -trimpath -ldflags="-s -w $(LDFLAGS)" -o $(abspath $@) \
 		$$(sed -n 's|.*"\(.*\)" // $*$$|\1|p' tools.go)
+
+# A program of the tests' own.
+$(TOOLS)/grpc-peer: $(wildcard tests/go/grpc/*)
+	@command -v $(GO) > /dev/null || { echo "grpc-peer is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
+	@mkdir -p $(TOOLS)
+	cd tests/go/grpc && $(GO) build -mod=readonly -trimpath -ldflags='-s -w' -o $(abspath $@) .
+
+test-go-grpc: $(VENV)/.installed-test $(TOOLS)/grpc-peer    ## the tests with grpc-go's own xDS client and server (needs Go)
+	$(BIN)/python -m pytest tests/native/test_grpc_go.py
 
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernetes API server and its etcd (needs Go; ten minutes)
 

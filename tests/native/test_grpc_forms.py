@@ -15,31 +15,44 @@ from meshlib.model import (
     AddressIs,
     And,
     ClaimIs,
+    ClaimMatch,
     Cluster,
     ClusterType,
     Condition,
     Endpoint,
+    Forward,
     HeaderMatch,
     Inbound,
     LoadAssignment,
+    Node,
     Not,
     Or,
     PathTemplate,
     PortIs,
     PrincipalIs,
+    QueryMatch,
     RateLimit,
+    RetryPolicy,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
     ServerNameIs,
     Snapshot,
     StringMatch,
     TlsMode,
     UpstreamTls,
+    VirtualHost,
+    WeightedCluster,
+    Workload,
 )
 from meshlib.xds import messages as m
+from meshlib.xds.encode import encode_resource
 from meshlib.xds.encode_inbound import CLOSED, server_listener, sidecar_listener
-from meshlib.xds.forms import understood
+from meshlib.xds.forms import MAX_ALTERNATIVES, understood, understood_routes
 from meshlib.xds.http_filters import http_filters, not_carried_out
 from meshlib.xds.rbac import ALLOW, DENY, approximate, rbac
-from meshlib.xds.reader import Dialect, Reader, dialect_of
+from meshlib.xds.reader import Dialect, Reader, dialect_of, reader_of
+from meshlib.xds.resource_types import ROUTE
 
 GRPC, ENVOY = Reader(Dialect.GRPC, True), Reader(Dialect.ENVOY, True)
 CLAIM = ClaimIs(("iss",), StringMatch("exact", "me"))
@@ -143,6 +156,64 @@ def test_a_cluster_is_secured_for_grpc_or_has_no_endpoints() -> None:
     bare, nobody = understood(snapshot, Reader(Dialect.GRPC))
     assert {each.cluster: len(each.endpoints) for each in nobody} == {"auto": 3, "files": 0, "mesh": 0, "static": 0}
     assert all(each.tls is None for each in bare)
+
+
+TO_A = Forward((WeightedCluster("a"),))
+
+
+def table(*routes: Route) -> RouteConfiguration:
+    return RouteConfiguration("r", (VirtualHost("h", ("*",), routes),))
+
+
+def routes_for_grpc(*routes: Route) -> tuple[Route, ...]:
+    return understood_routes(table(*routes), GRPC).virtual_hosts[0].routes
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (RouteMatch(StringMatch("path-prefix", "/a.b/")), RouteMatch(StringMatch("regex", r"/a\.b(/.*)?"))),
+        (RouteMatch(StringMatch("path-prefix", "/")), RouteMatch()),
+        (RouteMatch(method=StringMatch("exact", "POST"), scheme=StringMatch("prefix", "ht")), RouteMatch()),
+        (RouteMatch(method=StringMatch("regex", "P.*")), RouteMatch()),
+        (RouteMatch(method=StringMatch("exact", "GET")), None),
+        (RouteMatch(query=(QueryMatch("a", StringMatch("present")),)), None),
+        (RouteMatch(claims=(ClaimMatch(("a",), StringMatch("present")),)), None),
+    ],
+)
+def test_conditions_of_routes_in_grpcs_words(given: RouteMatch, found: RouteMatch | None) -> None:
+    """None: no call of gRPC's can meet it."""
+    expected = () if found is None else (Route(found, TO_A),)
+    assert routes_for_grpc(Route(given, TO_A)) == expected
+
+
+def test_a_header_that_must_not_be_so_may_be_missing() -> None:
+    """Two routes stand for one condition; not for so many that a table grows without end."""
+    unlike = HeaderMatch("x", StringMatch("exact", "a"), invert=True)
+    missing = HeaderMatch("x", StringMatch("present"), invert=True)
+    found = routes_for_grpc(Route(RouteMatch(headers=(unlike,)), TO_A))
+    assert [each.match.headers for each in found] == [(unlike,), (missing,)]
+    many = tuple(HeaderMatch(f"x{n}", StringMatch("exact", "a"), invert=True) for n in range(10))
+    assert len(routes_for_grpc(Route(RouteMatch(headers=many), TO_A))) == MAX_ALTERNATIVES
+
+
+def test_what_grpc_understands_stays_the_very_object() -> None:
+    """And what it would refuse goes: gRFC A44 knows no policy without a retry."""
+    plain = table(Route(RouteMatch(StringMatch("prefix", "/a")), TO_A))
+    assert understood_routes(plain, GRPC) is plain
+    (found,) = routes_for_grpc(Route(RouteMatch(), Forward(TO_A.clusters, retry=RetryPolicy(0))))
+    assert found.action == TO_A
+
+
+def test_route_timeouts_are_for_whom_keeps_them() -> None:
+    """Go's clients end calls when they should; C-core's before it."""
+    timed = table(Route(RouteMatch(), Forward(TO_A.clusters, 3.0)))
+    for agent, has_it in (("gRPC Go/1.85.0", True), ("gRPC C-core linux/1.85.1", False), ("meshlib/0.1.0", False)):
+        reader = reader_of(Node("a", Workload("a"), user_agent=agent))
+        message = m.RouteConfiguration.FromString(encode_resource(ROUTE, timed, reader))
+        action = message.virtual_hosts[0].routes[0].route
+        assert action.timeout.seconds == 3
+        assert action.max_stream_duration.max_stream_duration.seconds == (3 if has_it else 0)
 
 
 def test_user_agents_are_told_apart() -> None:

@@ -6,7 +6,7 @@ A client of ours, and one that nobody knows, sees the view itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,10 +19,12 @@ from meshlib.model import (
     Access,
     AccessRule,
     Action,
+    Forward,
     Inbound,
     Listener,
     Node,
     NodeKind,
+    RouteConfiguration,
     Snapshot,
     TlsMode,
 )
@@ -30,7 +32,7 @@ from meshlib.xds import messages as m
 from meshlib.xds import sidecar
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.encode_inbound import server_listener, sidecar_listener
-from meshlib.xds.forms import understood
+from meshlib.xds.forms import understood, understood_routes
 from meshlib.xds.http_filters import not_carried_out
 from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
@@ -155,10 +157,21 @@ class Form:
         return resource_of(LISTENER, listener.name, data)
 
     def _routes(self) -> Mapping[str, Resource]:
+        if self.reader.dialect is Dialect.GRPC:
+            return dict(self._grpc_routes())
         if not self.is_sidecar:
             return self.view.resources[ROUTE]
         table = sidecar.outbound_routes(self.view.snapshot)
         return {table.name: resource_of(ROUTE, table.name, encode_resource(ROUTE, table))}
+
+    def _grpc_routes(self) -> Iterator[tuple[str, Resource]]:
+        known = self.view.resources[ROUTE]
+        for table in self.view.snapshot.route_configurations:
+            found = understood_routes(table, self.reader)
+            if found is table and not (self.reader.keeps_time and _has_timeouts(table)):
+                yield table.name, known[table.name]
+            else:
+                yield table.name, resource_of(ROUTE, table.name, encode_resource(ROUTE, found, self.reader))
 
 
 class Sight(Comparable):
@@ -226,6 +239,11 @@ class Sight(Comparable):
 
     def __repr__(self) -> str:
         return f"<Sight {self._form.reader.dialect} of {self._form.view!r}>"
+
+
+def _has_timeouts(table: RouteConfiguration) -> bool:
+    routes = (route for host in table.virtual_hosts for route in host.routes)
+    return any(isinstance(each.action, Forward) and each.action.timeout is not None for each in routes)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -79,7 +79,7 @@ def encode_resource(
     if type_url == LISTENER and isinstance(value, Inbound):
         return m.serialize(_inbound(value))
     if type_url == ROUTE and isinstance(value, RouteConfiguration):
-        return m.serialize(_route_configuration(value))
+        return m.serialize(_route_configuration(value, reader))
     if type_url == CLUSTER and isinstance(value, Cluster):
         return m.serialize(encode_cluster(value, reader))
     if type_url == ENDPOINT and isinstance(value, LoadAssignment):
@@ -212,23 +212,23 @@ def outbound_manager(route_configuration: str, name: str, filters: Iterable[tupl
 # Routes
 
 
-def _route_configuration(configuration: RouteConfiguration) -> Any:
+def _route_configuration(configuration: RouteConfiguration, reader: Reader) -> Any:
     message = m.RouteConfiguration(name=configuration.name)
     # A route may name a cluster that is not there yet, or never will be: calls on it get 503.
     message.validate_clusters.value = False
     for host in configuration.virtual_hosts:
-        _add_virtual_host(message, host)
+        _add_virtual_host(message, host, reader)
     return message
 
 
-def _add_virtual_host(configuration: Any, host: VirtualHost) -> None:
+def _add_virtual_host(configuration: Any, host: VirtualHost, reader: Reader) -> None:
     message = configuration.virtual_hosts.add(name=host.name, require_tls=2 if host.require_tls else 0)
     message.domains.extend(host.domains)
     for route in host.routes:
-        _add_route(message, route)
+        _add_route(message, route, reader)
 
 
-def _add_route(host: Any, route: Route) -> None:
+def _add_route(host: Any, route: Route, reader: Reader) -> None:
     message = host.routes.add(name=route.name)
     _set_match(message.match, route.match)
     action = route.action
@@ -237,6 +237,8 @@ def _add_route(host: Any, route: Route) -> None:
         message.non_forwarding_action.SetInParent()  # to the application itself, as gRPC's servers have it
     elif isinstance(action, Forward):
         noted |= _set_forward(message.route, action)
+        if reader.keeps_time and action.timeout is not None:  # gRFC A31; Envoy's own field gRPC passes over
+            set_seconds(message.route.max_stream_duration.max_stream_duration, action.timeout)
     elif isinstance(action, Redirect):
         _set_redirect(message.redirect, action)
     else:

@@ -1,13 +1,29 @@
-"""What of a snapshot can a reader use? Clusters and endpoints as Envoy's and gRPC's clients understand them.
+"""What of a snapshot can a reader use? Clusters, endpoints and routes as Envoy's and gRPC's clients understand them.
 
 What would have to be secured and can't be has no endpoints: calls on it fail at once, and none goes out as plaintext.
+gRPC refuses all routes of a host for one condition that it does not know, or finds that a header that is not there
+never matches: its routes mean the same in the words that it has.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 
-from meshlib.model import Cluster, ClusterType, LoadAssignment, Snapshot
+from meshlib.model import (
+    Cluster,
+    ClusterType,
+    Forward,
+    HeaderMatch,
+    LoadAssignment,
+    Route,
+    RouteConfiguration,
+    Snapshot,
+    StringMatch,
+)
+from meshlib.xds.encode_matches import regex_of
 from meshlib.xds.reader import Dialect, Reader
 
 
@@ -69,3 +85,82 @@ def _meshed(assignment: LoadAssignment) -> LoadAssignment:
             if each.priority in numbers
         ),
     )
+
+
+# Routes
+
+MAX_ALTERNATIVES = 16
+"""Routes that one may become."""
+_ABSENT = StringMatch("present")
+
+
+def understood_routes(table: RouteConfiguration, reader: Reader) -> RouteConfiguration:
+    """The very object where the reader understands all of it."""
+    if reader.dialect is not Dialect.GRPC:
+        return table
+    hosts = []
+    for host in table.virtual_hosts:
+        routes = tuple(each for route in host.routes for each in _routes_for_grpc(route))
+        hosts.append(host if routes == host.routes else replace(host, routes=routes))
+    is_same = all(one is other for one, other in zip(hosts, table.virtual_hosts, strict=True))
+    return table if is_same else replace(table, virtual_hosts=tuple(hosts))
+
+
+def _routes_for_grpc(route: Route) -> Iterator[Route]:
+    """gRFC A28: of the path exact, prefix and regex, and headers. Every call is a POST, in the mesh by http, without a
+    query, and carries no token that anybody has looked at."""
+    match = route.match
+    never = match.claims or match.query or not _is(match.method, "POST") or not _is(match.scheme, "http")
+    if never:
+        return
+    action = route.action
+    if isinstance(action, Forward) and action.retry is not None and action.retry.attempts < 1:
+        action = replace(action, retry=None)  # "must be >= 1" (gRFC A44)
+    for headers in _alternatives(match.headers):
+        plain = replace(match, path=_path(match.path), method=None, scheme=None, headers=headers)
+        yield replace(route, match=plain, action=action)
+
+
+def _is(condition: StringMatch | None, value: str) -> bool:
+    if condition is None:
+        return True
+    wanted, found = condition.value, value
+    if condition.ignore_case:
+        wanted, found = wanted.lower(), found.lower()
+    match condition.kind:
+        case "exact":
+            return found == wanted
+        case "prefix":
+            return found.startswith(wanted)
+        case "suffix":
+            return found.endswith(wanted)
+        case "contains":
+            return wanted in found
+        case "regex":
+            import re2
+
+            return re2.fullmatch(regex_of(condition), value) is not None
+    return True  # it is there
+
+
+def _path(condition: StringMatch | None) -> StringMatch | None:
+    if condition is None or condition.kind != "path-prefix":
+        return condition
+    stem = condition.value.rstrip("/")
+    if not stem:
+        return None
+    return StringMatch("regex", f"{re.escape(stem)}(/.*)?", condition.ignore_case)
+
+
+def _alternatives(headers: tuple[HeaderMatch, ...]) -> Iterable[tuple[HeaderMatch, ...]]:
+    """Without a header, gRPC takes none of its conditions for true, not even an inverted one: so "is not a" is
+    "is not there", or "is there and not a". Where there are too many, what comes last of them must be there."""
+    choices: list[tuple[HeaderMatch, ...]] = []
+    total = 1
+    for each in headers:
+        choice: tuple[HeaderMatch, ...] = (each,)
+        if each.invert and each.match.kind != "present" and total < MAX_ALTERNATIVES:
+            total *= 2
+            choice = (each, HeaderMatch(each.name, _ABSENT, invert=True))
+        choices.append(choice)
+    return product(*choices)

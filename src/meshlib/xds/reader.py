@@ -24,13 +24,16 @@ class Dialect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Reader:
     """has_certificates: whether it has a certificate of the mesh and the roots, or is given them: gRPC by the provider
-    `default` of its bootstrap, Envoy by SDS."""
+    `default` of its bootstrap, Envoy by SDS. keeps_time: of gRPC's, one that ends calls when their route says so."""
 
     dialect: Dialect = Dialect.MESHLIB
     has_certificates: bool = False
+    keeps_time: bool = False
 
 
 OURSELVES = Reader()
+_GRPC_GO = "gRPC Go/"
+"""C-core's timeouts of routes end 1 to 2 seconds early (grpc/grpc#40633), so it gets none; others were not measured."""
 
 
 def dialect_of(user_agent: str) -> Dialect:
@@ -45,4 +48,5 @@ def dialect_of(user_agent: str) -> Dialect:
 def reader_of(node: Node, *, is_known: bool = False) -> Reader:
     """is_known: the control plane knows for certain who the node is, so it may give it a certificate."""
     dialect = dialect_of(node.user_agent)
-    return Reader(dialect, bool(node.certificates) or (is_known and dialect is Dialect.ENVOY))
+    has_certificates = bool(node.certificates) or (is_known and dialect is Dialect.ENVOY)
+    return Reader(dialect, has_certificates, node.user_agent.startswith(_GRPC_GO))
