@@ -7,12 +7,12 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from meshlib.controlplane.ca import DEFAULT_LIFETIME, CertificateAuthority
+from meshlib.controlplane.ca import BACKDATED, DEFAULT_LIFETIME, CertificateAuthority
 from meshlib.model import SpiffeId
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ ADDRESSES = ("127.0.0.1", "::1")
 
 
 class OwnIdentity:
-    """names: DNS names and addresses besides the usual ones; the unspecified address counts as none."""
+    """names: DNS names and addresses besides the usual ones; the unspecified address counts as none. clock: seconds
+    since 1970."""
 
-    def __init__(self, authority: CertificateAuthority, names: Iterable[str]) -> None:
-        self._authority = authority
+    def __init__(
+        self, authority: CertificateAuthority, names: Iterable[str], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._authority, self._clock = authority, clock
         self._identity = SpiffeId.of(authority.trust_domain, "istio-system", "meshlib")
         dns, addresses = (
             dict.fromkeys((*NAMES, socket.gethostname())),
@@ -41,7 +44,8 @@ class OwnIdentity:
             dns[name] = None
         self._dns, self._addresses = tuple(dns), tuple(addresses)
         self._lock = threading.Lock()
-        self._made = ("", 0.0)
+        self._made = ("", 0.0, 0.0)
+        """The signer, and between which times (seconds since 1970) what it signed is good."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,14 +60,16 @@ class OwnIdentity:
         return grpc.dynamic_ssl_server_credentials(_configured(*first), fetch, require_client_authentication=False)
 
     def if_due(self) -> tuple[bytes, bytes] | None:
-        """(chain, key) as PEM, where there is reason for new ones: half of their time, another root. Thread-safe."""
+        """(chain, key) as PEM, where there is reason for new ones: half of their time, another root, a clock that was
+        set back to before they begin. Thread-safe."""
         with self._lock:
-            version, until = self._made
-            if version == self._authority.signing and time.time() < until:
+            version, begin, until = self._made
+            now = self._clock()
+            if version == self._authority.signing and begin <= now < until:
                 return None
             version = self._authority.signing
             chain, key = self._authority.issue_own(self._identity, self._dns, self._addresses)
-            self._made = (version, time.time() + DEFAULT_LIFETIME / 2)
+            self._made = (version, now - BACKDATED, now + DEFAULT_LIFETIME / 2)
             return chain, key
 
     def _configuration(self) -> Configuration | None:

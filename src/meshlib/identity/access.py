@@ -77,21 +77,26 @@ class Access:
             target, grpc.ssl_channel_credentials(root_certificates=self._roots(target)), options=options
         )
 
-    def metadata(self, *, may_join: bool = False, often: bool = False) -> tuple[tuple[str, str], ...]:
+    def metadata(
+        self, *, may_join: bool = False, often: bool = False, prefers_token: bool = False
+    ) -> tuple[tuple[str, str], ...]:
         """The `authorization` of one call and what goes with it, () when there is nothing to show. A platform's token
         comes first, since it is renewed by others; a certificate is shown where there is none, and a join token where
         there is neither.
 
         often: the call is one of many, and should not have the platform asked each time: the certificate comes first.
+        prefers_token: the certificate was refused; a join token, where it may be shown and there is one, comes first.
         """
-        shown = self._shown(may_join, often)
+        shown = self._shown(may_join, often, prefers_token)
         return (("authorization", f"Bearer {shown}"), *self._headers) if shown else ()
 
-    def _shown(self, may_join: bool, often: bool) -> str:
+    def _shown(self, may_join: bool, often: bool, prefers_token: bool) -> str:
         token = self._token()
         credentials, now = self._credentials(), time.time()
         has_certificate = credentials is not None and not credentials.has_expired(now)
         if token and not (often and has_certificate) and not token.startswith(JOIN_PREFIX):
+            return token
+        if token and may_join and prefers_token:
             return token
         if credentials is not None and has_certificate:
             return prove(credentials, now)

@@ -26,6 +26,12 @@ from meshlib.xds import messages as m
 _log = logging.getLogger("meshlib.identity")
 
 TIMEOUT = 10.0
+CLOCK_INTERVAL = 10.0
+"""Seconds between two looks at the wall clock. It can be set, and it goes on while the machine sleeps; certificates end
+by it, and waits do not."""
+SET_BACK = 60.0
+"""Seconds by which the wall clock has to be set back for a certificate to be asked for anew: it may begin later than
+it is now. CAs date certificates back by about as much, or more."""
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
@@ -49,8 +55,11 @@ class CaSource:
         self._events: SimpleQueue[bytes | str] = SimpleQueue()
         self._stopped = threading.Event()
         self._credentials: Credentials | None = None
-        self._renew_at = 0.0
+        self._renewed_at = self._renew_at = 0.0
+        """Seconds since 1970."""
         self._failures = 0
+        self._is_refused = False
+        """Whether what was shown last proved nothing to the CA."""
 
     def stop(self) -> None:
         self._stopped.set()
@@ -62,7 +71,8 @@ class CaSource:
                 reason = self._converse(publish)
             except grpc.RpcError as error:
                 call: Any = error
-                reason = f"{call.code().name}: {call.details()}"
+                reason = f"{call.code().name}: {call.details()}{self._advice()}"
+                self._is_refused = call.code() is grpc.StatusCode.UNAUTHENTICATED and not self._is_refused
             except (OSError, BadCredentials, DecodeError, ValueError) as error:
                 reason = str(error)
             except Exception:
@@ -85,7 +95,7 @@ class CaSource:
         reader: threading.Thread | None = None
         channel = self._access.channel(_OPTIONS)
         try:
-            if self._credentials is None or time.time() >= self._renew_at:
+            if self._is_due():
                 self._renew(channel, publish)
             method: Any = channel.stream_stream(m.WATCH_TRUST)
             watch = method(_drawn(outgoing), metadata=self._access.metadata())
@@ -93,12 +103,10 @@ class CaSource:
             reader = threading.Thread(target=_read, args=(watch, events), name="meshlib-trust", daemon=True)
             reader.start()
             while not self._stopped.is_set():
-                try:
-                    event = events.get(timeout=max(0.0, self._renew_at - time.time()))
-                except Empty:
+                event = self._next_event(events)
+                if event is None:
                     self._renew(channel, publish)
-                    continue
-                if isinstance(event, bytes):
+                elif isinstance(event, bytes):
                     self._trust(event, publish)
                     outgoing.put(m.serialize(m.TrustBundleRequest(version=m.TrustBundle.FromString(event).version)))
                 elif not event.startswith(_UNIMPLEMENTED):  # Istio's CA has no such stream
@@ -111,6 +119,20 @@ class CaSource:
             channel.close()
             if reader is not None:
                 reader.join(1.0)
+
+    def _is_due(self) -> bool:
+        """Also when the clock was set back: what was issued by the old time may begin later than it is now."""
+        now = time.time()
+        return self._credentials is None or now >= self._renew_at or now < self._renewed_at - SET_BACK
+
+    def _next_event(self, events: SimpleQueue[bytes | str]) -> bytes | str | None:
+        """None once a renewal is due."""
+        while not self._is_due():
+            try:
+                return events.get(timeout=min(CLOCK_INTERVAL, max(0.0, self._renew_at - time.time())))
+            except Empty:
+                pass
+        return None
 
     def _renew(self, channel: Any, publish: Callable[[Credentials], None]) -> None:
         """A new key each time; it is nowhere but in this process' memory."""
@@ -125,9 +147,7 @@ class CaSource:
             csr=csr.public_bytes(form.Encoding.PEM).decode(), validity_duration=self._lifetime
         )
         method: Any = channel.unary_unary(m.CREATE_CERTIFICATE)
-        answer = m.CertificateResponse.FromString(
-            method(m.serialize(request), timeout=TIMEOUT, metadata=self._access.metadata(may_join=True))
-        )
+        answer = m.CertificateResponse.FromString(method(m.serialize(request), timeout=TIMEOUT, metadata=self._shown()))
         if len(answer.cert_chain) < 2:
             raise BadCredentials("the CA's answer is not a certificate and its root")
         *chain, root = (each.encode() for each in answer.cert_chain)
@@ -138,9 +158,23 @@ class CaSource:
             known = dict(self._credentials.trust_bundles)[found.identity.trust_domain]
             bundle = known if root.strip() in known else known + root
             found = replace(found, trust_bundles=((found.identity.trust_domain, bundle),))
-        self._renew_at = time.time() + renew_after(found.not_after - time.time(), self._rng)
+        self._renewed_at = time.time()
+        self._renew_at = self._renewed_at + renew_after(found.not_after - self._renewed_at, self._rng)
         self._credentials, self._failures = found, 0
         publish(found)
+
+    def _shown(self) -> tuple[tuple[str, str], ...]:
+        """What proves who this is. The CA may have refused a certificate that is good to us, as after clocks were set:
+        then a token has its turn, and after that the certificate again."""
+        return self._access.metadata(may_join=True, prefers_token=self._is_refused)
+
+    def _advice(self) -> str:
+        if self._credentials is None or not self._credentials.has_expired(time.time()):
+            return ""
+        return (
+            " (the certificate has expired, so that a token has to prove who this is; a join token is good for one "
+            "join: put a new one into MESHLIB_TOKEN_FILE)"
+        )
 
     def _trust(self, data: bytes, publish: Callable[[Credentials], None]) -> None:
         told = m.TrustBundle.FromString(data)
