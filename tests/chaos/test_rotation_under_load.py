@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import threading
 import time
@@ -16,8 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from test_mtls_end_to_end import member
 
+from chaos.recording import IS_FULL, Promising
+from e2e.town import member
 from inbound.inbound_servers import uvicorn_server
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
@@ -28,7 +28,6 @@ from meshlib.inbound.peer import of_scope
 from meshlib.mesh import Mesh
 from meshlib.model import UpstreamTls
 
-IS_FULL = os.environ.get("MESHLIB_TEST_CHAOS") == "full"
 RATE, DURATION, PERIOD = (200, 120.0, 5.0) if IS_FULL else (200, 4.0, 0.5)
 """Calls a second, seconds of renewals, and seconds between two of them."""
 THREADS = 4
@@ -73,20 +72,30 @@ async def until(condition: Any, what: str, seconds: float = 60.0) -> None:
 
 
 async def test_certificates_and_then_the_root_are_replaced_and_no_call_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promise: Promising
 ) -> None:
     """A connection that is kept lives through it all; what the old root vouched for is refused in the end."""
     monkeypatch.setattr(ca_client, "renew_after", lambda remaining, rng: PERIOD)
+    async with promise(
+        "No call fails while certificates and the root itself are replaced; what the old root signed is refused then",
+        f"{RATE} calls a second by mTLS for {DURATION:g} s, new certificates each {PERIOD:g} s, then another root",
+    ) as told:
+        told.counted("calls that failed", 0)
+        told.counted("calls", await _rotation(tmp_path))
+
+
+async def _rotation(tmp_path: Path) -> int:
+    """Returns the number of calls."""
     made = ControlPlaneSettings(state=tmp_path / "state", xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), tls=True)
     plane = ControlPlane(made)
     await plane.start()
     try:
-        await _rotate(plane, tmp_path)
+        return await _rotate(plane, tmp_path)
     finally:
         await plane.stop()
 
 
-async def _rotate(plane: ControlPlane, folder: Path) -> None:
+async def _rotate(plane: ControlPlane, folder: Path) -> int:
     serving: list[Mesh] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -146,6 +155,7 @@ async def _rotate(plane: ControlPlane, folder: Path) -> None:
         assert len({each.certificate_chain for each in shown}) >= DURATION / PERIOD / 2
         with httpx.Client(verify=_context(first), trust_env=False, timeout=20) as old, pytest.raises(httpx.HTTPError):
             await asyncio.to_thread(old.get, ask)
+        return load.done.total()
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

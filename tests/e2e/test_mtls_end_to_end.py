@@ -9,35 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from town import eventually
+from town import eventually, member
 
-import meshlib
 from inbound.inbound_servers import uvicorn_server
-from meshlib.controlplane.ca import fingerprint
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.inbound.peer import of_scope
 from meshlib.mesh import Mesh
-from meshlib.model import SpiffeId
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def member(plane: ControlPlane, folder: Path, name: str, **settings: Any) -> Mesh:
-    """A process with nothing but a join token for its service account."""
-    assert plane.tokens is not None and plane.authority is not None
-    token = plane.tokens.create(
-        SpiffeId.of("cluster.local", "default", name), 3600.0, fingerprint(plane.authority.roots[0])
-    )[0]
-    (folder / name).write_text(token)
-    return meshlib.connect(
-        plane.xds_address,
-        workload=name,
-        service_account=name,
-        cache_dir="-",
-        identity="control-plane",
-        token_file=str(folder / name),
-        **settings,
-    )
 
 
 async def test_a_process_that_serves_mtls_is_called_by_mtls(tmp_path: Path) -> None:

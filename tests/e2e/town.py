@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
 import meshlib
+from meshlib.controlplane.ca import fingerprint
+from meshlib.controlplane.server import ControlPlane
 from meshlib.mesh import Mesh
+from meshlib.model import SpiffeId
 from peers import unused_port
 
 ROOT = Path(__file__).parents[2]
@@ -215,3 +218,26 @@ class Load:
 def load(client: httpx.Client, url: str, threads: int = 4) -> Iterator[Load]:
     with Load(client, url, threads) as running:
         yield running
+
+
+def member(plane: ControlPlane, folder: Path, name: str, **settings: Any) -> Mesh:
+    """A process with nothing but a join token for its service account."""
+    give_token(plane, folder, name)
+    return meshlib.connect(
+        plane.xds_address,
+        workload=name,
+        service_account=name,
+        cache_dir="-",
+        identity="control-plane",
+        token_file=str(folder / name),
+        **settings,
+    )
+
+
+def give_token(plane: ControlPlane, folder: Path, name: str) -> None:
+    """A join token, which is good for one join."""
+    assert plane.tokens is not None and plane.authority is not None
+    token = plane.tokens.create(
+        SpiffeId.of("cluster.local", "default", name), 3600.0, fingerprint(plane.authority.roots[0])
+    )[0]
+    (folder / name).write_text(token)
