@@ -151,6 +151,71 @@ async def test_what_may_not_be_written_is_logged_once(api: ApiServer, caplog: py
         assert len(told) == 1
 
 
+async def test_a_gateway_and_its_class_are_told_what_became_of_them(api: ApiServer) -> None:
+    """Its address is the load balancer's, once there is one. Nothing is written that is there already."""
+    group = "gateway.networking.k8s.io"
+    api.put(crd("Gateway", "gateways", group, "v1"))
+    of_cluster = crd("GatewayClass", "gatewayclasses", group, "v1")
+    api.put({**of_cluster, "spec": {**of_cluster["spec"], "scope": "Cluster"}})
+    api.put(
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "GatewayClass",
+            "metadata": {"name": "ours"},
+            "spec": {"controllerName": "meshlib.io/gateway-controller"},
+        }
+    )
+    listener = {"name": "http", "port": 80, "protocol": "HTTP"}
+    pending = [{"type": "Accepted", "status": "Unknown", "reason": "Pending"}, {"type": "Other", "status": "True"}]
+    for name, of in (("gw", "ours"), ("theirs", "other")):
+        api.put(
+            {
+                "apiVersion": f"{group}/v1",
+                "kind": "Gateway",
+                "metadata": {"name": name},
+                "spec": {"gatewayClassName": of, "listeners": [listener]},
+                "status": {"conditions": pending},
+            }
+        )
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "way-in"},
+        "spec": {"selector": {f"{group}/gateway-name": "gw"}, "ports": [{"port": 80}]},
+    }
+
+    def told() -> dict[str, Any]:
+        return dict((api.find("gateways", "gw") or {}).get("status") or {})
+
+    def reasons() -> dict[str, str]:
+        return {each["type"]: each.get("reason", "") for each in told().get("conditions", ())}
+
+    async with replica(api):
+        await until(lambda: reasons().get("Programmed") == "AddressNotAssigned")
+        assert reasons()["Other"] == ""
+        async with asyncio.timeout(PATIENCE):
+            await api.watched("services")
+        api.put(service)
+        await until(lambda: reasons().get("Programmed") == "Programmed")
+        assert told()["addresses"] == [{"type": "Hostname", "value": "way-in.default.svc.cluster.local"}]
+        (one,) = told()["listeners"]
+        assert {each["type"]: each["status"] for each in one["conditions"]} == {
+            "Accepted": "True",
+            "Conflicted": "False",
+            "ResolvedRefs": "True",
+            "Programmed": "True",
+        }
+        assert (one["attachedRoutes"], one["conditions"][0]["observedGeneration"]) == (0, 1)
+        found = api.find("services", "way-in")
+        assert found is not None
+        api.put({**found, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}})
+        await until(lambda: told()["addresses"] == [{"type": "IPAddress", "value": "192.0.2.7"}])
+        known = (api.find("gatewayclasses", "ours") or {})["status"]["conditions"]
+        assert [(each["type"], each["status"]) for each in known] == [("Accepted", "True")]
+        assert (api.find("gateways", "theirs") or {})["status"] == {"conditions": pending}
+        assert len(writes(api)) == 4  # the class, and the Gateway thrice
+
+
 async def test_routes_are_told_whether_they_are_accepted(api: ApiServer) -> None:
     """By parent, beside what other controllers say of theirs; a condition's time is that of its last change."""
     group = "gateway.networking.k8s.io"

@@ -10,9 +10,11 @@ from views import decide, node, objects, service, view, weights
 
 from meshlib.istio.gateway_api import conditions, convert
 from meshlib.istio.gateway_kinds import GROUP
+from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import Translation
 from meshlib.model import DirectResponse, Forward, NodeKind, Redirect
-from meshlib.policy.router import rewritten_path
+from meshlib.policy.explain import request_of
+from meshlib.policy.router import redirected, rewritten_path
 
 PORTS = "[{name: http, port: 80}]"
 WORLD = "---\n".join(service(name) for name in ("a", "b", "c"))
@@ -249,6 +251,181 @@ GATEWAY = (
     + "\n"
 )
 INGRESS = node("istio-system", NodeKind.ROUTER, **{"gateway.networking.k8s.io/gateway-name": "gw"})
+
+
+def gateway(*listeners: dict[str, Any], **spec: Any) -> str:
+    """Of the name gw, in the namespace default."""
+    spec = {"gatewayClassName": "meshlib", "listeners": list(listeners), **spec}
+    metadata = {"name": "gw", "namespace": "default"}
+    return json.dumps({"apiVersion": f"{GROUP}/v1", "kind": "Gateway", "metadata": metadata, "spec": spec}) + "\n"
+
+
+def https(*secrets: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": "secure", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": list(secrets)}, **more}
+
+
+HTTP = {"name": "plain", "port": 80, "protocol": "HTTP"}
+
+
+def listened(*texts: str) -> dict[str, Any]:
+    """What the Gateway gw is told, with an address."""
+    (status,) = convert(objects("---\n".join((WORLD, *texts)))).gateways
+    return status.told([{"type": "IPAddress", "value": "10.0.0.1"}])
+
+
+def reasons(told: dict[str, Any]) -> dict[str, str]:
+    """A condition that is not as it should be has its reason here, one that is has its status."""
+    return {each["type"]: each["reason"] for each in told["conditions"]}
+
+
+def test_an_https_listener_shows_the_certificate_of_a_secret() -> None:
+    """By its name, which the gateway itself looks up; its hostname is the server name."""
+    gw = gateway(https({"name": "shop-cert"}, hostname="*.shop.com"))
+    one = route(TO_B, parent={"name": "gw"}, hostnames=["a.shop.com"])
+    made = view("---\n".join((WORLD, gw, one)), workloads=(), given=INGRESS)
+    assert made.problems == ()
+    (listener,) = made.snapshot.listeners
+    (chain,) = listener.filter_chains
+    assert chain.server_names == ("*.shop.com",)
+    assert chain.tls is not None
+    assert (chain.tls.credential, chain.tls.mutual, chain.tls.optional) == ("shop-cert", False, False)
+    (configuration,) = made.snapshot.route_configurations
+    assert [each.name for each in configuration.virtual_hosts] == ["a.shop.com:443"]
+
+
+GRANT = {
+    "apiVersion": f"{GROUP}/v1beta1",
+    "kind": "ReferenceGrant",
+    "metadata": {"name": "g", "namespace": "vault"},
+    "spec": {
+        "from": [{"group": GROUP, "kind": "Gateway", "namespace": "default"}],
+        "to": [{"group": "", "kind": "Secret"}],
+    },
+}
+FAR = {"name": "c", "namespace": "vault"}
+
+
+@pytest.mark.parametrize(
+    ("listener", "more", "condition", "reason"),
+    [
+        ({"name": "t", "port": 1, "protocol": "TCP"}, "", "Accepted", "UnsupportedProtocol"),
+        ({"name": "t", "port": 1, "protocol": "TLS"}, "", "Accepted", "UnsupportedProtocol"),
+        (https({"name": "c"}, tls={"mode": "Passthrough"}), "", "Accepted", "UnsupportedValue"),
+        (https(tls={"certificateRefs": [{"name": "c"}], "frontendValidation": {"caCertificateRefs": []}}), "",
+         "Accepted", "UnsupportedValue"),
+        (https(), "", "ResolvedRefs", "InvalidCertificateRef"),
+        (https({"name": "a"}, {"name": "b"}), "", "ResolvedRefs", "InvalidCertificateRef"),
+        (https({"name": "a", "kind": "ConfigMap"}), "", "ResolvedRefs", "InvalidCertificateRef"),
+        (https(FAR), "", "ResolvedRefs", "RefNotPermitted"),
+        (https(FAR), json.dumps(GRANT) + "\n", "ResolvedRefs", "InvalidCertificateRef"),
+        ({**HTTP, "name": "odd", "port": 81, "allowedRoutes": {"kinds": [{"kind": "TCPRoute"}]}}, "", "ResolvedRefs",
+         "InvalidRouteKinds"),
+        (https({"name": "c"}, port=80), "", "Conflicted", "ProtocolConflict"),
+        ({**HTTP, "name": "again"}, "", "Conflicted", "HostnameConflict"),
+    ],
+)  # fmt: skip
+def test_a_listener_that_can_not_be_served_says_why(
+    listener: dict[str, Any], more: str, condition: str, reason: str
+) -> None:
+    """By the specification's reasons, in `meshctl problems` too. Nothing listens there: no route is half in force."""
+    gw = gateway(HTTP, listener)
+    told = listened(gw, *([more] if more else []), route(TO_B, parent={"name": "gw", "sectionName": listener["name"]}))
+    of = {each["name"]: reasons(each) for each in told["listeners"]}
+    assert of[listener["name"]] | {condition: reason, "Programmed": "Invalid"} == of[listener["name"]]
+    assert reasons(told)["Accepted"] == "ListenersNotValid"
+    made = convert(objects("---\n".join((WORLD, gw, *([more] if more else [])))))
+    assert any(f"the listener '{listener['name']}' is not served" in str(each) for each in made.problems)
+    served = {each.name for each in made.objects if each.kind == "Gateway"}
+    assert f"gw~{listener['name']}" not in served
+    assert ("gw~plain" in served) is (condition != "Conflicted")
+
+
+def test_a_gateway_is_told_what_it_serves() -> None:
+    """Accepted, Programmed, addresses; by listener the kinds it takes and how many routes it has."""
+    shop = {**HTTP, "name": "shop", "port": 81, "allowedRoutes": {"kinds": [{"kind": "GRPCRoute"}]}}
+    routes = [route(TO_B, kind=kind, name=kind.lower(), parent={"name": "gw"}) for kind in ("HTTPRoute", "GRPCRoute")]
+    told = listened(gateway(HTTP, shop), *routes)
+    assert reasons(told) == {"Accepted": "Accepted", "Programmed": "Programmed"}
+    assert [(each["name"], each["attachedRoutes"]) for each in told["listeners"]] == [("plain", 2), ("shop", 1)]
+    assert [[kind["kind"] for kind in each["supportedKinds"]] for each in told["listeners"]] == [
+        ["HTTPRoute", "GRPCRoute"],
+        ["GRPCRoute"],
+    ]
+    assert told["addresses"] == [{"type": "IPAddress", "value": "10.0.0.1"}]
+    (status,) = convert(objects(gateway(HTTP))).gateways
+    assert reasons(status.told([])) == {"Accepted": "Accepted", "Programmed": "AddressNotAssigned"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "takes"),
+    [
+        ({"matchLabels": {"team": "a"}}, True),
+        ({"matchLabels": {"team": "b"}}, False),
+        ({"matchLabels": {"kubernetes.io/metadata.name": "shop"}}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "In", "values": ["a", "b"]}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["a"]}]}, False),
+        ({"matchExpressions": [{"key": "team", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}, False),
+        ({"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}, False),
+        ({"matchLabels": {"team": "a"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]}, False),
+    ],
+)
+def test_a_selector_chooses_the_namespaces_of_routes(selector: dict[str, Any], takes: bool) -> None:
+    """All of it has to fit; the name is a label that every namespace has."""
+    shop = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+    listener = {**HTTP, "allowedRoutes": {"namespaces": {"from": "Selector", "selector": selector}}}
+    made = told(
+        WORLD,
+        json.dumps(shop) + "\n",
+        gateway(listener),
+        route(backend("b", namespace="default"), parent={"name": "gw", "namespace": "default"}, namespace="shop"),
+    )
+    assert made["r"]["Accepted"] == (("True", "Accepted") if takes else ("False", "NotAllowedByListeners"))
+
+
+@pytest.mark.parametrize(
+    ("path", "url", "expected"),
+    [
+        ({"type": "ReplaceFullPath", "replaceFullPath": "/new"}, "/old/x?a=1", "http://a/new?a=1"),
+        ({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}, "/old/x?a=1", "http://a/new/x?a=1"),
+        ({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new/"}, "/old", "http://a/new"),
+        ({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}, "/old/x", "http://a/x"),
+        ({"type": "ReplacePrefixMatch", "replacePrefixMatch": ""}, "/old", "http://a/"),
+    ],
+)
+def test_a_redirect_replaces_the_path_or_its_prefix(path: dict[str, str], url: str, expected: str) -> None:
+    """The query stays, and one slash stands between what was given and what is left."""
+    rule = {**matches(prefix("/old")), "filters": [{"type": "RequestRedirect", "requestRedirect": {"path": path}}]}
+    del rule["backendRefs"]
+    decision = decide(mesh(route(rule)).snapshot, f"http://a{url}")
+    assert isinstance(decision.action, Redirect)
+    request = request_of("GET", f"http://a{url}")
+    assert redirected(decision.action, decision.route.match, request) == expected
+
+
+def test_the_share_of_a_backend_that_is_none_is_answered_with_500() -> None:
+    """The specification's status; for Istio's own rules it stays 503."""
+    decision = decide(mesh(route({"backendRefs": [{"name": "b", "port": 80}, {"name": "gone", "port": 80}]})).snapshot,
+                      "http://a/")  # fmt: skip
+    assert isinstance(decision.action, Forward)
+    assert decision.action.missing_status == 500
+    assert sorted(weights(decision).values()) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        (route({**TO_B, "sessionPersistence": {"sessionName": "x"}}), "spec.rules[0].sessionPersistence"),
+        (gateway(HTTP, infrastructure={"labels": {"a": "b"}}), "spec.infrastructure"),
+        (gateway(HTTP, addresses=[{"value": "10.0.0.1"}]), "spec.addresses"),
+        (gateway({**HTTP, "new": 1}), "spec.listeners[0].new"),
+    ],
+)
+def test_a_field_without_effect_is_told(text: str, field: str) -> None:
+    """Nothing is dropped in silence."""
+    found = [each.field for each in parse_text(text, "x.yaml").warnings]
+    assert found == [field]
+    assert parse_text(GATEWAY, "x.yaml").warnings == ()
 
 
 def domains(*routes: str, given: Any = INGRESS) -> dict[str, list[str]]:

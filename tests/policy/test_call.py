@@ -136,6 +136,8 @@ def test_a_cluster_that_is_not_configured_is_503() -> None:
     reply = Run(request(), context(snapshot({"reviews:9080": [route(forward("missing"))]}, {}))).reply
     assert (reply.status, reply.flag) == (503, "NC")
     assert "'missing'" in reply.reason
+    only = route(replace(forward("missing"), missing_status=500))  # as the Gateway API wants it
+    assert Run(request(), context(snapshot({"reviews:9080": [only]}, {}))).reply.status == 500
 
 
 def test_no_endpoint_is_503_with_envoys_text() -> None:

@@ -158,6 +158,7 @@ PUBLISHED = [
     "envoy.extensions.filters.http.router.v3.router_pb2",
     "envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2",
     "envoy.config.rbac.v3.rbac_pb2",
+    "envoy.extensions.path.match.uri_template.v3.uri_template_match_pb2",
     "envoy.extensions.filters.http.rbac.v3.rbac_pb2",
     "envoy.extensions.filters.http.jwt_authn.v3.config_pb2",
     "envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2",

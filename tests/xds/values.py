@@ -100,11 +100,15 @@ forwards = st.builds(
     st.none() | seconds,
     st.none() | st.builds(md.HedgePolicy, seconds, counts),
     st.lists(hash_policies, max_size=3).map(tuple),
+    st.sampled_from([503, 404, 500]),
 )
 to_the_application = st.just(md.Forward(()))
 redirects = st.builds(
     lambda path, **others: md.Redirect(**{**others, **path}),
-    path=st.just({}) | st.fixed_dictionaries({"path": new_paths}) | st.fixed_dictionaries({"prefix": new_paths}),
+    path=st.just({})
+    | st.fixed_dictionaries({"path": new_paths})
+    | st.fixed_dictionaries({"prefix": new_paths})
+    | st.just({"regex": "^/old(/.*)?$", "substitution": "/new\\1"}),
     status=st.sampled_from([301, 302, 303, 307, 308]),
     scheme=st.none() | st.sampled_from(["http", "https"]),
     authority=st.none() | names,

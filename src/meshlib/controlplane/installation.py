@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY, find_kind
-from meshlib.controlplane.kubernetes import CRDS, CUSTOM, ROUTES, WATCHED, Watched
+from meshlib.controlplane.kubernetes import CRDS, CUSTOM, GATEWAY_CLASSES, GATEWAYS, ROUTES, WATCHED, Watched
 from meshlib.controlplane.statuses import LEASE
 from meshlib.kube.client import Object, Resource
 from meshlib.version import __version__
@@ -160,7 +160,7 @@ def cluster_rules() -> Iterator[Object]:
     for resources in groups.values():
         yield _rule(resources, "list", "watch")
     written: dict[str, list[Resource]] = {}
-    for watched in (*CUSTOM, *ROUTES):
+    for watched in (*CUSTOM, *ROUTES, GATEWAYS, GATEWAY_CLASSES):
         written.setdefault(watched.resource.group, []).append(watched.resource)
     for resources in written.values():
         yield _rule(resources, "patch", subresource="/status")

@@ -69,6 +69,21 @@ ROUTES = (
     _istio("HTTPRoute", "httproutes", GATEWAY_API, "v1", "v1beta1"),
     _istio("GRPCRoute", "grpcroutes", GATEWAY_API, "v1"),
 )
+GATEWAYS = _istio("Gateway", "gateways", GATEWAY_API, "v1", "v1beta1")
+GATEWAY_CLASSES = Watched(Resource("GatewayClass", "gatewayclasses", GATEWAY_API, ("v1", "v1beta1"), namespaced=False))
+WITHOUT_EFFECT = (
+    _istio("WorkloadGroup", "workloadgroups", NETWORKING, *_ALL),
+    _istio("ProxyConfig", "proxyconfigs", NETWORKING, "v1beta1"),
+    _istio("WasmPlugin", "wasmplugins", "extensions.istio.io", "v1alpha1"),
+    _istio("BackendTLSPolicy", "backendtlspolicies", GATEWAY_API, "v1", "v1alpha3"),
+    _istio("TLSRoute", "tlsroutes", GATEWAY_API, "v1", "v1alpha3", "v1alpha2"),
+    _istio("TCPRoute", "tcproutes", GATEWAY_API, "v1alpha2"),
+    _istio("UDPRoute", "udproutes", GATEWAY_API, "v1alpha2"),
+    _istio("ListenerSet", "listenersets", GATEWAY_API, "v1"),
+    _istio("XListenerSet", "xlistenersets", "gateway.networking.x-k8s.io", "v1alpha1"),
+)
+"""Watched only to be reported: whoever wrote one should hear that nothing follows of it. Nobody waits for them."""
+_UNNEEDED = frozenset(each.resource.title for each in WITHOUT_EFFECT)
 _, _ROOT, _MESH_CONFIG = MESH_CONFIG_KEY
 WATCHED = (
     Watched(Resource("Namespace", "namespaces", namespaced=False)),
@@ -80,8 +95,9 @@ WATCHED = (
     Watched(Resource("ConfigMap", "configmaps"), _ROOT, {"fieldSelector": f"metadata.name={_MESH_CONFIG}"}),
     *CUSTOM,
     *ROUTES,
-    _istio("Gateway", "gateways", GATEWAY_API, "v1", "v1beta1"),
-    Watched(Resource("GatewayClass", "gatewayclasses", GATEWAY_API, ("v1", "v1beta1"), namespaced=False)),
+    GATEWAYS,
+    GATEWAY_CLASSES,
+    *WITHOUT_EFFECT,
     _istio("ReferenceGrant", "referencegrants", GATEWAY_API, "v1", "v1beta1"),
 )
 CRDS = Resource("CustomResourceDefinition", "customresourcedefinitions", "apiextensions.k8s.io", namespaced=False)
@@ -112,6 +128,9 @@ class KubernetesSource:
     ) -> None:
         self._publish = publish
         self._entries: dict[tuple[str, Key], _Entry] = {}
+        self._addresses: dict[Key, Object] = {}
+        self.on_addresses: Callable[[], None] = lambda: None
+        """Called when a Service's load balancer has got another address, which is published to nobody."""
         self._is_complete = False
         self._due: asyncio.TimerHandle | None = None
         self.reflectors: Mapping[str, Reflector] = {
@@ -142,8 +161,8 @@ class KubernetesSource:
                 self._due.cancel()
 
     async def _first(self) -> None:
-        for reflector in self.reflectors.values():
-            while not reflector.has_synced.is_set():
+        for title, reflector in self.reflectors.items():
+            while title not in _UNNEEDED and not reflector.has_synced.is_set():
                 try:
                     await asyncio.wait_for(reflector.has_synced.wait(), PATIENCE)
                 except TimeoutError:
@@ -154,7 +173,7 @@ class KubernetesSource:
 
     def _missing(self) -> Iterator[tuple[str, str]]:
         for title, reflector in self.reflectors.items():
-            if not reflector.has_synced.is_set():
+            if title not in _UNNEEDED and not reflector.has_synced.is_set():
                 yield title, str(reflector.error or "no answer yet")
 
     def troubles(self) -> Sequence[ConfigurationError]:
@@ -162,13 +181,15 @@ class KubernetesSource:
         return tuple(
             ConfigurationError(SOURCE, title, "", f"what was last known of it stays: {reflector.error}")
             for title, reflector in self.reflectors.items()
-            if reflector.error is not None and not isinstance(reflector.error, NotFound)
+            if reflector.error is not None and not isinstance(reflector.error, NotFound) and title not in _UNNEEDED
         )
 
     # What the reflectors tell
 
     def _take(self, resource: Resource, changes: Changes) -> None:
         has_changed = False
+        if resource.kind == "Service":
+            self._take_addresses(changes)
         for key, given in changes.items():
             place = (resource.title, key)
             if given is None:
@@ -180,6 +201,15 @@ class KubernetesSource:
                 has_changed = True
         if has_changed and self._is_complete and self._due is None:
             self._due = asyncio.get_running_loop().call_later(QUIET, self._tell)
+
+    def _take_addresses(self, changes: Changes) -> None:
+        found = {key: (given or {}).get("status") or {} for key, given in changes.items()}
+        if any(self._addresses.get(key, {}) != status for key, status in found.items()):
+            self._addresses.update(found)
+            self.on_addresses()
+        for key, given in changes.items():
+            if given is None:
+                self._addresses.pop(key, None)
 
     def _tell(self) -> None:
         self._due = None
@@ -259,7 +289,7 @@ def kept(given: Object) -> Object:
         case "Node" | "Namespace" | "ServiceAccount":
             found = {name: found[name] for name in ("apiVersion", "kind", "metadata") if name in found}
         case "Service":
-            found.pop("status", None)
+            found["status"] = {"loadBalancer": (given.get("status") or {}).get("loadBalancer") or {}}
     return found
 
 

@@ -2,9 +2,9 @@
 what the Gateway API wants to be said of its routes.
 
 As istiod writes them with its analysis on: `status.validationMessages` with code, level and a link; `status.parents` of
-routes with the conditions Accepted and ResolvedRefs. Of several replicas
-the one that holds the Lease writes; an object that is well and has no messages is not touched. What others wrote to the
-status stays.
+routes with the conditions Accepted and ResolvedRefs; of a Gateway of ours its addresses, and for it and each listener
+Accepted and Programmed. Of several replicas the one that holds the Lease writes; an object that is well and has no
+messages is not touched. What others wrote to the status stays.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from meshlib.controlplane.kubernetes import CUSTOM, ROUTES, KubernetesSource
+from meshlib.controlplane.kubernetes import CUSTOM, GATEWAY_CLASSES, GATEWAYS, ROUTES, KubernetesSource, Watched
 from meshlib.errors import ConfigurationError
 from meshlib.istio.analyze import Message, analyze
 from meshlib.istio.gateway_api import ParentStatus, conditions, convert
 from meshlib.istio.gateway_kinds import CONTROLLER
+from meshlib.istio.gateway_listeners import LABEL, Condition, GatewayStatus
 from meshlib.istio.resources import Object as IstioObject
+from meshlib.istio.services import DOMAIN
 from meshlib.kube.client import KubeClient, Object, Resource
 from meshlib.kube.errors import Conflict, KubernetesError, NotFound
 from meshlib.kube.lease import Election
+from meshlib.kube.reflector import Key
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -55,6 +58,7 @@ class StatusWriter:
         self._client, self._source, self._look, self._quiet = client, source, look, quiet
         self._news = asyncio.Event()
         self._told: set[str] = set()
+        source.on_addresses = self.wake
         self.election = Election(client, namespace, LEASE, identity, on_change=lambda _: self.wake())
 
     def wake(self) -> None:
@@ -81,7 +85,12 @@ class StatusWriter:
                 objects, problems = self._look()
                 messages = await asyncio.to_thread(analyze, objects, problems, is_whole=True)
                 converted = await asyncio.to_thread(convert, objects)
-                is_behind = not await self._write(messages) or not await self._write_routes(converted.statuses)
+                written = [
+                    await self._write(messages),
+                    await self._write_routes(converted.statuses),
+                    await self._write_gateways(converted.gateways),
+                ]
+                is_behind = not all(written)
             except Exception:
                 logger.exception("statuses can't be written")
                 is_behind = True
@@ -113,6 +122,43 @@ class StatusWriter:
                 if body is not None and self.election.is_leader:
                     is_done &= await self._send(each.resource, given, body)
         return is_done
+
+    async def _write_gateways(self, statuses: Iterable[GatewayStatus]) -> bool:
+        told = {(each.gateway.namespace, each.gateway.name): each for each in statuses}
+        is_done = True
+        for key, given in self._held(GATEWAYS):
+            if (status := told.get((key.namespace, key.name))) is not None:
+                body = _with_gateway(given, status.told(list(self._addresses(key))))
+                if body is not None and self.election.is_leader:
+                    is_done &= await self._send(GATEWAYS.resource, given, body)
+        for _, given in self._held(GATEWAY_CLASSES):
+            if (given.get("spec") or {}).get("controllerName") == CONTROLLER:
+                known = (given.get("status") or {}).get("conditions") or []
+                accepted = _conditions([Condition(True, "Accepted").told("Accepted")], known, _generation(given))
+                if accepted != known and self.election.is_leader:
+                    body = _about(given, {"conditions": accepted})
+                    is_done &= await self._send(GATEWAY_CLASSES.resource, given, body)
+        return is_done
+
+    def _held(self, watched: Watched) -> tuple[tuple[Key, Object], ...]:
+        """A copy: the reflectors go on meanwhile."""
+        return tuple(self._source.reflectors[watched.resource.title].objects.items())
+
+    def _addresses(self, gateway: Key) -> Iterator[dict[str, object]]:
+        """Of the Services in front of a Gateway's processes: the load balancer's, else the Service's own name."""
+        for key, given in tuple(self._source.reflectors["services"].objects.items()):
+            selector = (given.get("spec") or {}).get("selector") or {}
+            if key.namespace != gateway.namespace or selector.get(LABEL) != gateway.name:
+                continue
+            balancer = (given.get("status") or {}).get("loadBalancer") or {}
+            found = list(balancer.get("ingress") or ())
+            for each in found:
+                if each.get("ip"):
+                    yield {"type": "IPAddress", "value": each["ip"]}
+                elif each.get("hostname"):
+                    yield {"type": "Hostname", "value": each["hostname"]}
+            if not found:
+                yield {"type": "Hostname", "value": f"{key.name}.{key.namespace}.svc.{DOMAIN}"}
 
     def _objects(self) -> Iterator[tuple[Resource, Object]]:
         """A copy: the reflectors go on meanwhile."""
@@ -148,9 +194,7 @@ def _change(given: Object, messages: Sequence[Message]) -> Object | None:
     generation = str(metadata.get("generation", ""))
     if wanted == known and (not wanted or str(status.get("observedGeneration", "")) == generation):
         return None
-    # With its version: what is said is about this form of the object, and of no later one.
-    about = {"resourceVersion": metadata["resourceVersion"]}
-    return {"metadata": about, "status": {"observedGeneration": generation, "validationMessages": wanted or None}}
+    return _about(given, {"observedGeneration": generation, "validationMessages": wanted or None})
 
 
 def _with_parents(given: Object, parents: Sequence[dict[str, Any]]) -> Object | None:
@@ -162,14 +206,50 @@ def _with_parents(given: Object, parents: Sequence[dict[str, Any]]) -> Object | 
     if wanted == ours:
         return None
     others = [each for each in known if each.get("controllerName") != CONTROLLER]
-    about = {"resourceVersion": metadata["resourceVersion"]}
-    return {"metadata": about, "status": {"parents": [*others, *wanted]}}
+    return _about(given, {"parents": [*others, *wanted]})
+
+
+def _with_gateway(given: Object, wanted: dict[str, Any]) -> Object | None:
+    """The merge patch that makes a Gateway's status say this. Conditions of other types stay."""
+    status: Mapping[str, Any] = given.get("status") or {}
+    generation = _generation(given)
+    listeners = []
+    for each in wanted["listeners"]:
+        known_listeners: list[dict[str, Any]] = status.get("listeners") or []
+        before = next((one for one in known_listeners if one.get("name") == each["name"]), {})
+        dated = _conditions(each["conditions"], before.get("conditions") or (), generation)
+        listeners.append({**each, "conditions": dated})
+    known = status.get("conditions") or ()
+    ours = {each["type"] for each in wanted["conditions"]}
+    # What the CRD begins with says "Pending" of the very types that are ours.
+    others = [each for each in known if each.get("type") not in ours]
+    now = {
+        "addresses": wanted["addresses"],
+        "conditions": [*others, *_conditions(wanted["conditions"], known, generation)],
+        "listeners": listeners,
+    }
+    return None if all(status.get(name, []) == each for name, each in now.items()) else _about(given, now)
+
+
+def _generation(given: Object) -> object:
+    return given["metadata"].get("generation")
+
+
+def _about(given: Object, status: Object) -> Object:
+    """A merge patch, about this form of the object and no later one."""
+    return {"metadata": {"resourceVersion": given["metadata"]["resourceVersion"]}, "status": status}
 
 
 def _dated(parent: dict[str, Any], known: Sequence[dict[str, Any]], generation: object) -> dict[str, Any]:
-    """With lastTransitionTime: when a condition's status was last another one."""
     before = next((each for each in known if each.get("parentRef") == parent["parentRef"]), {})
-    old = {each.get("type"): each for each in before.get("conditions") or ()}
+    return {**parent, "conditions": _conditions(parent["conditions"], before.get("conditions") or (), generation)}
+
+
+def _conditions(
+    wanted: Iterable[dict[str, Any]], known: Iterable[dict[str, Any]], generation: object
+) -> list[dict[str, Any]]:
+    """With lastTransitionTime: when a condition's status was last another one."""
+    old = {each.get("type"): each for each in known}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def dated(condition: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +257,7 @@ def _dated(parent: dict[str, Any], known: Sequence[dict[str, Any]], generation: 
         since = last.get("lastTransitionTime") if last.get("status") == condition["status"] else None
         return {**condition, "observedGeneration": generation, "lastTransitionTime": since or now}
 
-    return {**parent, "conditions": [dated(each) for each in parent["conditions"]]}
+    return [dated(each) for each in wanted]
 
 
 def _once(messages: Iterable[dict[str, object]]) -> list[dict[str, object]]:

@@ -18,28 +18,26 @@ import msgspec
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateway_kinds as g
 from meshlib.istio import resources as r
+from meshlib.istio.gateway_listeners import Condition, GatewayStatus, Listener, gateway_of, is_granted, listeners_of
 from meshlib.istio.parse import check_virtual_service, parse_duration
 from meshlib.istio.problems import Refused
 from meshlib.istio.services import DOMAIN
 
-CLASS = "meshlib"
-"""The class of Gateways that are ours, besides those whose GatewayClass names our controller."""
-LABEL = "gateway.networking.k8s.io/gateway-name"
-"""The label of a Gateway's pods."""
 NOWHERE = "not-resolved.invalid"
-"""In place of a backend that is none: its share of the calls fails, as the specification wants it."""
+"""In place of a backend that is none: its share of the calls gets 500, as the specification wants it."""
+ACCEPTED, RESOLVED = Condition(True, "Accepted"), Condition(True, "ResolvedRefs")
 RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled"
 Route = g.HTTPRoute | g.GRPCRoute
 
 
 @dataclass(frozen=True, slots=True)
 class ParentStatus:
-    """What one route is told about one of its parents. Each condition: whether, reason, message."""
+    """What one route is told about one of its parents."""
 
     route: r.Object
     parent: g.ParentReference
-    accepted: tuple[bool, str, str]
-    resolved: tuple[bool, str, str]
+    accepted: Condition
+    resolved: Condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,7 @@ class Converted:
     objects: tuple[r.Object, ...]
     problems: tuple[ConfigurationError, ...] = ()
     statuses: tuple[ParentStatus, ...] = ()
+    gateways: tuple[GatewayStatus, ...] = ()
 
 
 class _Unsupported(Exception):
@@ -65,20 +64,10 @@ class _Place(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Listener:
-    owner: r.Object
-    spec: g.GatewayListener
-
-    @property
-    def gateway_name(self) -> str:
-        return f"{self.owner.name}~{self.spec.name}"
-
-
-@dataclass(slots=True)
 class _Work:
     services: frozenset[tuple[str, str]]
     grants: list[r.Object]
-    listeners: Mapping[tuple[str, str], list[_Listener]]
+    listeners: Mapping[tuple[str, str], list[Listener]]
     namespaces: Mapping[str, Mapping[str, str]]
     places: dict[_Place, list[tuple[tuple[object, ...], r.HTTPRoute, r.Object]]] = field(default_factory=dict)
     problems: list[ConfigurationError] = field(default_factory=list)
@@ -89,68 +78,28 @@ def convert(objects: Iterable[r.Object]) -> Converted:
     """Pure. Objects without any of the Gateway API's come back as they are."""
     given = tuple(objects)
     routes = [each for each in given if isinstance(each.spec, Route)]
-    gateways = [each for each in given if isinstance(each.spec, g.Gateway)]
-    if not routes and not gateways:
+    if not routes and not any(isinstance(each.spec, g.Gateway) for each in given):
         return Converted(given)
-    ours = {
-        each.name
-        for each in given
-        if isinstance(each.spec, g.GatewayClass) and each.spec.controller_name == g.CONTROLLER
-    } | {CLASS}
-    listeners = {
-        (each.namespace, each.name): [_Listener(each, listener) for listener in each.spec.listeners]
-        for each in gateways
-        if isinstance(each.spec, g.Gateway) and each.spec.gateway_class_name in ours
-    }
+    grants = [each for each in given if isinstance(each.spec, g.ReferenceGrant)]
+    listeners, problems = listeners_of(given, grants)
     work = _Work(
         frozenset((each.namespace, each.name) for each in given if isinstance(each.spec, r.Service)),
-        [each for each in given if isinstance(each.spec, g.ReferenceGrant)],
+        grants,
         listeners,
         {each.name: each.labels for each in given if each.kind == "Namespace"},
+        problems=problems,
     )
-    made = [gateway for found in listeners.values() for each in found if (gateway := _gateway(each, work)) is not None]
     for route in sorted(routes, key=lambda each: (each.created, each.namespace, each.name, each.kind)):
         _attach(route, work)
-    rest = tuple(each for each in given if not isinstance(each.spec, Route | g.Gateway))
+    made = [gateway_of(each) for found in listeners.values() for each in found if each.is_served]
     made += [_virtual_service(place, found) for place, found in work.places.items()]
-    return Converted((*rest, *made), tuple(work.problems), tuple(work.statuses))
-
-
-# Gateways
-
-
-def _gateway(listener: _Listener, work: _Work) -> r.Object | None:
-    owner, spec = listener.owner, listener.spec
-    if spec.protocol != "HTTP":
-        reason = f"the listener {spec.name!r} speaks {spec.protocol}, which is not there yet: there is HTTP"
-        work.problems.append(ConfigurationError(owner.source, owner.title, "spec.listeners", reason))
-        return None
-    server = r.Server(r.GatewayPort(spec.port, "HTTP", spec.name), [spec.hostname or "*"])
-    return r.Object(
-        f"{r.NETWORKING}/v1",
-        "Gateway",
-        owner.namespace,
-        listener.gateway_name,
-        owner.source,
-        r.Gateway([server], {LABEL: owner.name}),
-        {},
-        created=owner.created,
-    )
-
-
-def _takes(listener: _Listener, route: r.Object, work: _Work) -> bool:
-    allowed = listener.spec.allowed_routes
-    if allowed.kinds and route.kind not in {each.kind for each in allowed.kinds}:
-        return False
-    if allowed.namespaces.from_ == "All":
-        return True
-    if allowed.namespaces.from_ == "Selector":
-        wanted = allowed.namespaces.selector.get("matchLabels") or {}
-        labels = work.namespaces.get(route.namespace, {})
-        return not allowed.namespaces.selector.get("matchExpressions") and all(
-            labels.get(key) == value for key, value in wanted.items()
-        )
-    return route.namespace == listener.owner.namespace
+    rest = tuple(each for each in given if not isinstance(each.spec, Route | g.Gateway))
+    gateways = [
+        GatewayStatus(each, tuple(listeners[each.namespace, each.name]))
+        for each in given
+        if isinstance(each.spec, g.Gateway) and (each.namespace, each.name) in listeners
+    ]
+    return Converted((*rest, *made), tuple(work.problems), tuple(work.statuses), tuple(gateways))
 
 
 # Routes
@@ -167,15 +116,15 @@ def _attach(route: r.Object, work: _Work) -> None:
         work.problems.append(ConfigurationError(route.source, route.title, "spec.rules", reason))
         for parent in spec.parent_refs:
             if _is_ours(parent, route, work):
-                refused = (False, "UnsupportedValue", reason)
-                work.statuses.append(ParentStatus(route, parent, refused, (True, "ResolvedRefs", "")))
+                refused = Condition(False, "UnsupportedValue", reason)
+                work.statuses.append(ParentStatus(route, parent, refused, RESOLVED))
         return
     for parent in spec.parent_refs:
         if not _is_ours(parent, route, work):
             continue
         accepted = _accept(route, spec, parent, rules, work)
-        if not accepted[0]:
-            work.problems.append(ConfigurationError(route.source, route.title, "spec.parentRefs", accepted[2]))
+        if not accepted.is_so:
+            work.problems.append(ConfigurationError(route.source, route.title, "spec.parentRefs", accepted.message))
         work.statuses.append(ParentStatus(route, parent, accepted, resolved))
 
 
@@ -187,33 +136,35 @@ def _is_ours(parent: g.ParentReference, route: r.Object, work: _Work) -> bool:
     return parent.kind == "Gateway" and parent.group == g.GROUP and (home, parent.name) in work.listeners
 
 
-def _accept(
-    route: r.Object, spec: Route, parent: g.ParentReference, rules: list[_Made], work: _Work
-) -> tuple[bool, str, str]:
+def _accept(route: r.Object, spec: Route, parent: g.ParentReference, rules: list[_Made], work: _Work) -> Condition:
     home = parent.namespace or route.namespace
     if parent.kind == "Service":
         if (home, parent.name) not in work.services:
-            return False, "NoMatchingParent", f"there is no Service {home}/{parent.name}"
+            return Condition(False, "NoMatchingParent", f"there is no Service {home}/{parent.name}")
         host = f"{parent.name}.{home}.svc.{DOMAIN}"
         place = _Place(route.namespace, host, export_to="*" if home == route.namespace else ".")
         _put(work, place, route, rules, parent.port)
-        return True, "Accepted", ""
+        return ACCEPTED
     found = [
         each
         for each in work.listeners[home, parent.name]
         if parent.section_name in ("", each.spec.name) and parent.port in (None, each.spec.port)
     ]
     if not found:
-        return False, "NoMatchingParent", f"Gateway {home}/{parent.name} has no such listener"
-    allowed = [each for each in found if _takes(each, route, work)]
+        return Condition(False, "NoMatchingParent", f"Gateway {home}/{parent.name} has no such listener")
+    allowed = [each for each in found if each.takes(route, work.namespaces)]
     if not allowed:
-        return False, "NotAllowedByListeners", f"no listener of Gateway {home}/{parent.name} takes this route"
-    hosts = [(each, host) for each in allowed for host in _common(each.spec.hostname, spec.hostnames)]
-    if not hosts:
-        return False, "NoMatchingListenerHostname", f"no listener of Gateway {home}/{parent.name} has these hostnames"
-    for each, host in hosts:
-        _put(work, _Place(route.namespace, host, f"{home}/{each.gateway_name}"), route, rules, None)
-    return True, "Accepted", ""
+        reason = f"no listener of Gateway {home}/{parent.name} takes this route"
+        return Condition(False, "NotAllowedByListeners", reason)
+    hosts = {id(each): _common(each.spec.hostname, spec.hostnames) for each in allowed}
+    if not any(hosts.values()):
+        reason = f"no listener of Gateway {home}/{parent.name} has these hostnames"
+        return Condition(False, "NoMatchingListenerHostname", reason)
+    for each in allowed:
+        each.attached += bool(hosts[id(each)])
+        for host in hosts[id(each)] if each.is_served else ():
+            _put(work, _Place(route.namespace, host, f"{home}/{each.gateway_name}"), route, rules, None)
+    return ACCEPTED
 
 
 def _common(listener: str, hostnames: list[str]) -> list[str]:
@@ -264,9 +215,9 @@ class _Made(NamedTuple):
     rule: r.HTTPRoute
 
 
-def _rules(route: r.Object, spec: Route, work: _Work) -> tuple[list[_Made], tuple[bool, str, str]]:
+def _rules(route: r.Object, spec: Route, work: _Work) -> tuple[list[_Made], Condition]:
     """Raises _Unsupported. With the condition ResolvedRefs."""
-    resolved = (True, "ResolvedRefs", "")
+    resolved = RESOLVED
     found: list[_Made] = []
     rules: Sequence[g.HTTPRule | g.GRPCRule] = spec.rules
     for index, rule in enumerate(rules):
@@ -354,17 +305,15 @@ class _Body(NamedTuple):
     rewrite: g.RewriteFilter | None
 
 
-def _body(
-    route: r.Object, rule: g.HTTPRule | g.GRPCRule, at: str, work: _Work
-) -> tuple[_Body, tuple[bool, str, str] | None]:
-    trouble: tuple[bool, str, str] | None = None
+def _body(route: r.Object, rule: g.HTTPRule | g.GRPCRule, at: str, work: _Work) -> tuple[_Body, Condition | None]:
+    trouble: Condition | None = None
 
     def host(backend: g.BackendObjectReference, field: str) -> r.Destination:
         nonlocal trouble
         found = _trouble(route, backend, work)
         if found is not None:
             trouble = found
-            work.problems.append(ConfigurationError(route.source, route.title, field, found[2]))
+            work.problems.append(ConfigurationError(route.source, route.title, field, found.message))
             return r.Destination(NOWHERE, port=r.PortSelector(80))
         home = backend.namespace or route.namespace
         assert backend.port is not None
@@ -416,44 +365,25 @@ def _with_headers(headers: r.Headers, given: g.Filter) -> r.Headers:
     raise _Unsupported(f"the filter {given.type} is not there yet")
 
 
-def _trouble(route: r.Object, backend: g.BackendObjectReference, work: _Work) -> tuple[bool, str, str] | None:
+def _trouble(route: r.Object, backend: g.BackendObjectReference, work: _Work) -> Condition | None:
     """The condition ResolvedRefs of a backend that can't be used."""
     home = backend.namespace or route.namespace
     name = f"{backend.kind} {home}/{backend.name}"
     if backend.group not in ("", "core") or backend.kind != "Service":
-        return False, "InvalidKind", f"{name} can be no backend: a Service can"
-    if home != route.namespace and not _is_granted(route, backend, home, work):
-        return (
-            False,
-            "RefNotPermitted",
-            f"no ReferenceGrant in {home} lets {route.kind}s of {route.namespace} use {name}",
-        )
+        return Condition(False, "InvalidKind", f"{name} can be no backend: a Service can")
+    if home != route.namespace and not is_granted(work.grants, route, "Service", backend.name, home):
+        reason = f"no ReferenceGrant in {home} lets {route.kind}s of {route.namespace} use {name}"
+        return Condition(False, "RefNotPermitted", reason)
     if (home, backend.name) not in work.services:
-        return False, "BackendNotFound", f"there is no {name}"
+        return Condition(False, "BackendNotFound", f"there is no {name}")
     if backend.port is None:
-        return False, "BackendNotFound", f"the backend {name} names no port"
+        return Condition(False, "BackendNotFound", f"the backend {name} names no port")
     return None
-
-
-def _is_granted(route: r.Object, backend: g.BackendObjectReference, home: str, work: _Work) -> bool:
-    for each in work.grants:
-        spec = each.spec
-        if each.namespace != home or not isinstance(spec, g.ReferenceGrant):
-            continue
-        is_from = any(
-            (one.group, one.kind, one.namespace) == (g.GROUP, route.kind, route.namespace) for one in spec.from_
-        )
-        is_to = any(
-            one.group in ("", "core") and one.kind == "Service" and one.name in ("", backend.name) for one in spec.to
-        )
-        if is_from and is_to:
-            return True
-    return False
 
 
 def _finish(body: _Body, rule: g.HTTPRule | g.GRPCRule, prefix: str | None) -> r.HTTPRoute:
     if body.redirect is not None:
-        return r.HTTPRoute(name=rule.name, redirect=_redirect(body.redirect), headers=body.headers)
+        return r.HTTPRoute(name=rule.name, redirect=_redirect(body.redirect, prefix), headers=body.headers)
     if not body.route or not any(each.weight for each in body.route):
         return r.HTTPRoute(name=rule.name, direct_response=r.HTTPDirectResponse(500), headers=body.headers)
     timeout = per_try = None
@@ -493,15 +423,12 @@ def _retries(given: g.Retry | None, per_try: r.Duration | None) -> r.HTTPRetry |
     return r.HTTPRetry(attempts=attempts, per_try_timeout=per_try, retry_on=on, backoff=_seconds(given.backoff))
 
 
-def _redirect(given: g.RedirectFilter) -> r.HTTPRedirect:
-    uri = ""
-    if given.path is not None:
-        if given.path.type != "ReplaceFullPath" or given.path.replace_full_path is None:
-            raise _Unsupported(f"a redirect's path of type {given.path.type} is not there yet: ReplaceFullPath is")
-        uri = given.path.replace_full_path or "/"
+def _redirect(given: g.RedirectFilter, prefix: str | None) -> r.HTTPRedirect:
     derived = None if given.port else "FROM_PROTOCOL_DEFAULT" if given.scheme else "FROM_REQUEST_PORT"
-    return r.HTTPRedirect(
-        uri=uri,
+    full = given.path.replace_full_path if given.path is not None and given.path.type == "ReplaceFullPath" else None
+    return r.PathRedirect(
+        uri="" if full is None else full or "/",
+        regex=None if given.path is None or full is not None else _new_path(given.path, prefix),
         authority=given.hostname,
         scheme=given.scheme,
         port=given.port,
@@ -513,18 +440,22 @@ def _redirect(given: g.RedirectFilter) -> r.HTTPRedirect:
 def _rewrite(given: g.RewriteFilter | None, prefix: str | None) -> r.HTTPRewrite | None:
     if given is None:
         return None
-    regex: r.RegexRewrite | None = None
-    if given.path is not None:
-        full, part = given.path.replace_full_path, given.path.replace_prefix_match
-        if given.path.type == "ReplaceFullPath" and full is not None:
-            regex = r.RegexRewrite(".*", _escaped(full or "/"))
-        elif given.path.type == "ReplacePrefixMatch" and part is not None and prefix is not None:
-            regex = _prefix_rewrite(prefix, part)
-        else:
-            raise _Unsupported(f"a rewrite of type {given.path.type} needs its value, and a match of type PathPrefix")
+    regex = None if given.path is None else _new_path(given.path, prefix)
     if regex is None and not given.hostname:
         return None
     return r.HTTPRewrite(authority=given.hostname, uri_regex_rewrite=regex)
+
+
+def _new_path(given: g.PathModifier, prefix: str | None) -> r.RegexRewrite:
+    """prefix: that the rule's match takes, None where it takes none."""
+    full, part = given.replace_full_path, given.replace_prefix_match
+    if given.type == "ReplaceFullPath" and full is not None:
+        return r.RegexRewrite("^.*$", _escaped(full or "/"))
+    if given.type == "ReplacePrefixMatch" and part is not None and prefix is not None:
+        return _prefix_rewrite(prefix, part)
+    raise _Unsupported(
+        f"a path of type {given.type} needs its value, and ReplacePrefixMatch a match of type PathPrefix"
+    )
 
 
 def _prefix_rewrite(prefix: str, replacement: str) -> r.RegexRewrite:
@@ -554,10 +485,7 @@ def conditions(statuses: Iterable[ParentStatus]) -> Iterator[tuple[r.Object, lis
     found: dict[tuple[str, str, str], tuple[r.Object, list[dict[str, object]]]] = {}
     for each in statuses:
         _, parents = found.setdefault(each.route.key, (each.route, []))
-        told = [
-            {"type": name, "status": str(is_so), "reason": reason, "message": message}
-            for name, (is_so, reason, message) in (("Accepted", each.accepted), ("ResolvedRefs", each.resolved))
-        ]
+        told = [each.accepted.told("Accepted"), each.resolved.told("ResolvedRefs")]
         parents.append({"parentRef": _reference(each.parent), "controllerName": g.CONTROLLER, "conditions": told})
     yield from found.values()
 

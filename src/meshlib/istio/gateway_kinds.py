@@ -1,12 +1,12 @@
 """What do the Gateway API's kinds hold? Its own field names: gateway-api.sigs.k8s.io/reference/spec.
 
-Fields that are not known are passed over, as those of Kubernetes' kinds are, but for filters: a rule with a filter that
-nobody applies must not be used without it, so a filter keeps its type whatever that is.
+Fields that are not known have no effect, and `unknown` tells them for a warning, but for filters: a rule with a filter
+that nobody applies must not be used without it, so a filter keeps its type whatever that is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -179,21 +179,45 @@ class AllowedRoutes(_Kind, frozen=True):
     kinds: list[RouteKind] = []
 
 
+class SecretReference(_Kind, frozen=True):
+    name: str
+    group: str = ""
+    kind: str = "Secret"
+    namespace: str = ""
+
+
+class ListenerTls(_Kind, frozen=True):
+    """frontend_validation: clients have to show certificates."""
+
+    mode: str = "Terminate"
+    certificate_refs: list[SecretReference] = []
+    frontend_validation: dict[str, Any] | None = None
+
+
 class GatewayListener(_Kind, frozen=True):
     name: str
     port: Port
     protocol: str
     hostname: str = ""
+    tls: ListenerTls | None = None
     allowed_routes: AllowedRoutes = AllowedRoutes()
+
+
+class GatewayTls(_Kind, frozen=True):
+    """frontend: what clients have to show, at all HTTPS listeners."""
+
+    frontend: dict[str, Any] | None = None
 
 
 class Gateway(_Kind, frozen=True):
     gateway_class_name: str
     listeners: list[GatewayListener] = []
+    tls: GatewayTls | None = None
 
 
 class GatewayClass(_Kind, frozen=True):
     controller_name: str
+    description: str = ""
 
 
 class ReferenceFrom(_Kind, frozen=True):
@@ -220,3 +244,17 @@ KINDS: Mapping[str, type[msgspec.Struct]] = {
     "GatewayClass": GatewayClass,
     "ReferenceGrant": ReferenceGrant,
 }
+
+
+def unknown(value: Any, raw: Any, at: str = "spec") -> Iterator[str]:
+    """The fields of `raw` that `value`, which was read from it, has no place for."""
+    if isinstance(value, msgspec.Struct) and isinstance(raw, Mapping):
+        names = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
+        for name, given in raw.items():
+            if name in names:
+                yield from unknown(getattr(value, names[name]), given, f"{at}.{name}")
+            elif given is not None:
+                yield f"{at}.{name}"
+    elif isinstance(value, list) and isinstance(raw, list):
+        for index, (each, given) in enumerate(zip(value, raw, strict=False)):
+            yield from unknown(each, given, f"{at}[{index}]")

@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from meshlib.errors import ConfigurationError
-from meshlib.istio import closing, envoy_filters
+from meshlib.istio import closing, envoy_filters, gateway_kinds
 from meshlib.istio import resources as r
 from meshlib.istio.claims import claim_of
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
@@ -65,7 +65,7 @@ OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS
 FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS UNAUTHENTICATED
 """
 GRPC_STATUSES = {name: number for number, name in enumerate(_GRPC_NAMES.split())}
-_NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io")
+_NOT_YET_GROUPS = ("istio.io", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io")
 _OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 MAX_RING, MAX_TABLE = 8 * 1024 * 1024, 5_000_011
 """Envoy's limits of a ring and of a maglev table."""
@@ -1074,6 +1074,9 @@ def _warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
         return
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
+    if group == gateway_kinds.GROUP:
+        for field in gateway_kinds.unknown(given.spec, given.raw.get("spec")):
+            yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
     yield from telemetry_warnings(given)
     if isinstance(given.spec, r.DestinationRule):
         for field, reason in _pointless(given.spec):

@@ -174,6 +174,12 @@ class HTTPRedirect(_Istio, frozen=True):
     redirect_code: int = 301
 
 
+class PathRedirect(HTTPRedirect, frozen=True):
+    """A redirect of the Gateway API's. regex: what is replaced in the path; Istio has no field for it."""
+
+    regex: RegexRewrite | None = None
+
+
 class HTTPBody(_Istio, frozen=True):
     string: str | None = None
     bytes: str | None = None

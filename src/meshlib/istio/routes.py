@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from meshlib.errors import ConfigurationError
+from meshlib.istio import gateway_kinds
 from meshlib.istio import resources as r
 from meshlib.istio.claims import claim_of
 from meshlib.istio.clusters import Policy, Rules
@@ -173,6 +174,7 @@ class RouteMaker:
             # A rule is for all destinations of a route or for none: which one is drawn is not known before.
             hedge=hedges.pop() if len(hedges) == 1 else None,
             hash_policies=hashing,
+            missing_status=500 if owner.api_version.startswith(f"{gateway_kinds.GROUP}/") else 503,
         )
 
     def _destination(self, owner: r.Object, destination: r.Destination, field: str, port: int) -> _Destination:
@@ -311,7 +313,10 @@ def _redirect(given: r.HTTPRedirect) -> Redirect:
     port = given.port or 0
     if given.derive_port == "FROM_PROTOCOL_DEFAULT":
         port = -1
-    return Redirect(given.redirect_code, given.scheme or None, given.authority or None, port, given.uri or None)
+    found = Redirect(given.redirect_code, given.scheme or None, given.authority or None, port, given.uri or None)
+    if isinstance(given, r.PathRedirect) and given.regex is not None:
+        return replace(found, regex=given.regex.match, substitution=given.regex.rewrite)
+    return found
 
 
 def _body(given: r.HTTPBody | None) -> bytes:

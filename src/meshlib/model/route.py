@@ -204,7 +204,8 @@ class WeightedCluster:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """Send it to one of `clusters`, chosen by weight. `timeout` covers all tries and the body; None is no limit.
-    `idle_timeout`: seconds without a byte in either direction."""
+    `idle_timeout`: seconds without a byte in either direction. `missing_status`: of the answer where the cluster that
+    was drawn does not exist."""
 
     clusters: tuple[WeightedCluster, ...]
     timeout: float | None = None
@@ -214,11 +215,13 @@ class Forward:
     idle_timeout: float | None = None
     hedge: HedgePolicy | None = None
     hash_policies: tuple[HashPolicy, ...] = ()
+    missing_status: int = 503
 
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """None keeps that part of the request's URL. `port` 0 keeps it, -1 takes the scheme's default."""
+    """None keeps that part of the request's URL. `port` 0 keeps it, -1 takes the scheme's default. `regex` is replaced
+    by `substitution` in the path, which has RE2's `\\1`."""
 
     status: int = 301
     scheme: str | None = None
@@ -226,6 +229,8 @@ class Redirect:
     port: int = 0
     path: str | None = None
     prefix: str | None = None
+    regex: str | None = None
+    substitution: str = ""
 
 
 @dataclass(frozen=True, slots=True)

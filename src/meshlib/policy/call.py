@@ -155,7 +155,7 @@ def _call(request: Request, context: CallContext) -> Flow:
         context.call.cluster = cluster
     if cluster is None:
         yield Reply(
-            503,
+            action.missing_status,
             flag="NC",
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )

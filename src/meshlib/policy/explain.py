@@ -144,7 +144,9 @@ def explain(live: Live, request: Request) -> Explanation:
         policies += tuple(_policies(action, origin, skip=frozenset({"clusters"}), always=("timeout", "retry")))
         total = sum(each.weight for each in action.clusters)
         destinations = tuple(
-            _destination(live, each, 100.0 * each.weight / total if len(action.clusters) > 1 else 100.0)
+            _destination(
+                live, each, 100.0 * each.weight / total if len(action.clusters) > 1 else 100.0, action.missing_status
+            )
             for each in action.clusters
             if each.weight or len(action.clusters) == 1
         )
@@ -255,10 +257,10 @@ def _found(part: RouteMatch, request: Request) -> str:
 # Destinations
 
 
-def _destination(live: Live, weighted: WeightedCluster, percent: float) -> Destination:
+def _destination(live: Live, weighted: WeightedCluster, percent: float, missing: int) -> Destination:
     found = live.cluster(weighted.cluster)
     if found is None:
-        return Destination(weighted.cluster, percent, problem="no such cluster is configured: calls get 503")
+        return Destination(weighted.cluster, percent, problem=f"no such cluster is configured: calls get {missing}")
     cluster, state = found.cluster, found.state
     candidates = tuple(_candidates(found))
     problem = ""

@@ -242,6 +242,8 @@ def redirected(redirect: Redirect, match: RouteMatch, request: Request) -> str:
         path = redirect.path
         if "?" in path:
             mark = query = ""
+    elif redirect.regex is not None:
+        path = compile_regex(redirect.regex).sub(redirect.substitution, path)
     elif redirect.prefix is not None:
         path = _replaced_prefix(redirect.prefix, match, path)
     return f"{scheme}://{host}{':' + port if port else ''}{path}{mark}{query}"

@@ -63,6 +63,7 @@ from meshlib.xds.encode import (
     DEFAULT_PORT,
     FAULT_FILTER,
     INBOUND,
+    MISSING_STATUSES,
     NO_RESET_HEADERS,
     REDIRECT_CODES,
     REPORTING,
@@ -77,6 +78,7 @@ Decoded = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 
 _NOTED = f"metadata.filter_metadata[{OWN}]"
 _REDIRECT_STATUS = {number: status for status, number in REDIRECT_CODES.items()}
+_MISSING_STATUS = {number: status for status, number in MISSING_STATUSES.items()}
 
 
 def decode_resource(type_url: str, data: bytes) -> Decoded:
@@ -447,6 +449,7 @@ def _forward(message: Any, field: str) -> Forward:
         read.seconds(message.idle_timeout, f"{field}.idle_timeout") or None,  # "0 disables"
         hedge,
         tuple(policy for policy in policies if policy is not None),
+        _MISSING_STATUS.get(message.cluster_not_found_response_code, 503),
     )
 
 
@@ -582,6 +585,11 @@ def _redirect(message: Any, field: str) -> Redirect:
         read.head_text(getattr(message, part), f"{field}.{part}")
     scheme = message.scheme_redirect or ("https" if message.https_redirect else None)
     path_kind = message.WhichOneof("path_rewrite_specifier")
+    regex, substitution = message.regex_rewrite.pattern.regex, message.regex_rewrite.substitution
+    if path_kind == "regex_rewrite":
+        read.head_text(substitution, f"{field}.regex_rewrite.substitution")
+        read.regex(regex, f"{field}.regex_rewrite.pattern.regex")
+        _check_substitution(regex, substitution, f"{field}.regex_rewrite.substitution")
     status = _REDIRECT_STATUS.get(message.response_code)
     if status is None:
         raise Wrong(f"{field}.response_code", f"is not known: {message.response_code}")
@@ -594,6 +602,8 @@ def _redirect(message: Any, field: str) -> Redirect:
         message.port_redirect,
         message.path_redirect if path_kind == "path_redirect" else None,
         message.prefix_rewrite if path_kind == "prefix_rewrite" else None,
+        regex if path_kind == "regex_rewrite" else None,
+        substitution if path_kind == "regex_rewrite" else "",
     )
 
 

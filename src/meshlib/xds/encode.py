@@ -58,6 +58,8 @@ DEFAULT_PORT = "default_port"
 NO_RESET_HEADERS = "no_reset_headers"
 """In a route's metadata: its retries heed none. Where nothing is said, those that everybody sends are heeded."""
 REDIRECT_CODES = {301: 0, 302: 1, 303: 2, 307: 3, 308: 4}
+MISSING_STATUSES = {503: 0, 404: 1, 500: 2}
+"""Envoy's ClusterNotFoundResponseCode."""
 ACCESS, INBOUND, REPORTING = "access", "inbound", "reporting"
 """In a listener's metadata: who may come in at a gateway's; everything of the one that a server asks for, but what is
 told of its calls, which stands beside it: a reader that does not know that goes on."""
@@ -315,6 +317,7 @@ def _set_forward(message: Any, action: Forward) -> dict[str, Any]:
             _set_operations(added, cluster.request_headers, cluster.response_headers)
             if cluster.authority is not None:
                 added.host_rewrite_literal = cluster.authority
+    message.cluster_not_found_response_code = MISSING_STATUSES.get(action.missing_status, 0)
     set_seconds(message.timeout, action.timeout or 0.0)
     if action.idle_timeout is not None:
         set_seconds(message.idle_timeout, action.idle_timeout)
@@ -407,6 +410,9 @@ def _set_redirect(message: Any, redirect: Redirect) -> None:
         message.path_redirect = redirect.path
     elif redirect.prefix is not None:
         message.prefix_rewrite = redirect.prefix
+    elif redirect.regex is not None:
+        message.regex_rewrite.pattern.regex = redirect.regex
+        message.regex_rewrite.substitution = redirect.substitution
 
 
 def _set_direct_response(message: Any, action: DirectResponse) -> None:
