@@ -29,6 +29,7 @@ from meshlib.model import (
     Endpoint,
     Headers,
     NodeKind,
+    ProcessState,
     QuotaService,
     Request,
     Snapshot,
@@ -135,6 +136,7 @@ class Mesh:
                 self._read_live,
                 access.channel if access is not None else None,
                 (lambda: access.metadata(often=True)) if access is not None else tuple,
+                self._process_state,
             )
             self._observer = self.telemetry.observer
         _instances.add(self)
@@ -212,6 +214,13 @@ class Mesh:
     def credentials(self) -> Credentials | None:
         """What proves who this process is, now; None before the first, and without `settings.identity`."""
         return self._identity.credentials if self._identity is not None else None
+
+    def _process_state(self) -> ProcessState:
+        """For metrics."""
+        identity, feed = self._identity, getattr(self._feed.source, "state", None)
+        if identity is None or identity.credentials is None:
+            return ProcessState(feed)
+        return ProcessState(feed, identity.credentials.not_after, identity.rotations)
 
     def wait_for_credentials(self, timeout: float | None = None) -> Credentials | None:
         """`credentials`, waited for at most so many seconds (default `settings.identity_timeout`) where there are none

@@ -140,6 +140,7 @@ def test_the_share_of_the_ejected_is_bounded(hosts: int, percent: int, always: b
         town.judge(target, BAD, 5)
     assert len(town.out(1.0)) == expected == town.cluster.state.ejected
     assert town.cluster.state.ejections_refused == hosts - expected
+    assert town.cluster.state.ejections == expected
 
 
 def test_a_rate_far_below_the_others_ejects() -> None:

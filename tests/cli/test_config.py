@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -101,6 +102,7 @@ def test_explain_says_where_a_request_would_go(meshctl: Meshctl) -> None:
     assert f"goes to outbound|9080|v2|{REVIEWS}" in jason
     assert "127.0.0.1:9002, reviews-v2" in jason
     assert "VirtualService default/reviews" in jason
+    assert re.search(r"Configuration \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/[0-9a-f]{8}, virtual host", jason)
     anybody = json.loads(meshctl("explain", url, "--from", "a", "-o", "json").stdout)
     assert anybody["outcome"] == f"goes to outbound|9080|v1|{REVIEWS}"
     assert [route["fits"] for route in anybody["routes"]] == [False, True]

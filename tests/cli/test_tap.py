@@ -87,7 +87,7 @@ class _App:
         await (self.mesh or _asgi)(scope, receive, send)
 
 
-def _settings(town: Town, app: str, address: str = "") -> Settings:
+def _settings(town: Town, app: str, address: str = "", telemetry_interval: float = 30.0) -> Settings:
     return Settings(
         control_plane=town.target,
         service=app,
@@ -95,7 +95,7 @@ def _settings(town: Town, app: str, address: str = "") -> Settings:
         address=address,
         cache_dir="-",
         trace_sampling=0.0,
-        telemetry_interval=30.0,
+        telemetry_interval=telemetry_interval,
     )
 
 

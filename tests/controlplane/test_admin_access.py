@@ -440,18 +440,24 @@ async def test_a_host_header_is_no_path(tmp_path: Path, host: str) -> None:
             assert answer.split(b" ")[1] in (b"400", b"421"), answer
 
 
-async def test_a_tap_is_an_operators_in_its_namespace(plane: ControlPlane) -> None:
-    """Since processes tell of more while it is open; refusals are in the audit log."""
+@pytest.mark.parametrize(
+    ("path", "action", "read"),
+    [("/v1/tap?name=reviews", "tap", "requests"), ("/v1/logs/follow?name=reviews", "logs", "logs")],
+)
+async def test_looking_on_is_an_operators_in_its_namespace(
+    plane: ControlPlane, path: str, action: str, read: str
+) -> None:
+    """Since processes tell of more while it lasts; refusals are in the audit log. What is there may be read by all who
+    see the namespace."""
     async with client_of(plane, "vera") as vera, client_of(plane, "olaf") as olaf, client_of(plane, "alice") as alice:
-        path = "/v1/tap?name=reviews"
         assert (await vera.post(path, headers=YAML)).status_code == 403
         assert (await olaf.post(f"{path}&namespace=dev", headers=YAML)).status_code == 403
         assert (await olaf.post(path, headers=YAML)).status_code == 404  # nobody is connected
         assert (await olaf.post(path)).status_code == 415
-        assert (await olaf.post("/v1/tap?name=reviews&rate=0", headers=YAML)).status_code == 400
-        assert (await vera.get("/v1/requests")).json() == {"requests": []}
+        assert (await olaf.post(f"{path}&rate=0", headers=YAML)).status_code == 400
+        assert (await vera.get(f"/v1/{read}")).json() in ({"requests": []}, {"lines": []})
         entries = (await alice.get("/v1/audit")).json()["entries"]
-        assert [(each["who"], each["outcome"]) for each in entries if each["action"] == "tap"] == [
+        assert [(each["who"], each["outcome"]) for each in entries if each["action"] == action] == [
             ("token:vera", "denied"),
             ("token:olaf", "denied"),
         ]

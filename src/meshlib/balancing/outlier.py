@@ -137,6 +137,7 @@ class Detector:
         endpoint.ejected_at = now
         endpoint.ejection_jitter = self._random() * rules.max_ejection_jitter
         state.ejected += 1
+        state.ejections += 1
         return True
 
 

@@ -22,6 +22,7 @@ from meshlib.cli import (
     gateway,
     get,
     install,
+    logs,
     look,
     run,
     status,
@@ -74,6 +75,7 @@ app.command()(asking(look.edges))
 app.command()(asking(look.traces))
 app.command()(asking(tap.top))
 app.command()(asking(tap.tap))
+app.command()(asking(logs.logs))
 app.command()(apply.validate)
 app.command()(analyze.analyze)
 app.command("control-plane")(control_plane.control_plane)

@@ -192,6 +192,33 @@ class MeshRequests(msgspec.Struct, frozen=True):
     requests: tuple[MeshRequest, ...] = ()
 
 
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of a process's log. Credentials in it are redacted by whoever wrote it, and again by who keeps it.
+
+    at: when it was written. instance: which process. kind: `access`, of a request; `mesh`, of the library itself.
+    level: `INFO`, `WARNING`, ... direction: `in` or `out`, of a request. text: as written. fields: a request's, by
+    Istio's names of its access log (`response_code`, `path`, ...)."""
+
+    at: float
+    workload: str
+    namespace: str
+    instance: str
+    kind: str
+    level: str
+    logger: str
+    text: str
+    direction: str = ""
+    fields: dict[str, str] = {}
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class LogLines(msgspec.Struct, frozen=True):
+    """The oldest first."""
+
+    lines: tuple[LogLine, ...] = ()
+
+
 class Tapped(msgspec.Struct, frozen=True):
     """What a tap tells at its beginning. workloads: whose requests it shows, `reviews-v1.default`. connected: how many
     of their processes are."""

@@ -52,7 +52,7 @@ class View(Comparable):
     """What one group of nodes sees. Immutable, but for answers that are made when they are first asked for."""
 
     def __init__(self, snapshot: Snapshot, problems: tuple[ConfigurationError, ...], encode: Encoder) -> None:
-        self.snapshot, self.problems = snapshot, problems
+        self.problems = problems
         self.resources: Mapping[str, Mapping[str, Resource]] = {
             CLUSTER: {each.name: encode(CLUSTER, each.name, each) for each in snapshot.clusters},
             ENDPOINT: {each.cluster: encode(ENDPOINT, each.cluster, each) for each in snapshot.assignments},
@@ -65,6 +65,10 @@ class View(Comparable):
         if snapshot.inbound:  # not by its own name: it bears each client's
             inbound = "".join(_resource(LISTENER, each.name, each).version for each in snapshot.inbound)
             self.versions[LISTENER] = digest(f"{self.versions[LISTENER]} {inbound}".encode())
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        told = "".join(version for _, version in sorted(self.versions.items()))
+        self.snapshot = replace(snapshot, version=f"{made}/{digest(told.encode())[:8]}")
+        """Its version: when the last change for these nodes was made, and of what it all consists; for people."""
         self._wild: dict[str, DomainTable[Listener]] = {}
         wild: dict[str, list[tuple[str, Listener]]] = {}
         for listener in snapshot.listeners:

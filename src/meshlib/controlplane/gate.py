@@ -46,18 +46,27 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/v1/login"})
 """With /dashboard/..., whose files are the same for everybody and hold nothing of the mesh."""
 CHECKED = frozenset(
-    {"/v1/apply", "/v1/delete", "/v1/tap", "/v1/what-if", "/v1/tokens", "/v1/tokens/revoke", "/v1/logout"}
+    {
+        "/v1/apply",
+        "/v1/delete",
+        "/v1/tap",
+        "/v1/logs/follow",
+        "/v1/what-if",
+        "/v1/tokens",
+        "/v1/tokens/revoke",
+        "/v1/logout",
+    }
 )
 """Routes that are sent something and ask for the powers that it takes by themselves."""
 NARROWED = frozenset(
     {
         "/version", "/v1/whoami", "/v1/objects", "/v1/problems", "/v1/clients", "/v1/endpoints", "/v1/graph",
         "/v1/series", "/v1/requests", "/v1/traces", "/v1/changes", "/v1/stream", "/v1/audit",
-        "/v1/tokens", "/v1/ca", "/v1/config", "/v1/overhead", "/sd/prometheus", "/v1/load",
+        "/v1/tokens", "/v1/ca", "/v1/config", "/v1/overhead", "/sd/prometheus", "/v1/load", "/v1/logs",
     }
 )  # fmt: skip
 """Routes that read, and show of it what the reader's namespaces allow, as those below /v1/services/ and /v1/traces/."""
-PUSHED = frozenset({"/v1/metrics", "/v1/traces"})
+PUSHED = frozenset({"/v1/metrics", "/v1/traces", "/v1/logs"})
 """What processes POST, with their own identities (meshlib.controlplane.otlp)."""
 
 

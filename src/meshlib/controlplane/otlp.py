@@ -1,4 +1,4 @@
-"""What do processes push? OTLP metrics and traces, over gRPC and HTTP, read into the telemetry store.
+"""What do processes push? OTLP metrics, traces and logs, over gRPC and HTTP, read into the stores.
 
 With TLS, or access control, a process tells only of itself: whoever pushes proves an identity, and what is told of
 another namespace's workloads, or by another principal, is refused whole.
@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
@@ -32,6 +33,7 @@ from starlette.responses import Response
 
 from meshlib.controlplane.authentication import Authenticator, NotAuthenticated, bearer
 from meshlib.controlplane.ca_service import caller_of
+from meshlib.controlplane.log_store import LogStore, line_of
 from meshlib.controlplane.telemetry_store import BOUNDS, Cell, Labels, Span, TelemetryStore, labels_of_retry
 from meshlib.model import SpiffeId
 
@@ -61,10 +63,13 @@ Accounts = Callable[[str, str], Collection[str]]
 
 
 class Receiver:
-    """Reads what is pushed into `store`. clock: seconds since 1970."""
+    """Reads what is pushed into `store`, and lines of logs into `logs`. clock: seconds since 1970."""
 
-    def __init__(self, store: TelemetryStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: TelemetryStore, clock: Callable[[], float] = time.time, logs: LogStore | None = None
+    ) -> None:
         self._store, self._clock = store, clock
+        self._logs = LogStore() if logs is None else logs
         self._authenticator: Authenticator | None = None
         self._is_required_by_grpc = self._is_required_by_http = False
         self._accounts: Accounts = lambda namespace, workload: ()
@@ -133,6 +138,35 @@ class Receiver:
                 self._store.add_spans(_span(each, service, told) for each in scope.spans)
         return ExportTraceServiceResponse().SerializeToString()
 
+    def logs(self, body: bytes, by: SpiffeId | None = None) -> bytes:
+        """by: who has pushed it; None where nobody was asked. Raises ValueError for what is no
+        ExportLogsServiceRequest, NotOwn."""
+        request = _parsed(ExportLogsServiceRequest, body)
+        if by is not None:
+            for resource in request.resource_logs:
+                self._check(by, resource.resource)
+        found = []
+        for resource in request.resource_logs:
+            told = _texts(resource.resource.attributes)
+            if by is not None:
+                told["service.namespace"] = by.namespace
+            for scope in resource.scope_logs:
+                for record in scope.log_records:
+                    found.append(
+                        line_of(
+                            told,
+                            scope.scope.name[:_MAX_VALUE],
+                            record.time_unix_nano / 1e9 or self._clock(),
+                            record.severity_text[:16],
+                            str(record.body.string_value),
+                            _texts(record.attributes),
+                            record.trace_id.hex(),
+                            record.span_id.hex(),
+                        )
+                    )
+        self._logs.add(found)
+        return ExportLogsServiceResponse().SerializeToString()
+
     # Whose it is
 
     def _check(self, by: SpiffeId, resource: Any) -> None:
@@ -166,7 +200,14 @@ class Receiver:
         async def traces(body: bytes, context: Any) -> bytes:
             return await self._answer(self.traces, body, context)
 
-        for service, method in (("metrics.v1.MetricsService", metrics), ("trace.v1.TraceService", traces)):
+        async def logs(body: bytes, context: Any) -> bytes:
+            return await self._answer(self.logs, body, context)
+
+        for service, method in (
+            ("metrics.v1.MetricsService", metrics),
+            ("trace.v1.TraceService", traces),
+            ("logs.v1.LogsService", logs),
+        ):
             handlers: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(method)}
             name = f"opentelemetry.proto.collector.{service}"
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
@@ -194,6 +235,9 @@ class Receiver:
 
     async def post_traces(self, request: Request) -> Response:
         return await self._posted(self.traces, request)
+
+    async def post_logs(self, request: Request) -> Response:
+        return await self._posted(self.logs, request)
 
     async def _posted(self, read: Read, request: Request) -> Response:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

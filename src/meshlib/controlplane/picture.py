@@ -28,6 +28,7 @@ from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.hops import hops, overhead
+from meshlib.controlplane.log_store import LogStore
 from meshlib.controlplane.otlp import Receiver
 from meshlib.controlplane.series import Remembered, Series, SeriesUnavailable
 from meshlib.controlplane.telemetry_store import MAX_TRACES, Labels, Span, TelemetryStore, Trace
@@ -158,10 +159,11 @@ class Picture:
         view: Pictured,
         clock: Callable[[], float] = time.time,
         series: Series | None = None,
+        logs: LogStore | None = None,
     ) -> None:
         self._store, self._history, self._view, self._clock = store, history, view, clock
         self._figures = Remembered(store) if series is None else series
-        self.receiver = Receiver(store, clock)
+        self.receiver = Receiver(store, clock, logs)
 
     def routes(self) -> list[Route]:
         return [
@@ -177,6 +179,7 @@ class Picture:
             Route("/v1/stream", self._stream),
             Route("/v1/metrics", self.receiver.post_metrics, methods=["POST"]),
             Route("/v1/traces", self.receiver.post_traces, methods=["POST"]),
+            Route("/v1/logs", self.receiver.post_logs, methods=["POST"]),
         ]
 
     async def graph(

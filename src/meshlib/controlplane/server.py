@@ -48,6 +48,8 @@ from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
 from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.load_reports import LoadReportingService, LoadReports
+from meshlib.controlplane.log_api import LogRoutes
+from meshlib.controlplane.log_store import LogStore
 from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
@@ -170,8 +172,10 @@ class ControlPlane:
         self._telemetry = TelemetryStore()
         self._taps = Taps(self._changed.set)
         self._telemetry.on_spans(self._taps.receive)
+        self._logs = LogStore()
+        self._logs.on_lines(self._taps.receive_lines)
         self._scraped = Scraped(settings.prometheus_url) if settings.prometheus_url else None
-        self._picture = Picture(self._telemetry, self._history, self, series=self._scraped)
+        self._picture = Picture(self._telemetry, self._history, self, series=self._scraped, logs=self._logs)
         self._what_if = WhatIfRoutes(self, self._telemetry)
 
     async def start(self) -> None:
@@ -428,6 +432,7 @@ class ControlPlane:
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
         routes += Inspection(self._ads.inspected).routes() + self._metrics.routes() + self._loads.routes()
         routes += TapRoutes(self._taps, self._telemetry, self, audit).routes()
+        routes += LogRoutes(self._taps, self._logs, self, audit).routes()
         return routes + AuditRoutes(audit).routes()
 
     async def _plugged(self) -> PluggedAuthority | PemAuthority | Path | None:

@@ -7,7 +7,7 @@ of the namespace; it is in the audit log. It shows requests of that namespace's 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import check_yaml, query_of
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.gate import JSON, Admission, admission_of
-from meshlib.controlplane.taps import MAX_RATE, MAX_TAPS, Tap, Taps, Wanted, request_of
+from meshlib.controlplane.taps import MAX_RATE, MAX_TAPS, Tap, Taps, Wanted, Workloads, request_of
 from meshlib.controlplane.telemetry_store import TelemetryStore
 
 BEAT = 1.0
@@ -51,7 +51,7 @@ class TapRoutes:
     async def _requests(self, request: Request) -> Response:
         """Of the spans that were pushed lately, whoever sampled them."""
         query = query_of(request, *_FILTERS, "seconds")
-        seconds = _number(query["seconds"] or "60", 86400, "seconds")
+        seconds = number(query["seconds"] or "60", 86400, "seconds")
         wanted, sees = _wanted(query), admission_of(request).powers.sees
         workloads = wanted.workloads(self._view.endpoints())
         found = []
@@ -69,30 +69,22 @@ class TapRoutes:
         wanted, admission = _wanted({**query, "namespace": query["namespace"] or "default"}), admission_of(request)
         if not wanted.name:
             raise HTTPException(400, "name says which workload or service to look at")
-        rate = _number(query["rate"] or "100", MAX_RATE, "rate")
+        rate = number(query["rate"] or "100", MAX_RATE, "rate")
         admission.demand(Role.OPERATOR, wanted.namespace, "tap")
         workloads = wanted.workloads(self._view.endpoints())
-        clients = [each for each in self._view.clients() if (each.namespace, each.workload) in workloads]
-        if not clients:
-            raise HTTPException(
-                404,
-                f"no process of {wanted.namespace}/{wanted.name} is connected; "
-                "meshctl status and meshctl get endpoints show workloads and services",
-            )
         title = f"{wanted.namespace}/{wanted.name}"
+        began = connected(self._view, workloads, title)
         self._audit.write(admission.actor, "tap", object=title, namespace=wanted.namespace)
         tap = self._taps.open(wanted, workloads, round(rate))
         if tap is None:
             raise HTTPException(429, f"{MAX_TAPS} taps are open already")
-        names = sorted({f"{each.workload}.{each.namespace}" for each in clients})
-        began = api.Tapped(tuple(names), len(clients))
-        return _Stream(self._taps, tap, _events(tap, began, admission, wanted.namespace))
+        return TapStream(self._taps, tap, events(tap, began, "request", admission, wanted.namespace))
 
 
-class _Stream(StreamingResponse):
+class TapStream(StreamingResponse):
     """Closes its tap when it is over, however it ends."""
 
-    def __init__(self, taps: Taps, tap: Tap, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, taps: Taps, tap: Tap[Any], events: AsyncIterator[bytes]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
         self._taps, self._tap = taps, tap
 
@@ -103,14 +95,24 @@ class _Stream(StreamingResponse):
             self._taps.close(self._tap)
 
 
-async def _events(tap: Tap, began: api.Tapped, admission: Admission, namespace: str) -> AsyncIterator[bytes]:
-    """It ends with the reader's right to see it."""
+async def events(
+    tap: Tap[Any],
+    began: api.Tapped,
+    name: str,
+    admission: Admission,
+    namespace: str,
+    before: Sequence[Any] = (),
+) -> AsyncIterator[bytes]:
+    """What comes through the tap, each as an event of this name. It ends with the reader's right to see it. before:
+    what is shown first."""
     yield _event("tapped", began)
+    for each in before:
+        yield _event(name, each)
     told = time.monotonic()
     while admission.current().has(Role.OPERATOR, namespace):
-        request = await tap.next(BEAT)
-        if request is not None:
-            yield _event("request", request)
+        found = await tap.next(BEAT)
+        if found is not None:
+            yield _event(name, found)
         if time.monotonic() - told >= BEAT:
             told = time.monotonic()
             left = tap.left()
@@ -119,6 +121,17 @@ async def _events(tap: Tap, began: api.Tapped, admission: Admission, namespace: 
 
 def _event(name: str, value: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(value))
+
+
+def connected(view: api.MeshView, workloads: Workloads, title: str) -> api.Tapped:
+    """Raises HTTPException where none of their processes is connected."""
+    clients = [each for each in view.clients() if (each.namespace, each.workload) in workloads]
+    if not clients:
+        raise HTTPException(
+            404,
+            f"no process of {title} is connected; meshctl status and meshctl get endpoints show workloads and services",
+        )
+    return api.Tapped(tuple(sorted({f"{each.workload}.{each.namespace}" for each in clients})), len(clients))
 
 
 def _wanted(query: Any) -> Wanted:
@@ -135,7 +148,7 @@ def _wanted(query: Any) -> Wanted:
     )
 
 
-def _number(text: str, most: float, name: str) -> float:
+def number(text: str, most: float, name: str) -> float:
     try:
         found = float(text)
     except ValueError:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from meshlib.controlplane import admin_api as api
@@ -23,6 +24,28 @@ WAITING = 1000
 """Requests that wait for a reader who is slow; more are left out, and counted."""
 Workloads = frozenset[tuple[str, str]]
 """(namespace, name) each."""
+
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Wants(Protocol[T_contra]):
+    """What a reader asks for."""
+
+    def workloads(self, services: Iterable[api.ServiceEndpoints]) -> Workloads:
+        """Whose it is."""
+
+    def fits(self, told: T_contra, /) -> bool: ...
+
+
+def workloads_of(namespace: str, name: str, services: Iterable[api.ServiceEndpoints]) -> Workloads:
+    """The workload of that name, and those behind the service of that name."""
+    found = {(namespace, name)}
+    for service in services:
+        if (service.namespace, service.name) == (namespace, name):
+            found.update((namespace, each.workload) for each in service.endpoints if each.workload)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +65,7 @@ class Wanted:
     failed: bool = False
 
     def workloads(self, services: Iterable[api.ServiceEndpoints]) -> Workloads:
-        """The workload of that name, and those behind the service of that name."""
-        found = {(self.namespace, self.name)}
-        for service in services:
-            if (service.namespace, service.name) == (self.namespace, self.name):
-                found.update((self.namespace, each.workload) for each in service.endpoints if each.workload)
-        return frozenset(found)
+        return workloads_of(self.namespace, self.name, services)
 
     def fits(self, request: api.MeshRequest) -> bool:
         own = f"{request.workload}.{request.namespace}"
@@ -61,24 +79,24 @@ class Wanted:
         )
 
 
-class Tap:
-    """One reader. workloads: whose requests it gets."""
+class Tap(Generic[T]):
+    """One reader. workloads: whose requests, or lines, it gets."""
 
-    def __init__(self, wanted: Wanted, workloads: Workloads, rate: int, clock: Callable[[], float]) -> None:
+    def __init__(self, wanted: Wants[T], workloads: Workloads, rate: int, clock: Callable[[], float]) -> None:
         self.wanted, self.workloads = wanted, workloads
-        self._queue: asyncio.Queue[api.MeshRequest] = asyncio.Queue(WAITING)
+        self._queue: asyncio.Queue[T] = asyncio.Queue(WAITING)
         self._bucket, self._clock = TokenBucket(rate, rate, 1.0, clock()), clock
         self._left = 0
 
-    def take(self, request: api.MeshRequest) -> None:
-        if not self.wanted.fits(request):
+    def take(self, told: T) -> None:
+        if not self.wanted.fits(told):
             return
         if self._queue.full() or not self._bucket.take(self._clock()):
             self._left += 1
             return
-        self._queue.put_nowait(request)
+        self._queue.put_nowait(told)
 
-    async def next(self, within: float) -> api.MeshRequest | None:
+    async def next(self, within: float) -> T | None:
         """The next one; None where there is none within so many seconds."""
         try:
             async with asyncio.timeout(within):
@@ -97,13 +115,13 @@ class Taps:
 
     def __init__(self, on_change: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_change, self._clock = on_change, clock
-        self._open: list[Tap] = []
+        self._open: list[Tap[Any]] = []
 
     @property
     def workloads(self) -> Workloads:
         return frozenset().union(*(each.workloads for each in self._open))
 
-    def open(self, wanted: Wanted, workloads: Workloads, rate: int) -> Tap | None:
+    def open(self, wanted: Wants[T], workloads: Workloads, rate: int) -> Tap[T] | None:
         """None where too many are open. It has to be closed."""
         if len(self._open) >= MAX_TAPS:
             return None
@@ -112,7 +130,7 @@ class Taps:
         self._on_change()
         return tap
 
-    def close(self, tap: Tap) -> None:
+    def close(self, tap: Tap[Any]) -> None:
         if tap in self._open:
             self._open.remove(tap)
             self._on_change()
@@ -123,14 +141,23 @@ class Taps:
             tap.workloads = tap.wanted.workloads(services)
 
     def receive(self, spans: Sequence[Span]) -> None:
-        if not self._open:
+        readers = [each for each in self._open if isinstance(each.wanted, Wanted)]
+        if not readers:
             return
         for span in spans:
             request = request_of(span)
             if request is not None:
-                for tap in self._open:
-                    if (request.namespace, request.workload) in tap.workloads:
-                        tap.take(request)
+                self._give(readers, request)
+
+    def receive_lines(self, lines: Sequence[api.LogLine]) -> None:
+        readers = [each for each in self._open if not isinstance(each.wanted, Wanted)]
+        for line in lines if readers else ():
+            self._give(readers, line)
+
+    def _give(self, readers: Sequence[Tap[Any]], told: api.MeshRequest | api.LogLine) -> None:
+        for tap in readers:
+            if (told.namespace, told.workload) in tap.workloads:
+                tap.take(told)
 
     def __repr__(self) -> str:
         return f"<Taps {len(self._open)} open>"

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from meshlib.discovery.assembly import Assembly
 from meshlib.discovery.disk_cache import DiskCache, Memory
-from meshlib.model import INBOUND_PREFIX, Node, NodeKind, Snapshot, Workload
+from meshlib.model import INBOUND_PREFIX, FeedState, Node, NodeKind, Snapshot, Workload
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.encode import encode_node
 from meshlib.xds.istio import decode_istio_resource, encode_istio_node
@@ -105,6 +105,11 @@ class XdsSource:
 
     def stop(self) -> None:
         self._stream.stop()
+
+    @property
+    def state(self) -> FeedState:
+        """How the conversation goes."""
+        return self._stream.state
 
     # The feed's thread
 

@@ -24,6 +24,8 @@ class IdentityHolder:
         self._make_source = make_source
         self.credentials = present
         """Replaced whole at each rotation; one attribute read."""
+        self.rotations = 0
+        """How often, in this process."""
         self._changed = threading.Condition()
         self._listeners: list[Callable[[Credentials], None]] = []
         self._source: CredentialsSource | None = None
@@ -70,6 +72,7 @@ class IdentityHolder:
 
     def _publish(self, credentials: Credentials) -> None:
         with self._changed:
+            self.rotations += self.credentials is not None
             self.credentials = credentials
             self._changed.notify_all()
             listeners = list(self._listeners)

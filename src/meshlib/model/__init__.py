@@ -53,6 +53,7 @@ from meshlib.model.cluster import (
 )
 from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
+from meshlib.model.process import FeedState, ProcessState
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
 from meshlib.model.reporting import AS_SET, Reporting, SpanTag, Told
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
@@ -121,6 +122,7 @@ __all__ = [
     "Fault",
     "FaultAbort",
     "FaultDelay",
+    "FeedState",
     "FilterChain",
     "Forward",
     "HashPolicy",
@@ -154,6 +156,7 @@ __all__ = [
     "Peer",
     "PortIs",
     "PrincipalIs",
+    "ProcessState",
     "QueryMatch",
     "Quota",
     "QuotaService",

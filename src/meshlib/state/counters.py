@@ -78,6 +78,7 @@ class ClusterState:
 
     __slots__ = (
         "ejected",
+        "ejections",
         "ejections_refused",
         "interval_end",
         "lock",
@@ -108,6 +109,7 @@ class ClusterState:
         self.queue: deque[Any] = deque()
         """Tickets of calls that wait for a connection (state/limits), first come first served."""
         self.ejected = 0
+        self.ejections = 0
         self.ejections_refused = 0
         """Ejections that max_ejection_percent forbade (Envoy's ejections_overflow)."""
         self.shadowed_ejections = 0

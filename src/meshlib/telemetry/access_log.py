@@ -17,9 +17,10 @@ import msgspec
 from meshlib.model import HeaderOperations, HeaderView, Reporting, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served, head_of
 from meshlib.policy.propagation import Carried
+from meshlib.telemetry.lines import ACCESS, LONGEST, Line, Lines
 from meshlib.telemetry.scrub import scrubbed
 
-LOGGER = logging.getLogger("meshlib.access")
+LOGGER = logging.getLogger(ACCESS)
 
 TEXT = (
     '[{start_time}] "{method} {path} {protocol}" {response_code} {response_flags} {response_code_details}'
@@ -43,12 +44,13 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 34, 92, 127)}
 
 class _Chosen:
     """Which requests of one direction get a line. expression: CEL, "" takes all; one that can't be compiled or answers
-    with no boolean takes all too, and says so once: a line too many is better than one too few."""
+    with no boolean takes all too, and says so once: a line too many is better than one too few. is_watched: somebody
+    looks at the lines as they come, of every request, so they are kept for him."""
 
-    __slots__ = ("_expression", "_program", "is_on")
+    __slots__ = ("_expression", "_program", "is_on", "is_watched")
 
-    def __init__(self, is_on: bool, expression: str = "") -> None:
-        self.is_on, self._expression = is_on, expression
+    def __init__(self, is_on: bool, expression: str = "", is_watched: bool = False) -> None:
+        self.is_on, self._expression, self.is_watched = is_on, expression, is_watched
         self._program: Any = None
         if is_on and expression:
             try:
@@ -64,7 +66,7 @@ class _Chosen:
 
     @classmethod
     def by(cls, told: Told, is_set: bool) -> Self:
-        return cls(is_set if told.access_log is None else told.access_log, told.log_filter)
+        return cls(is_set if told.access_log is None else told.access_log, told.log_filter, told.all_traces)
 
     def takes(self, fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> bool:
         program = self._program
@@ -123,10 +125,11 @@ def _pairs(headers: HeaderView | None) -> dict[str, str]:
 
 class AccessLog:
     """An Observer around `inner`, which is told the same. kind: `text` or `json`; "" is text, where the configuration
-    asks for a log. epoch: Unix seconds at monotonic zero."""
+    asks for a log. epoch: Unix seconds at monotonic zero. lines: where they are kept, besides; also those of requests
+    that are looked at though nobody logs them."""
 
-    def __init__(self, inner: Observer, kind: str, epoch: float) -> None:
-        self._inner, self._kind, self._epoch = inner, kind, epoch
+    def __init__(self, inner: Observer, kind: str, epoch: float, lines: Lines | None = None) -> None:
+        self._inner, self._kind, self._epoch, self._lines = inner, kind, epoch, lines
         self._client, self._server = _Chosen(bool(kind)), _Chosen(bool(kind))
 
     def follow(self, rules: Reporting) -> None:
@@ -149,7 +152,7 @@ class AccessLog:
     def call_ended(self, call: Call) -> None:
         self._inner.call_ended(call)
         request, chosen = call.request, self._client
-        if request is None or not chosen.is_on or not LOGGER.isEnabledFor(logging.INFO):
+        if request is None or not self._wants(chosen):
             return
         answer = head_of(call.response_headers)
         fields = self._fields(call.began, call.ended, request.headers, call.carried)
@@ -170,13 +173,13 @@ class AccessLog:
             fields["upstream_cluster"] = call.cluster.name
         if call.decision is not None:
             fields["route_name"] = call.decision.route.name or "default"
-        if chosen.takes(fields, request.headers, call.response_headers):
-            self._log(fields)
+        is_chosen = chosen.is_on and chosen.takes(fields, request.headers, call.response_headers)
+        self._tell(fields, chosen, is_chosen, "out", self._epoch + call.ended, call.mark)
 
     def served(self, served: Served) -> None:
         self._inner.served(served)
         chosen = self._server
-        if not chosen.is_on or not LOGGER.isEnabledFor(logging.INFO):
+        if not self._wants(chosen):
             return
         fields = self._fields(served.began, served.ended, served.headers, served.carried)
         fields["method"], fields["path"], fields["protocol"] = served.method, scrubbed(served.path), served.protocol
@@ -188,8 +191,13 @@ class AccessLog:
         fields["requested_server_name"] = served.peer.sni or None
         fields["upstream_cluster"] = f"inbound|{served.peer.local_port or ''}||"
         fields["route_name"] = served.route or "default"
-        if chosen.takes(fields, served.headers, None):
-            self._log(fields)
+        is_chosen = chosen.is_on and chosen.takes(fields, served.headers, None)
+        self._tell(fields, chosen, is_chosen, "in", self._epoch + served.ended, served.mark)
+
+    def _wants(self, chosen: _Chosen) -> bool:
+        if self._lines is None:
+            return chosen.is_on and LOGGER.isEnabledFor(logging.INFO)
+        return chosen.is_on or chosen.is_watched
 
     def _fields(self, began: float, ended: float, headers: HeaderView, carried: Carried | None) -> dict[str, object]:
         """The id of a request that came without one is that which was made for it."""
@@ -203,13 +211,23 @@ class AccessLog:
             "request_id": headers.get("x-request-id") or (carried and carried.get("x-request-id")),
         }
 
-    def _log(self, fields: dict[str, object]) -> None:
-        if self._kind == "json":
-            line = msgspec.json.encode(fields).decode()
-        else:
-            shown = {
-                name: value.translate(_ESCAPES) if isinstance(value, str) else "-" if value is None else value
-                for name, value in fields.items()
-            }
-            line = TEXT.format_map(shown)
-        LOGGER.info("%s", line, extra={"mesh": fields})
+    def _tell(
+        self, fields: dict[str, object], chosen: _Chosen, is_chosen: bool, direction: str, at: float, mark: Any
+    ) -> None:
+        """mark: the tracer's, where the request is sampled."""
+        if is_chosen and LOGGER.isEnabledFor(logging.INFO):
+            line = msgspec.json.encode(fields).decode() if self._kind == "json" else _text(fields)
+            LOGGER.info("%s", line, extra={"mesh": fields})
+        if self._lines is not None and (is_chosen or chosen.is_watched):
+            trace_id, span_id = ("", "") if mark is None else mark[:2]
+            kept = tuple((name, value) for name, value in fields.items() if value is not None)
+            text = _text(fields)[:LONGEST]
+            self._lines.put(Line(at, logging.INFO, ACCESS, text, direction, kept, trace_id, span_id))
+
+
+def _text(fields: Mapping[str, object]) -> str:
+    shown = {
+        name: value.translate(_ESCAPES) if isinstance(value, str) else "-" if value is None else value
+        for name, value in fields.items()
+    }
+    return TEXT.format_map(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from meshlib.model import RateLimit
+from meshlib.model import ProcessState, RateLimit
 from meshlib.telemetry.recorder import Recorder, Value
 
 if TYPE_CHECKING:
@@ -23,24 +23,47 @@ HELP: Mapping[str, str] = {
     "meshlib_retries_refused_total": "Retries that the retry budget did not admit.",
     "meshlib_overflows_total": "Calls turned away by a limit of the destination.",
     "meshlib_mirrors_dropped_total": "Mirrored calls that were not sent.",
+    "meshlib_ejections_total": "Ejections of endpoints by outlier detection.",
     "meshlib_ejections_refused_total": "Ejections that max_ejection_percent forbade.",
     "meshlib_requests_in_flight": "Calls that are not finished.",
     "meshlib_retries_in_flight": "Retries that are not finished.",
     "meshlib_endpoints_ejected": "Endpoints that outlier detection has ejected.",
     "meshlib_breaker_open": "1 while the destination's breaker is open, 0.5 half-open, 0 closed.",
+    "meshlib_breaker_changes_total": "How often the destination's breaker has opened, half opened or closed.",
     "meshlib_rate_limit_allowed_total": "Calls that a rate limit let pass.",
     "meshlib_rate_limit_limited_total": "Calls that a rate limit turned away, or in shadow mode would have.",
     "meshlib_quota_allowed_total": "Calls that fitted into a quota that all processes share.",
     "meshlib_quota_limited_total": "Calls that a shared quota turned away, or in shadow mode would have.",
     "meshlib_quota_unanswered_total": "Calls about which whoever counts a shared quota did not answer.",
+    "meshlib_certificate_expiry_timestamp_seconds": "When this process's certificate expires, Unix time.",
+    "meshlib_certificate_rotations_total": "Certificates that took the place of another.",
+    "meshlib_xds_connected": "1 while the control plane answers, else 0.",
+    "meshlib_xds_connections_total": "Streams on which the control plane has answered.",
+    "meshlib_xds_updates_total": "Answers of the control plane, accepted or refused.",
+    "meshlib_xds_last_update_timestamp_seconds": "When an answer was last accepted, Unix time.",
     "meshlib_telemetry_series_overflow_total": "Series beyond the limit, counted under __overflow__.",
-    "meshlib_telemetry_dropped_total": "Spans or pushes that were dropped.",
+    "meshlib_telemetry_dropped_total": "Spans and lines of logs that were dropped.",
 }
+LEAST = frozenset(
+    {
+        "meshlib_certificate_expiry_timestamp_seconds",
+        "meshlib_xds_connected",
+        "meshlib_xds_last_update_timestamp_seconds",
+    }
+)
+"""Of which the smallest counts where several processes are told of as one: a sum of dates is none, and one worker that
+is cut off must be seen beside three that are not."""
 _BREAKER = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
 
 
-def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
+def values(
+    recorder: Recorder,
+    live: Live,
+    version: str,
+    process: ProcessState = ProcessState(),  # noqa: B008 -- frozen
+) -> Iterator[Value]:
     """Counters are cumulative. Clusters of which there is nothing to say are left out."""
+    yield from _of_process(process)
     yield Value("istio_build", (("component", "proxy"), ("tag", version)), 1, False)
     for (name, labels), amount in recorder.counts().items():
         yield Value(name, labels, amount, True)
@@ -61,9 +84,26 @@ def values(recorder: Recorder, live: Live, version: str) -> Iterator[Value]:
             ("meshlib_retries_refused_total", state.retries_refused, True),
             ("meshlib_overflows_total", state.overflows, True),
             ("meshlib_mirrors_dropped_total", state.mirrors_dropped, True),
+            ("meshlib_ejections_total", state.ejections, True),
             ("meshlib_ejections_refused_total", state.ejections_refused, True),
         ):
             if amount or (name == "meshlib_endpoints_ejected" and cluster.cluster.outlier_detection is not None):
                 yield Value(name, told, amount, is_counter)
         if cluster.breaker is not None:
             yield Value("meshlib_breaker_open", told, _BREAKER.get(cluster.breaker.current_state, 0.0), False)
+            yield Value("meshlib_breaker_changes_total", told, cluster.breaker.generation, True)
+
+
+def _of_process(state: ProcessState) -> Iterator[Value]:
+    if state.expires is not None:
+        yield Value("meshlib_certificate_expiry_timestamp_seconds", (), state.expires, False)
+        yield Value("meshlib_certificate_rotations_total", (), state.rotations, True)
+    if (feed := state.feed) is None:
+        return
+    yield Value("meshlib_xds_connected", (), float(feed.is_connected), False)
+    yield Value("meshlib_xds_connections_total", (), feed.connections, True)
+    for result, counts in (("accepted", feed.accepted), ("refused", feed.refused)):
+        for name, number in counts:
+            yield Value("meshlib_xds_updates_total", (("result", result), ("type", name)), number, True)
+    if feed.updated:
+        yield Value("meshlib_xds_last_update_timestamp_seconds", (), feed.updated, False)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from meshlib.model import AS_SET, Node, Reporting
+from meshlib.model import AS_SET, Node, ProcessState, Reporting
 from meshlib.policy.observer import Observer
 from meshlib.telemetry.access_log import AccessLog
 from meshlib.telemetry.gauges import values
+from meshlib.telemetry.lines import Lines, LinesHandler
 from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.prometheus import OPENMETRICS, TEXT, Counted, Folder, Port, merged, render
 from meshlib.telemetry.recorder import Recorder
@@ -40,7 +41,7 @@ class Telemetry:
     """This process's measurements. recorder: others report through it, too (`recorder.count`).
 
     read_live: what calls read now, for the state of clusters. connect: how the control plane is reached, where that is
-    who is pushed to; prove: by which metadata each push says who makes it.
+    who is pushed to; prove: by which metadata each push says who makes it. read_state: of the feed and the certificate.
     """
 
     def __init__(
@@ -50,14 +51,17 @@ class Telemetry:
         read_live: Callable[[], Live],
         connect: Connect | None = None,
         prove: Callable[[], tuple[tuple[str, str], ...]] = tuple,
+        read_state: Callable[[], ProcessState] = ProcessState,
     ) -> None:
         self.setup = setup
         self._connect, self._prove = connect, prove
         self.recorder = Recorder(time.time)
-        self._node, self._read_live = node, read_live
+        self._node, self._read_live, self._read_state = node, read_live, read_state
         self._port: Port | None = None
         self._began = time.time()
         self._rules = AS_SET
+        self._lines = Lines() if setup.keeps_lines else None
+        self._handler = LinesHandler(self._lines) if self._lines is not None else None
         self._observe()
         self._forget_threads()
 
@@ -98,8 +102,10 @@ class Telemetry:
         if self._tracer is not None:
             self._tracer.rules = rules
         is_logging = self.setup.access_log or rules.client.access_log or rules.server.access_log
+        if self._lines is not None:
+            is_logging = is_logging or self._is_watched
         if self._access_log is None and is_logging:
-            self.observer = self._access_log = AccessLog(self.observer, self.setup.access_log, self._epoch)
+            self.observer = self._access_log = AccessLog(self.observer, self.setup.access_log, self._epoch, self._lines)
         if self._access_log is not None:
             self._access_log.follow(rules)
 
@@ -116,6 +122,8 @@ class Telemetry:
                     _log.warning("what other processes count can't be shared: %s", error)
                 self._port = Port(host, port, self._all_processes)
                 self._port.try_to_hold()
+            if self._handler is not None:
+                logging.getLogger("meshlib").addHandler(self._handler)
             self._thread = threading.Thread(target=self._run, name="meshlib-telemetry", daemon=True)
             self._thread.start()
 
@@ -125,6 +133,8 @@ class Telemetry:
             self._port.forget()
             self._port = None
         self.recorder.forget()
+        if self._lines is not None:
+            self._lines.forget()
         self._node, self._began = node, time.time()
         self._observe()
         self._forget_threads()
@@ -138,6 +148,8 @@ class Telemetry:
             thread = self._thread
         if thread is not None:
             thread.join(_LAST_PUSH + 1.0)
+        if self._handler is not None:
+            logging.getLogger("meshlib").removeHandler(self._handler)
         if self._port is not None:
             self._port.close()
 
@@ -155,7 +167,7 @@ class Telemetry:
     def _counted(self) -> Counted:
         sides = (("source", self._rules.client), ("destination", self._rules.server))
         hidden = frozenset((name, reporter) for reporter, told in sides for name in told.no_metrics)
-        found = values(self.recorder, self._read_live(), __version__)
+        found = values(self.recorder, self._read_live(), __version__, self._read_state())
         shown = [
             each for each in found if not hidden or (each.name, dict(each.labels).get("reporter", "")) not in hidden
         ]
@@ -215,7 +227,7 @@ class Telemetry:
         else:
             sender = GrpcSender(self.setup.target, self.setup.secure, self._connect, self._prove)
         resource = resource_of(self._node)
-        return _Pushing(sender, Deltas(resource, self._began), self.recorder, self._tracer, resource)
+        return _Pushing(sender, Deltas(resource, self._began), self.recorder, self._tracer, self._lines, resource)
 
     def __repr__(self) -> str:
         return f"<Telemetry {self.recorder!r} to {self.setup.target or 'nobody'}>"
@@ -223,14 +235,21 @@ class Telemetry:
 
 class _Pushing:
     def __init__(
-        self, sender: Sender, deltas: Deltas, recorder: Recorder, tracer: Tracer | None, resource: Mapping[str, str]
+        self,
+        sender: Sender,
+        deltas: Deltas,
+        recorder: Recorder,
+        tracer: Tracer | None,
+        lines: Lines | None,
+        resource: Mapping[str, str],
     ) -> None:
         self._sender, self._deltas, self._recorder = sender, deltas, recorder
-        self._tracer, self._resource = tracer, resource
-        self._failures = self._dropped = 0
+        self._tracer, self._lines, self._resource = tracer, lines, resource
+        self._failures = self._dropped = self._dropped_lines = 0
 
     def push(self, counted: Counted, timeout: float) -> None:
         self._push_spans(timeout)
+        self._push_lines(timeout)
         self._push_metrics(counted, timeout)
 
     def _push_spans(self, timeout: float) -> None:
@@ -244,13 +263,37 @@ class _Pushing:
         if spans:
             from meshlib.telemetry.otlp import spans_request
 
-            try:
-                self._sender.traces(spans_request(self._resource, tracer.written(spans)), timeout)
-            except Exception as error:
-                lost += len(spans)
-                _log.debug("%d spans are dropped: %s", len(spans), _told(error))
-        if lost:
-            self._recorder.count("meshlib_telemetry_dropped_total", (("what", "spans"),), lost)
+            lost += self._lost(
+                self._sender.traces, spans_request(self._resource, tracer.written(spans)), timeout, len(spans)
+            )
+        self._count_lost("spans", lost)
+
+    def _push_lines(self, timeout: float) -> None:
+        """As spans: the process's own log has them, too."""
+        lines = self._lines
+        if lines is None:
+            return
+        found = lines.taken()
+        lost = lines.dropped - self._dropped_lines
+        self._dropped_lines = lines.dropped
+        if found:
+            from meshlib.telemetry.otlp import lines_request
+
+            lost += self._lost(self._sender.logs, lines_request(self._resource, found), timeout, len(found))
+        self._count_lost("lines", lost)
+
+    def _lost(self, send: Callable[[bytes, float], None], body: bytes, timeout: float, number: int) -> int:
+        """How many of them did not arrive."""
+        try:
+            send(body, timeout)
+        except Exception as error:  # each library has its own; none of them may end the thread
+            _log.debug("%d spans or lines are dropped: %s", number, _told(error))
+            return number
+        return 0
+
+    def _count_lost(self, what: str, number: int) -> None:
+        if number:
+            self._recorder.count("meshlib_telemetry_dropped_total", (("what", what),), number)
 
     def _push_metrics(self, counted: Counted, timeout: float) -> None:
         now = time.time()

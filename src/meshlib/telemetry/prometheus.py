@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from meshlib.telemetry.gauges import HELP
+from meshlib.telemetry.gauges import HELP, LEAST
 from meshlib.telemetry.recorder import BOUNDS, LABELS, Exemplar, Series, Value
 
 _log = logging.getLogger("meshlib.telemetry")
@@ -38,7 +38,7 @@ class Counted(NamedTuple):
 
 
 def merged(parts: Iterable[Counted]) -> Counted:
-    """The sum over processes; of gauges too, which count what is in flight."""
+    """The sum over processes; of gauges too, which count what is in flight, but for those of which the least counts."""
     series: dict[tuple[str, ...], Series] = {}
     values: dict[tuple[str, tuple[tuple[str, str], ...]], Value] = {}
     for part in parts:
@@ -53,6 +53,8 @@ def merged(parts: Iterable[Counted]) -> Counted:
             before = values.get(key)
             if before is None or value.name == "istio_build":
                 values[key] = value
+            elif value.name in LEAST:
+                values[key] = min(before, value, key=lambda each: each.value)
             else:
                 values[key] = before._replace(value=before.value + value.value)
     return Counted(list(series.values()), list(values.values()))

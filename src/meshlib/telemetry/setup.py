@@ -18,7 +18,8 @@ class Setup(NamedTuple):
 
     secure: TLS for gRPC. interval: seconds between two pushes. prometheus: host and port to be scraped
     on; None is none. strict: write only what Istio's proxies know. sampling: percent of new traces.
-    access_log: `text`, `json`, or "" for none.
+    access_log: `text`, `json`, or "" for none. keeps_lines: lines of logs are pushed, too: to a control plane, never to
+    a receiver of somebody else's, who has not asked for them.
     """
 
     target: str = ""
@@ -29,6 +30,7 @@ class Setup(NamedTuple):
     strict: bool = False
     sampling: float = 1.0
     access_log: str = ""
+    keeps_lines: bool = False
 
     @property
     def is_on(self) -> bool:
@@ -48,7 +50,7 @@ def target_of(telemetry: str, control_plane: str, environ: Mapping[str, str] | N
         is_address = control_plane.rpartition(":")[2].isdigit() and not os.path.isdir(control_plane)  # noqa: PTH112
         if telemetry == CONTROL_PLANE and not is_address:
             raise SettingsError(f"telemetry {CONTROL_PLANE!r}: there is no control plane at host:port")
-        return Setup(target=control_plane if is_address else "")
+        return Setup(target=control_plane if is_address else "", keeps_lines=is_address)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsError(f"telemetry {url!r}: is neither off, control-plane nor the http(s) URL of an OTLP receiver")

@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
 import grpc
 from google.protobuf.message import DecodeError
 
-from meshlib.model import Node
+from meshlib.model import FeedState, Node
 from meshlib.xds import messages as m
 from meshlib.xds.encode import encode_node
 from meshlib.xds.resource_types import SHORT_NAMES
@@ -101,6 +101,8 @@ class Stream:
         self._reported: dict[str, frozenset[str]] = {}
         self.has_failed = False
         """Whether any stream has ended."""
+        self.state = FeedState()
+        """For people and metrics; replaced whole, one attribute read."""
 
     # From any thread
 
@@ -136,6 +138,7 @@ class Stream:
                 _log.exception("the stream to control plane %s ended with an error of the client", self._target)
                 reason = "error of the client"
             self._session.stream_closed()
+            self.state = self.state._replace(is_connected=False)
             if self._stopped.is_set():
                 break
             # A server that answers and falls over at once is given more and more time, like one that is down.
@@ -263,13 +266,25 @@ class Stream:
         response = _decode(data, self._session.delta)
         if not self._answered:
             self._answered = True
+            self.state = self.state._replace(is_connected=True, connections=self.state.connections + 1)
             _log.info("control plane %s answers", self._target)
         problems = self._session.received(response, self._clock())
+        self._count(SHORT_NAMES.get(response.type_url, "unknown"), is_refused=bool(problems))
         # A server that sends the same again after each NACK must not fill the log.
         known, texts = self._reported.get(response.type_url, frozenset()), frozenset(map(str, problems))
         self._reported[response.type_url] = texts
         for text in sorted(texts - known):
             _log.warning("control plane %s sent what can't be used: %s; the last good one stays", self._target, text)
+
+    def _count(self, name: str, *, is_refused: bool) -> None:
+        state = self.state
+        counts = dict(state.refused if is_refused else state.accepted)
+        counts[name] = counts.get(name, 0) + 1
+        told = tuple(sorted(counts.items()))
+        if is_refused:
+            self.state = state._replace(refused=told)
+        else:
+            self.state = state._replace(accepted=told, updated=time.time())
 
     def __repr__(self) -> str:
         state = "answering" if self._answered else f"attempt {self._attempt}"
