@@ -2,8 +2,8 @@
 benchmarks.xds_clients`.
 
 One control plane in a process of its own; here, clients that do what xDS asks for and nothing else: each a connection
-of its own, all clusters by wildcard and the endpoints of all of them by name, every answer acknowledged. Then one
-endpoint of one service changes, by the admin API, round by round; a round ends when the last client has acknowledged.
+of its own, every answer acknowledged. Then some endpoints change, one of each of so many services, by the admin API and
+round by round; a round ends when the last client that has asked for any of them has acknowledged. Rows are Markdown.
 Linux only: CPU and memory of the control plane are read from /proc.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import resource
 import statistics
@@ -18,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,8 @@ from meshlib.xds.resource_types import CLUSTER, ENDPOINT
 
 LONGEST = 600.0
 """Seconds for all clients to have everything, or one change."""
+FEW = 10
+"""Services that a client asks for in the profile `few`."""
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", -1),
@@ -59,44 +63,83 @@ def service(number: int, endpoints: int, last: int = 0) -> str:
     return SERVICE.format(number=number, endpoints=", ".join(f"{{address: {host}}}" for host in hosts))
 
 
+def cluster(number: int) -> str:
+    return f"outbound|80||service-{number}.example"
+
+
+class Case(NamedTuple):
+    """profile: `all`, by wildcard, and the endpoints of all by name; or `few`, ten services by their names, as who asks
+    on demand. changed: in each round, so many services."""
+
+    variant: str
+    profile: str
+    clients: int
+    services: int
+    endpoints: int
+    changed: tuple[int, ...]
+    rounds: int
+    seconds: float
+    """After so many no further round begins."""
+
+    @property
+    def endpoints_of_each(self) -> int:
+        return max(1, self.endpoints // self.services)
+
+    def wanted_by(self, client: int) -> range | list[int]:
+        if self.profile == "all":
+            return range(self.services)
+        return sorted({(client * FEW + number) % self.services for number in range(FEW)})
+
+    def concerned(self, changed: int) -> int:
+        """How many clients have asked for any of the first services."""
+        return sum(self.wanted_by(client)[0] < changed for client in range(self.clients))
+
+
 class Client:
     """One client on one stream. told: called at each acknowledgement of endpoints."""
 
-    def __init__(self, address: str, number: int, *, is_delta: bool, told: Callable[[], None]) -> None:
-        self._is_delta, self._told = is_delta, told
+    def __init__(self, address: str, number: int, case: Case, told: Callable[[], None]) -> None:
+        self._is_delta, self._told = case.variant == "delta", told
+        self._endpoints = tuple(cluster(each) for each in case.wanted_by(number))
+        self._clusters = self._endpoints if case.profile == "few" else ()
         self._channel = grpc.aio.insecure_channel(address, OPTIONS)
-        self._call: Any = self._channel.stream_stream(m.ADS_DELTA if is_delta else m.ADS_STREAM)()
-        self._names: tuple[str, ...] = ()
+        self._call: Any = self._channel.stream_stream(m.ADS_DELTA if self._is_delta else m.ADS_STREAM)()
         self._node = m.Node(id=f"sidecar~127.0.0.1~client-{number}.default~default.svc.cluster.local")
 
     async def run(self) -> None:
-        await self._call.write(self._request(CLUSTER, node=self._node))
+        await self._ask(CLUSTER, self._clusters)
+        has_clusters = False
         while (data := await self._call.read()) is not grpc.aio.EOF:
             response = (m.DeltaDiscoveryResponse if self._is_delta else m.DiscoveryResponse).FromString(data)
-            kind = response.type_url
-            names = self._names if kind == ENDPOINT else ()
-            await self._call.write(self._request(kind, response.nonce, () if self._is_delta else names))
-            if kind == ENDPOINT:
+            is_endpoints = response.type_url == ENDPOINT
+            await self._accept(response, self._endpoints if is_endpoints else self._clusters)
+            if is_endpoints:
                 self._told()
-            elif not self._names:
-                self._names = tuple(
-                    each.name if self._is_delta else m.Cluster.FromString(each.value).name
-                    for each in response.resources
-                )
-                await self._call.write(self._request(ENDPOINT, names=self._names))
+            elif not has_clusters:
+                has_clusters = True
+                await self._ask(ENDPOINT, self._endpoints)
 
-    def _request(self, kind: str, nonce: str = "", names: tuple[str, ...] = (), node: Any = None) -> bytes:
-        if self._is_delta:
-            request = m.DeltaDiscoveryRequest(
-                type_url=kind, response_nonce=nonce, resource_names_subscribe=names, node=node
-            )
-        else:
-            request = m.DiscoveryRequest(type_url=kind, response_nonce=nonce, resource_names=names, node=node)
-        return m.serialize(request)
+    async def _ask(self, kind: str, names: tuple[str, ...]) -> None:
+        head = (m.DeltaDiscoveryRequest if self._is_delta else m.DiscoveryRequest)(type_url=kind, node=self._node)
+        await self._call.write(m.serialize(head) + _serialized(names, self._is_delta))
+
+    async def _accept(self, response: Any, names: tuple[str, ...]) -> None:
+        kind = m.DeltaDiscoveryRequest if self._is_delta else m.DiscoveryRequest
+        head: bytes = m.serialize(kind(type_url=response.type_url, response_nonce=response.nonce))
+        await self._call.write(head if self._is_delta else head + _serialized(names, False))
 
     async def close(self) -> None:
         self._call.cancel()
         await self._channel.close()
+
+
+@lru_cache(10_000)
+def _serialized(names: tuple[str, ...], is_delta: bool) -> bytes:
+    """A message may come in pieces (protobuf concatenates them), so what clients repeat is made once: they are not what
+    is measured."""
+    if is_delta:
+        return m.serialize(m.DeltaDiscoveryRequest(resource_names_subscribe=names))
+    return m.serialize(m.DiscoveryRequest(resource_names=names))
 
 
 class Used(NamedTuple):
@@ -114,22 +157,34 @@ class Used(NamedTuple):
 
 class Row(NamedTuple):
     """seconds: until all clients had everything; p50, p99: milliseconds from a change to the last acknowledgement.
-    kilobytes: of the control plane, for each client. microseconds: of its CPU, for each client and change."""
+    kilobytes: of the control plane, for each client. cpu: its milliseconds for each change, all clients together."""
 
-    variant: str
+    case: Case
+    changed: int
     seconds: float
     p50: float
     p99: float
     kilobytes: float
-    microseconds: float
+    cpu: float
+
+    def __str__(self) -> str:
+        case = self.case
+        sizes = f"{case.clients} | {case.profile} of {case.services} | {self.changed}"
+        took = f"{self.seconds:.1f} | {self.p50:.0f} | {self.p99:.0f}"
+        return f"| {case.variant} | {sizes} | {took} | {self.cpu:.0f} | {self.kilobytes:.0f} |"
+
+
+HEAD = """
+| variant | clients | services | changed | all there, s | p50 ms | p99 ms | CPU ms/change | kB/client |
+|---|---|---|---|---|---|---|---|---|""".strip()
 
 
 @contextmanager
-def control_plane(services: int, endpoints: int) -> Iterator[tuple[int, str, str]]:
+def control_plane(case: Case) -> Iterator[tuple[int, str, str]]:
     """(process, xDS address, URL of the admin API)"""
     with tempfile.TemporaryDirectory() as folder:
-        each = max(1, endpoints // services)
-        Path(folder, "mesh.yaml").write_text("---".join(service(number, each) for number in range(1, services)))
+        kept = range(max(case.changed), case.services)
+        Path(folder, "mesh.yaml").write_text("---".join(service(each, case.endpoints_of_each) for each in kept))
         xds = free_port(0, set())
         admin = free_port(0, {xds})
         command = [sys.executable, "-m", "meshlib.cli", "control-plane", folder, "--log-level", "error"]
@@ -142,81 +197,107 @@ def control_plane(services: int, endpoints: int) -> Iterator[tuple[int, str, str
                 process.terminate()
 
 
-async def measure(variant: str, count: int, services: int, endpoints: int, rounds: int) -> Row:
-    each = max(1, endpoints // services)
-    acknowledged, everybody = 0, asyncio.Event()
+class Acknowledged:
+    """Counts, and says when as many as wanted are there."""
 
-    def told() -> None:
-        nonlocal acknowledged
-        acknowledged += 1
-        if acknowledged >= count:
-            everybody.set()
+    def __init__(self) -> None:
+        self._count, self._wanted, self._enough = 0, 0, asyncio.Event()
 
-    with control_plane(services, endpoints) as (process, address, url):
+    def __call__(self) -> None:
+        self._count += 1
+        if self._count >= self._wanted:
+            self._enough.set()
+
+    def expect(self, wanted: int) -> None:
+        self._count, self._wanted = 0, wanted
+        self._enough.clear()
+
+    async def all(self) -> None:
+        async with asyncio.timeout(LONGEST):
+            await self._enough.wait()
+
+
+@asynccontextmanager
+async def connected(address: str, case: Case, told: Callable[[], None]) -> AsyncIterator[None]:
+    clients = [Client(address, number, case, told) for number in range(case.clients)]
+    running = [asyncio.create_task(client.run()) for client in clients]
+    try:
+        yield
+    finally:
+        for client in clients:
+            await client.close()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def measure(case: Case) -> list[Row]:
+    with control_plane(case) as (process, address, url):
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=LONGEST) as admin:
 
-            async def change(number: int) -> None:
+            async def change(count: int, last: int) -> None:
+                text = "---".join(service(each, case.endpoints_of_each, last) for each in range(count))
                 headers = {"content-type": "application/yaml"}
-                (await admin.post("/v1/apply", content=service(0, each, number), headers=headers)).raise_for_status()
+                (await admin.post("/v1/apply", content=text, headers=headers)).raise_for_status()
 
-            async def all_have_it() -> None:
-                nonlocal acknowledged
-                async with asyncio.timeout(LONGEST):
-                    await everybody.wait()
-                everybody.clear()
-                acknowledged = 0
-
-            await change(0)
-            async with asyncio.timeout(LONGEST):
-                while True:
-                    known = (await admin.get("/v1/endpoints")).raise_for_status().json()["services"]
-                    if len(known) >= services:
-                        break
-                    await asyncio.sleep(0.1)
-            before = Used.by(process)
-            clients = [Client(address, number, is_delta=variant == "delta", told=told) for number in range(count)]
+            await change(max(case.changed), 0)
+            await _until_known(admin, case.services)
+            before, told, rows = Used.by(process), Acknowledged(), []
+            told.expect(case.clients)
             began = time.perf_counter()
-            running = [asyncio.create_task(client.run()) for client in clients]
-            await all_have_it()
-            seconds = time.perf_counter() - began
-            connected, took = Used.by(process), []
-            for number in range(1, rounds + 1):
-                began = time.perf_counter()
-                await change(number)
-                await all_have_it()
-                took.append((time.perf_counter() - began) * 1e3)
-            after = Used.by(process)
-            for client in clients:
-                await client.close()
-            await asyncio.gather(*running, return_exceptions=True)
-    return Row(
-        variant,
-        seconds,
-        statistics.median(took),
-        statistics.quantiles(took, n=100, method="inclusive")[98],
-        (after.memory - before.memory) / count / 1e3,
-        (after.cpu - connected.cpu) / count / rounds * 1e6,
-    )
+            async with connected(address, case, told):
+                await told.all()
+                seconds = time.perf_counter() - began
+                memory = (Used.by(process).memory - before.memory) / case.clients / 1e3
+                number = 0
+                for changed in case.changed:
+                    took, since, used = [], time.perf_counter(), Used.by(process)
+                    while len(took) < 2 or (len(took) < case.rounds and time.perf_counter() - since < case.seconds):
+                        number += 1
+                        told.expect(case.concerned(changed))
+                        began = time.perf_counter()
+                        await change(changed, number)
+                        await told.all()
+                        took.append((time.perf_counter() - began) * 1e3)
+                    cpu = (Used.by(process).cpu - used.cpu) / len(took) * 1e3
+                    last = statistics.quantiles(took, n=100, method="inclusive")[98]
+                    rows.append(Row(case, changed, seconds, statistics.median(took), last, memory, cpu))
+    return rows
+
+
+async def _until_known(admin: httpx.AsyncClient, services: int) -> None:
+    async with asyncio.timeout(LONGEST):
+        while True:
+            known = (await admin.get("/v1/endpoints")).raise_for_status().json()["services"]
+            if len(known) >= services:
+                return
+            await asyncio.sleep(0.1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--services", type=int, default=1000)
-    parser.add_argument("--endpoints", type=int, default=10_000, help="of all services together")
+    parser.add_argument("--services", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--endpoints", type=int, default=10, help="of each service")
+    parser.add_argument("--changed", type=int, nargs="+", default=[1, 10, 100], help="services, in each round")
+    parser.add_argument("--profile", nargs="+", choices=("all", "few"), default=["all", "few"])
+    parser.add_argument("--variant", nargs="+", choices=("sotw", "delta"), default=["sotw", "delta"])
     parser.add_argument("--rounds", type=int, default=20, help="changes, two at least")
+    parser.add_argument("--seconds", type=float, default=60.0, help="after which no further round begins")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     given = parser.parse_args()
-    sizes = (5, 4, 8, 2) if given.quick else (given.clients, given.services, given.endpoints, given.rounds)
+    if given.quick:
+        given.clients, given.services, given.endpoints, given.changed, given.rounds = 5, [12], 2, [1, 3], 2
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the control plane inherits it
-    print("variant   all there  p50 ms  p99 ms  kB/client  CPU us/client/change")
-    for variant in ("sotw", "delta"):
-        row = asyncio.run(measure(variant, *sizes))
-        print(
-            f"{row.variant:7}  {row.seconds:8.2f} s  {row.p50:6.0f}  {row.p99:6.0f}  {row.kilobytes:9.0f}"
-            f"  {row.microseconds:20.0f}"
-        )
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the control plane inherits it
+    print(HEAD, flush=True)
+    for variant in given.variant:
+        for profile in given.profile:
+            for services in given.services:
+                sizes = (given.clients, services, services * given.endpoints)
+                changed = tuple(each for each in given.changed if each <= services)
+                case = Case(variant, profile, *sizes, changed, given.rounds, given.seconds)
+                for row in asyncio.run(measure(case)):
+                    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -146,13 +146,18 @@ def test_what_beginning_costs_is_measured() -> None:
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_xds_clients_cost_is_measured() -> None:
-    """A few clients of both variants, until the last has each change."""
+    """A few clients of both variants and profiles, until the last has each change; as rows of Markdown."""
     command = [sys.executable, "-W", "error", "-m", "benchmarks.xds_clients", "--quick"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (found.returncode, found.stderr) == (0, "")
-    rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["sotw", "delta"]
-    assert all(0 < float(row[3]) <= float(row[4]) for row in rows)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.stdout.splitlines()[2:]]
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        (variant, f"{profile} of 12", changed)
+        for variant in ("sotw", "delta")
+        for profile in ("all", "few")
+        for changed in ("1", "3")
+    ]
+    assert all(0 < float(row[5]) <= float(row[6]) for row in rows)
 
 
 @pytest.mark.processes

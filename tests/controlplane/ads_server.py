@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 import grpc.aio
 from xds_client import Stream, node
 
-from meshlib.controlplane.ads import AggregatedDiscoveryService
+from meshlib.controlplane.ads import AggregatedDiscoveryService, Connection
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.registry import Registry
+from meshlib.controlplane.subscriptions import Request
 from meshlib.istio.resources import Object
 from meshlib.istio.translate import Translation
 from meshlib.model import (
@@ -79,6 +80,21 @@ class Serving:
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def until_answered(self, connection: Connection) -> None:
+        """Until the client's acknowledgements of all that it was sent were read."""
+        state, came = connection.state, asyncio.Event()
+        receive = state.received
+
+        def received(request: Request) -> None:
+            receive(request)
+            came.set()
+
+        state.received = received  # type: ignore[method-assign]
+        async with asyncio.timeout(60):
+            while not state.is_answered:
+                came.clear()
+                await came.wait()
 
     async def close(self) -> None:
         await self._opened.aclose()

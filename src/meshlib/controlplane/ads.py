@@ -30,6 +30,7 @@ from meshlib.controlplane.authentication import Authenticator
 from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.ca_service import caller_of
 from meshlib.controlplane.cache import Cache
+from meshlib.controlplane.name_sets import names_of
 from meshlib.controlplane.own_metrics import OwnMetrics, scraped_at
 from meshlib.controlplane.registry import Registry
 from meshlib.controlplane.secrets import SecretsOf, WithSecrets
@@ -281,7 +282,13 @@ class AggregatedDiscoveryService:
         # A read that fails (the connection is lost) ends the stream like its end does.
         receiving.add_done_callback(lambda _: news.set())
         self._tasks[news] = asyncio.current_task()
-        forget = self._cache.on_change(news.set)
+
+        def look() -> None:
+            """At a change: most are for others, who are not to be waited for."""
+            if connection is None or not self._is_for_others(connection):
+                news.set()
+
+        forget = self._cache.on_change(look)
         try:
             while True:
                 if self._is_closing:
@@ -353,6 +360,19 @@ class AggregatedDiscoveryService:
             receiving.cancel()
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, Exception):
                 await receiving
+
+    def _is_for_others(self, connection: Connection) -> bool:
+        """Whether nothing of what has changed is this stream's; then it is brought up to date with that."""
+        seen = self._cache.known(connection.node, connection.reader)
+        if seen is None or connection.seen is None:
+            return False
+        seen = connection.with_secrets(seen)
+        if seen is connection.seen:
+            return True
+        if connection.state.is_concerned(seen):
+            return False
+        connection.seen = seen
+        return True
 
     async def identity_of(self, context: Any) -> SpiffeId | None:
         """Who asks, as its token proves it; None for a caller without one, where that is allowed."""
@@ -433,18 +453,19 @@ def _error(message: Any) -> str | None:
 
 
 def _sotw_request(message: Any) -> Request:
-    return Request(message.type_url, tuple(message.resource_names), nonce=message.response_nonce, error=_error(message))
+    kind, nonce, error = message.type_url, message.response_nonce, _error(message)
+    return Request(kind, names_of(message, "resource_names"), nonce=nonce, error=error)
 
 
 def _delta_request(message: Any) -> Request:
-    return Request(
-        message.type_url,
-        tuple(message.resource_names_subscribe),
+    rest = (
         tuple(message.resource_names_unsubscribe),
         dict(message.initial_resource_versions),
         message.response_nonce,
         _error(message),
     )
+    type_url = message.type_url
+    return Request(type_url, names_of(message, "resource_names_subscribe"), *rest)
 
 
 def sotw_response(answer: Answer) -> bytes:

@@ -232,6 +232,11 @@ class Cache:
         found = view.known_sight(standpoint)
         return found if found is not None else await asyncio.to_thread(view.sight, standpoint)
 
+    def known(self, node: Node, reader: Reader) -> Seen | None:
+        """The same at once; None where it has to be made first."""
+        view = self._views.get(self._key(node))
+        return view.known_sight(Standpoint.of(node, reader)) if view is not None else None
+
     async def _add(self, key: Hashable, node: Node) -> None:
         """Make a view that update() did not know to be needed. If there is news meanwhile, it is made again."""
         inputs = self._inputs

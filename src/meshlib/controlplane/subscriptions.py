@@ -204,6 +204,12 @@ class Stream:
             for each in self.subscriptions.values()
         )
 
+    def is_concerned(self, view: Seen) -> bool:
+        """Whether this view has anything that `due` has to look at."""
+        for each in self.subscriptions.values():
+            each.follow(view)
+        return any(each.pending for each in self.subscriptions.values())
+
     def due(self, view: Seen) -> list[Answer]:
         """What can be sent now, in this order. Each Answer counts as sent."""
         answers: list[Answer] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from meshlib.model import Node
 
@@ -36,6 +37,7 @@ _GRPC_GO = "gRPC Go/"
 """C-core's timeouts of routes end 1 to 2 seconds early (grpc/grpc#40633), so it gets none; others were not measured."""
 
 
+@lru_cache(1024)
 def dialect_of(user_agent: str) -> Dialect:
     """`gRPC C-core/1.85.1`, `gRPC Go/1.85.0`, `gRPC Java/1.60`; `envoy/1.40.0`; `meshlib/0.1.0`."""
     agent = user_agent.lower()
