@@ -33,8 +33,15 @@ pytestmark = [
 ]
 
 
-def bootstrap(xds: int, admin: int, delta: bool) -> dict[str, Any]:
-    """As Istio starts a gateway: everything over one ADS stream."""
+def bootstrap(xds: int, admin: int, delta: bool, *, has_ads: bool = True) -> dict[str, Any]:
+    """As Istio starts a gateway: everything over one ADS stream; or by the service of each type."""
+    service = {
+        "api_type": "DELTA_GRPC" if delta else "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
+    }
+    ads = {"ads": {}, "resource_api_version": "V3"}
+    single = {"api_config_source": service, "resource_api_version": "V3"}
     return {
         "node": {
             "id": "router~127.0.0.1~envoy-1.istio-system~istio-system.svc.cluster.local",
@@ -43,13 +50,9 @@ def bootstrap(xds: int, admin: int, delta: bool) -> dict[str, Any]:
         },
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
         "dynamic_resources": {
-            "ads_config": {
-                "api_type": "DELTA_GRPC" if delta else "GRPC",
-                "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
-            },
-            "lds_config": {"ads": {}, "resource_api_version": "V3"},
-            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+            **({"ads_config": service} if has_ads else {}),
+            "lds_config": ads if has_ads else single,
+            "cds_config": ads if has_ads else single,
         },
         "static_resources": {
             "clusters": [
@@ -98,14 +101,17 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         yield made
 
 
+@pytest.mark.parametrize("has_ads", [True, False], ids=["aggregated", "a service for each type"])
 @pytest.mark.parametrize("delta", [False, True], ids=["state of the world", "delta"])
-def test_envoy_serves_productpage_from_our_control_plane(town: Town, tmp_path: Path, delta: bool) -> None:
+def test_envoy_serves_productpage_from_our_control_plane(
+    town: Town, tmp_path: Path, delta: bool, has_ads: bool
+) -> None:
     """Listeners, routes, clusters and endpoints are accepted without one rejection; an edit arrives; 404 is Envoy's."""
     port, admin = unused_port(), unused_port()
     gateway = (EXAMPLES / "networking" / "bookinfo-gateway.yaml").read_text()
     town.write("gateway.yaml", gateway.replace("number: 8080", f"number: {port}"))
     page = f"http://127.0.0.1:{port}/productpage"
-    with envoy(tmp_path, town.xds, admin, delta):
+    with envoy(tmp_path, town.xds, admin, delta, has_ads=has_ads):
         eventually(lambda: answers(page), f"Envoy serves; {tmp_path / 'envoy.log'}")
         with httpx.Client(trust_env=False, timeout=30) as client:
             assert "The Comedy of Errors" in client.get(page).text
@@ -154,8 +160,8 @@ def test_envoy_takes_everything_that_the_model_can_say(tmp_path: Path, delta: bo
 
 
 @contextmanager
-def envoy(folder: Path, xds: int, admin: int, delta: bool) -> Iterator[None]:
-    (folder / "bootstrap.json").write_text(json.dumps(bootstrap(xds, admin, delta)))
+def envoy(folder: Path, xds: int, admin: int, delta: bool, *, has_ads: bool = True) -> Iterator[None]:
+    (folder / "bootstrap.json").write_text(json.dumps(bootstrap(xds, admin, delta, has_ads=has_ads)))
     with (folder / "envoy.log").open("wb") as log:
         # A base id of its own, so that two of them share no memory.
         process = subprocess.Popen(

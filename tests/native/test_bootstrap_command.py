@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from certificates import TestCA
 from meshlib.cli.app import app
+from meshlib.controlplane import load_reports
 from meshlib.controlplane.ca import fingerprint
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.identity.access import Access
@@ -155,8 +156,12 @@ async def watching(plane: ControlPlane, folder: Path, name: str, **environment: 
 
 @pytest.mark.processes
 @pytest.mark.timeout(180)
-async def test_a_join_token_is_all_that_a_stock_server_needs(plane: ControlPlane, tmp_path: Path) -> None:
-    """TLS and a proof to the control plane, mTLS between the two: the watching command does it for both."""
+async def test_a_join_token_is_all_that_a_stock_server_needs(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS and a proof to the control plane, mTLS between the two: the watching command does it for both; and the client
+    reports its load by the same way."""
+    monkeypatch.setattr(load_reports, "INTERVAL", 1)
     address = f"127.0.0.1:{unused_port()}"
     serving = {"MESHLIB_SERVICE": "echo", "MESHLIB_ADDRESS": address}
     async with (
@@ -167,6 +172,11 @@ async def test_a_join_token_is_all_that_a_stock_server_needs(plane: ControlPlane
         await Admin(plane).until_serving(address)
         async with stock(CLIENT, f"echo:{address.rpartition(':')[2]}", bootstrap=client_file) as client:
             assert await client.call() == "spiffe://cluster.local/ns/default/sa/friend"
+            async with asyncio.timeout(60):
+                while not (loads := (await Admin(plane).get("/v1/load"))["loads"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        assert [(each["succeeded"], each["failed"], each["namespace"]) for each in loads] == [(1, 0, "default")]
+        assert "echo" in loads[0]["cluster"]
         await Admin(plane).assert_accepted()
 
 

@@ -467,8 +467,11 @@ spec:
     hamlet.assert_accepted()
 
 
+@pytest.mark.parametrize("has_ads", [True, False], ids=["aggregated", "a service for each type"])
 @pytest.mark.parametrize("delta", [False, True], ids=["state of the world", "delta"])
-def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(hamlet: Hamlet, delta: bool) -> None:
+def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(
+    hamlet: Hamlet, delta: bool, has_ads: bool
+) -> None:
     """A relay adds the proof, and the control plane issues: nothing of it is on the Envoy's disk."""
     hamlet.apply(STRICT)
     shop = hamlet.stack.enter_context(Service().serving())
@@ -487,7 +490,12 @@ def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(hamlet: Ha
     hamlet.stack.callback(relay.stop)
     file = hamlet.folder / "proved.json"
     server = ControlPlaneAddress(relay.target)
-    file.write_text(json.dumps(envoy_bootstrap(node, server, ("127.0.0.1", admin), delta=delta)))
+    made = envoy_bootstrap(node, server, ("127.0.0.1", admin), delta=delta)
+    if not has_ads:
+        dynamic = made["dynamic_resources"]
+        single = {"api_config_source": dynamic.pop("ads_config"), "resource_api_version": "V3"}
+        dynamic |= {"lds_config": single, "cds_config": single}
+    file.write_text(json.dumps(made))
     hamlet.run_envoy("proved", file)
     with hamlet.member("friend").Client(timeout=20) as friend:
 

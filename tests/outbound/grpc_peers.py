@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Self
@@ -18,11 +21,16 @@ SERVICE = "test.Echo"
 
 class GrpcPeer:
     """Echoes. A request is a command: `fail N` fails N times with UNAVAILABLE (then answers), `pushback MS`, `status
-    NAME`, `hold` (until `released`), `die` (the server stops after one message). Responses that are streams have three
-    messages.
+    NAME`, `hold` (until `released`), `die` (the server stops after one message), `large N` (N bytes of metadata, before
+    and behind the response). Responses that are streams have three messages; `stall` waits after the first of them.
     """
 
-    def __init__(self, name: str = "peer", credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "peer",
+        credentials: grpc.ServerCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
         self.name = name.encode()
         self.metadata: list[dict[str, Any]] = []
         self.requests: list[bytes] = []
@@ -30,7 +38,7 @@ class GrpcPeer:
         """Released once for each call that has ended, however it did."""
         self.released = threading.Event()
         self._pool = ThreadPoolExecutor(16)
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0), *options])
         handlers = {
             "UnaryUnary": grpc.unary_unary_rpc_method_handler(self._unary),
             "UnaryStream": grpc.unary_stream_rpc_method_handler(self._stream),
@@ -63,8 +71,10 @@ class GrpcPeer:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         context.add_callback(self.ended.release)
-        context.send_initial_metadata((("x-peer", self.name.decode()),))
-        command, _, argument = request.decode("latin-1").partition(" ")
+        command, _, argument = request[:40].decode("latin-1").partition(" ")
+        large = (("x-large", "v" * int(argument)),) if command == "large" else ()
+        context.send_initial_metadata((("x-peer", self.name.decode()), *large))
+        context.set_trailing_metadata(large)
         if command == "fail" and self.requests.count(request) <= int(argument):
             context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         if command == "pushback" and self.requests.count(request) == 1:
@@ -101,7 +111,60 @@ class GrpcPeer:
         first = next(requests, b"")
         self._met(first, context)
         yield first
+        if first == b"stall":
+            self.released.wait(20)
         yield from requests
+
+
+class Wire:
+    """A cable to a peer, that can be cut: what its clients see of a machine that is gone. Counts what goes up."""
+
+    def __init__(self, peer: GrpcPeer) -> None:
+        self._to = peer.address
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self._listening.getsockname()
+        self.bytes = 0
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._listening.accept()[0]
+                far = socket.create_connection(self._to)
+                self._ends += near, far
+                for one, other, is_up in ((near, far, True), (far, near, False)):
+                    self._threads.append(threading.Thread(target=self._carry, args=(one, other, is_up), daemon=True))
+                    self._threads[-1].start()
+
+    def _carry(self, one: socket.socket, other: socket.socket, is_up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                if is_up:
+                    self.bytes += len(data)
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """With a reset, as by the kernel of a process that is killed."""
+        ends, self._ends = self._ends, []
+        for each in ends:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.shutdown(socket.SHUT_RD)
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+        for each in self._threads:
+            each.join(10)
 
 
 class Face:

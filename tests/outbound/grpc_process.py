@@ -54,8 +54,8 @@ class Sync(echo_pb2_grpc.EchoServicer):  # type: ignore[misc]
         met(request, context)
         if request.text == "hold":
             over = threading.Event()
-            context.add_callback(over.set)
-            over.wait(60)
+            if context.add_callback(over.set):
+                over.wait(60)
             tell("cancelled")
         if request.text == "slow":
             time.sleep(2)

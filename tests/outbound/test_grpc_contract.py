@@ -130,8 +130,7 @@ def test_calls_are_counted_with_their_grpc_status(name: str, peer: GrpcPeer) -> 
 def test_what_fails_before_the_first_message_is_tried_again(
     name: str, open_face: Open, here: Mesh, peer: GrpcPeer
 ) -> None:
-    """By the status that the policy names, in every arity; the server is told how often (gRFC A6), unless the channel
-    is the user's, where gRPC's own retries take that name."""
+    """By the status that the policy names, in every arity."""
     publish(here, service(TARGET, [peer.address], retry=RetryPolicy(attempts=2)))
     call = open_face(name)
     for arity, request in ((call.unary, b"fail 1"), (call.stream, b"fail 1"), (call.unary, b"fail 2")):
@@ -143,8 +142,6 @@ def test_what_fails_before_the_first_message_is_tried_again(
     assert call.collect([b"fail 1", *more]) == b",".join((b"peer:fail 1", *more))
     peer.requests.clear()
     assert call.echo([b"fail 1", *more]) == [b"fail 1", *more]
-    if name in OF_CHANNELS:
-        assert peer.metadata[-1]["grpc-previous-rpc-attempts"] == "1"
     peer.requests.clear()
     assert raised(call.unary, b"status UNAVAILABLE").code() is grpc.StatusCode.UNAVAILABLE
     assert len(peer.requests) == 3

@@ -372,7 +372,7 @@ def test_a_server_of_http1_is_no_connection(call: Caller, here: Mesh) -> None:
         with pytest.raises(call.errors.connect, match="does not speak HTTP/2") as caught:
             call.get(URL)
         assert isinstance(caught.value, meshlib.UpstreamConnectionFailure)
-        told(here, old.address, peer.address, retry=RetryPolicy(host_selection_attempts=20))
+        told(here, old.address, peer.address, retry=RetryPolicy())
         assert [call.get(URL).status_code for _ in range(4)] == [200] * 4
 
 

@@ -74,7 +74,12 @@ class Connection:
 
     @property
     def reader(self) -> Reader:
-        return reader_of(self.node, is_known=self.identity is not None)
+        return reader_of(
+            self.node,
+            is_known=self.identity is not None,
+            has_ads=not self.only,
+            is_delta=isinstance(self.state, DeltaStream),
+        )
 
     @property
     def serving(self) -> Node:

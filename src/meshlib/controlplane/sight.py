@@ -102,7 +102,9 @@ class Form:
             self.upstreams.add_of(self.inbound.access)
         listeners = self._listeners()
         clusters, assignments = understood(snapshot, reader)
-        same = {id(each) for each in snapshot.clusters if each.tls is None or not each.tls.is_mesh}
+        same: set[int] = set()
+        if not reader.discovery_cluster:
+            same = {id(each) for each in snapshot.clusters if each.tls is None or not each.tls.is_mesh}
         same |= {id(each) for each in snapshot.assignments}
         self.resources: Mapping[str, Mapping[str, Resource]] = {
             CLUSTER: {
@@ -150,9 +152,10 @@ class Form:
         return {each.name: self._gateway(each) for each in self.view.snapshot.listeners}
 
     def _gateway(self, listener: Listener) -> Resource:
-        if listener.access is None:
+        if listener.access is None and not self.reader.discovery_cluster:
             return self.view.resources[LISTENER][listener.name]
-        self.upstreams.add_of(listener.access)
+        if listener.access is not None:
+            self.upstreams.add_of(listener.access)
         data = encode_resource(LISTENER, listener, self.reader, self.upstreams)
         return resource_of(LISTENER, listener.name, data)
 
@@ -215,7 +218,7 @@ class Sight(Comparable):
             host, name = standpoint.address or "0.0.0.0", sidecar.inbound_cluster_name(port)
             listeners.append(sidecar_listener(form.inbound, form.reader, host, port, name, form.upstreams))
         if standpoint.outbound:
-            listeners.append(sidecar.outbound_listener(*_host_and_port(standpoint.outbound)))
+            listeners.append(sidecar.outbound_listener(*_host_and_port(standpoint.outbound), form.reader))
         own = {CLUSTER: clusters, LISTENER: listeners}
         added = {kind: {each.name: _of_message(kind, each) for each in messages} for kind, messages in own.items()}
         self.resources = {

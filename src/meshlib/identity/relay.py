@@ -24,8 +24,8 @@ from meshlib.xds.resource_types import SERVICES
 SOCKET = "xds.sock"
 LONGEST_PATH = 100
 """Bytes; the system's limit is 104 (macOS) or 108 (Linux)."""
-STREAMS = 64
-"""At a time: gRPC's client opens one for each name that it calls (since 1.67)."""
+STREAMS = 256
+"""At a time: gRPC's client opens one for each name that it calls (since 1.67), and one more to report its load."""
 _UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 _OPTIONS = (
     *_UNLIMITED,

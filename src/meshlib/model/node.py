@@ -50,6 +50,7 @@ class Node:
       bootstrap (`default`), or the folder of an Envoy (tls.crt, tls.key, ca.crt). inbound: of an Envoy beside a
       service, (port that it takes calls on, `host:port` of the service) pairs. outbound: `host:port` where that Envoy
       takes calls that go out.
+    discovery_cluster: of an Envoy without ADS, what its bootstrap calls the cluster of the control plane.
     metrics_port: where Prometheus may scrape it; 0 is nowhere.
     """
 
@@ -64,3 +65,4 @@ class Node:
     inbound: tuple[tuple[int, str], ...] = ()
     outbound: str = ""
     metrics_port: int = 0
+    discovery_cluster: str = ""

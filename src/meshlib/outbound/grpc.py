@@ -31,6 +31,7 @@ from meshlib.outbound.grpc_terms import (
     answer,
     applied,
     as_told,
+    compressed,
     late,
     pauses,
     refusal,
@@ -194,8 +195,9 @@ class _MultiCallable:
             native, ended = method.native(step)
             try:
                 begin = native if is_stream else native.future
-                timeout, metadata = call.timeout(step, is_stream), call.sent(step)
-                return begin(sendable(request), timeout, metadata, terms.credentials, None, terms.compression), ended
+                timeout = call.timeout(step, is_stream)
+                metadata, compression = compressed(method.kind, call.sent(step), terms.compression)
+                return begin(sendable(request), timeout, metadata, terms.credentials, None, compression), ended
             except BaseException:
                 ended()
                 raise

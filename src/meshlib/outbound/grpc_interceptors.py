@@ -18,7 +18,7 @@ from grpc import aio
 from meshlib.outbound.grpc_aio_calls import CALLS, never
 from meshlib.outbound.grpc_pending import Pending
 from meshlib.outbound.grpc_replay import Replay, sendable
-from meshlib.outbound.grpc_terms import Call, Home, Metadata, Terms
+from meshlib.outbound.grpc_terms import Call, Home, Metadata, Terms, compressed
 from meshlib.policy.steps import Send
 
 
@@ -50,8 +50,8 @@ class MeshInterceptor(
         is_stream = kind.endswith("stream")
 
         def sent(timeout: float | None, metadata: Metadata) -> Details:
-            rest = details.credentials, details.wait_for_ready, details.compression
-            return Details(details.method, timeout, metadata, *rest)
+            metadata, compression = compressed(kind, metadata, details.compression)
+            return Details(details.method, timeout, metadata, details.credentials, details.wait_for_ready, compression)
 
         def start(step: Send, request: Any) -> tuple[Any, Callable[[], None]]:
             return continuation(sent(call.timeout(step, is_stream), call.sent(step)), sendable(request)), _nothing

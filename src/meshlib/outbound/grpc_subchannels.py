@@ -1,6 +1,8 @@
 """Which connection does an attempt take? One gRPC channel for each (cluster, endpoint, authority), made at first use.
 
-gRPC's own name resolution, balancing and retries are off in them: each is one address. The rules:
+gRPC's own name resolution and balancing are off in them: each is one address. Of its retries those stay that no policy
+asks for (gRFC A6, transparent retries): of calls that a server has turned away by its GOAWAY without a look at them,
+and of those that never left this process. Only gRPC knows for certain which these are. The rules:
 - `use_local_subchannel_pool`: two clusters at one address share no connection, since limits and TLS are per cluster.
 - One that is no longer wanted (its endpoint is gone, its certificate was replaced, it has served long enough) takes no
   new call, and is closed once its last has ended: make before break.
@@ -210,9 +212,8 @@ class SubChannels:
 
 
 def _of_the_cluster(cluster: Cluster) -> Options:
-    """gRPC neither resolves nor balances nor tries again by itself."""
+    """gRPC neither resolves nor balances by itself."""
     return (
-        ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.min_reconnect_backoff_ms", max(1, int(cluster.connect_timeout * 1000))),

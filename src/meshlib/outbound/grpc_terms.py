@@ -31,8 +31,6 @@ from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-ATTEMPTS = "grpc-previous-rpc-attempts"
-"""How often it was tried before (gRFC A6)."""
 _CLOSE_ENOUGH = 0.005
 """Seconds. gRPC's timers and ours do not agree to the millisecond on whose deadline it was."""
 
@@ -104,7 +102,7 @@ def told(name: str, value: str | bytes) -> str:
 class Call:
     """One call of a user, before any attempt: its view for the core, its metadata, its deadline."""
 
-    __slots__ = ("attempts", "carried", "deadline", "home", "messages", "metadata", "request", "terms")
+    __slots__ = ("carried", "deadline", "home", "messages", "metadata", "request", "terms")
 
     def __init__(self, home: Home, authority: str, path: str, terms: Terms) -> None:
         self.home, self.terms = home, terms
@@ -116,7 +114,6 @@ class Call:
         self.request = Request("POST", "http", authority, path, view)
         self.deadline = None if terms.timeout is None else time.monotonic() + terms.timeout
         """The user's own, in monotonic seconds."""
-        self.attempts = 0
         self.messages = Messages()
 
     def flow(self, finds_its_way: bool = False) -> Flow:
@@ -135,9 +132,6 @@ class Call:
     def sent(self, step: Send) -> Metadata:
         """The metadata of an attempt."""
         metadata = self.handed_on()
-        if self.attempts:
-            metadata = (*metadata, (ATTEMPTS, str(self.attempts)))
-        self.attempts += 1
         return applied(step.headers, metadata) if step.headers else metadata
 
     def handed_on(self) -> Metadata:
@@ -182,6 +176,25 @@ class Call:
         # Not its initial metadata: they may be still to come, and by the very thread of gRPC that asks here.
         view = MetadataView(error.trailing_metadata(), str(number))
         return Outcome(_HTTP_OF[number] if number < len(_HTTP_OF) else 500, view, "", is_replayable, number)
+
+
+_ENCODING = "grpc-internal-encoding-request"
+_ENCODINGS = {
+    grpc.Compression.NoCompression: "identity",
+    grpc.Compression.Deflate: "deflate",
+    grpc.Compression.Gzip: "gzip",
+}
+
+
+def compressed(kind: str, metadata: Metadata, compression: grpc.Compression | None) -> tuple[Metadata, Any]:
+    """What a native call of this kind is given as its metadata and its compression.
+
+    Futures of calls whose request is a stream forget the latter in grpcio (1.85 and before; the blocking ones don't):
+    they are told in its core's own way, GRPC_COMPRESSION_REQUEST_ALGORITHM_MD_KEY.
+    """
+    if kind != "stream_unary" or compression is None:
+        return metadata, compression
+    return (*metadata, (_ENCODING, _ENCODINGS[grpc.Compression(compression)])), None
 
 
 OK = Outcome(200, MetadataView(()))

@@ -138,8 +138,11 @@ class LiveCluster:
         key: int | None = None,
         avoid_priorities: Collection[int] = (),
     ) -> Target | None:
-        """An endpoint to call now, one that was not tried if `reselect` further picks find one (Envoy's
-        host_selection_retry_max_attempts: after that, a tried one will do).
+        """An endpoint to call now; where `reselect` is not 0, one that was not tried, if there is one.
+
+        reselect: how many further picks are to find it (Envoy's host_selection_retry_max_attempts). After these Envoy
+        takes a tried one; here another of the same priority is looked up, since an endpoint that refuses every
+        connection has the fewest calls in flight, and is picked again and again.
 
         key: the request's hash (policy/hash_key); with it there is no reselecting (Istio leaves the previous-hosts
         predicate out), a retry looks up what comes next. avoid_priorities: those to leave out if there are others.
@@ -149,12 +152,29 @@ class LiveCluster:
         if not tried:
             return self.picker.pick(now, key)
         target = self.picker.pick(now, key, len(tried), avoid_priorities)
-        if not self._is_hashing:
-            for _ in range(reselect):
-                if target is None or target.endpoint not in tried:
-                    break
-                target = self.picker.pick(now, key, 0, avoid_priorities)
-        return target
+        if self._is_hashing:
+            return target
+        for _ in range(reselect):
+            if target is None or target.endpoint not in tried:
+                return target
+            target = self.picker.pick(now, key, 0, avoid_priorities)
+        return self._untried(target, tried) if reselect and target is not None else target
+
+    def _untried(self, picked: Target, tried: Sequence[Endpoint]) -> Target:
+        """Of the priority, and where zones have shares of the load the zone, that was picked: the one with the fewest
+        calls in flight. What was picked, if there is no other."""
+        if picked.endpoint not in tried:
+            return picked
+        has_shares = self.cluster.locality_weighted or self.cluster.zone_aware is not None
+        others = [
+            each
+            for each in self.targets
+            if each.endpoint.priority == picked.endpoint.priority
+            and (not has_shares or each.endpoint.locality == picked.endpoint.locality)
+            and each.endpoint not in tried
+            and _is_ready(each)
+        ]
+        return min(others, key=lambda each: each.state.in_flight, default=picked)
 
     def admit(self, now: float) -> bool | Ticket:
         """Count a call in, unless the cluster's limits are reached. True, and a Ticket, are paired with one `leave`,

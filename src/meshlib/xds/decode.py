@@ -147,6 +147,7 @@ def decode_node(message: Any) -> Node:
         inbound=tuple(sorted((_port(k), str(v)) for k, v in inbound.items())) if isinstance(inbound, dict) else (),
         outbound=read.text(metadata, "MESHLIB_OUTBOUND"),
         metrics_port=_port(metadata.get("MESHLIB_METRICS_PORT")),
+        discovery_cluster=read.text(metadata, "MESHLIB_DISCOVERY_CLUSTER"),
     )
 
 

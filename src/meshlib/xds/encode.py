@@ -45,7 +45,7 @@ from meshlib.xds.encode_matches import regex_of, set_header, set_string
 from meshlib.xds.encode_tls import set_files_server
 from meshlib.xds.http_filters import Upstreams, http_filters
 from meshlib.xds.notes import OWN
-from meshlib.xds.pieces import ads, set_locality, set_seconds, set_share
+from meshlib.xds.pieces import refer, set_locality, set_seconds, set_share
 from meshlib.xds.rbac import JWT_FILTER, PAYLOAD
 from meshlib.xds.reader import OURSELVES, Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
@@ -129,6 +129,8 @@ def node_metadata(node: Node) -> dict[str, Any]:
         "MESHLIB_READY": node.ready,
         "MESHLIB_TRUST_DOMAIN": node.trust_domain,
     }
+    if node.discovery_cluster:
+        metadata["MESHLIB_DISCOVERY_CLUSTER"] = node.discovery_cluster
     if node.certificates:
         metadata["MESHLIB_CERTIFICATES"] = node.certificates
     if node.inbound:
@@ -190,7 +192,7 @@ def _add_chain(
     access = listener.access or NO_ACCESS_RULES
     if reader.dialect is Dialect.ENVOY and upstreams is not None:
         filters = http_filters(access, reader, upstreams, listener.port)
-    manager = outbound_manager(chain.route_configuration, listener.name, filters)
+    manager = outbound_manager(chain.route_configuration, listener.name, filters, reader)
     # As at the edge: the client's address is the peer's, not what a header says.
     manager.use_remote_address.value = True
     set_normalization(manager, access)
@@ -200,10 +202,12 @@ def _add_chain(
         set_files_server(added.transport_socket, chain.tls)
 
 
-def outbound_manager(route_configuration: str, name: str, filters: Iterable[tuple[str, Any]] = ()) -> Any:
+def outbound_manager(
+    route_configuration: str, name: str, filters: Iterable[tuple[str, Any]] = (), reader: Reader = OURSELVES
+) -> Any:
     manager = m.HttpConnectionManager(stat_prefix=name)
     manager.rds.route_config_name = route_configuration
-    ads(manager.rds.config_source)
+    refer(manager.rds.config_source, reader)
     for filter_name, config in filters:
         manager.http_filters.add(name=filter_name).typed_config.CopyFrom(m.pack(config))
     manager.http_filters.add(name=FAULT_FILTER).typed_config.CopyFrom(m.pack(m.HTTPFault()))

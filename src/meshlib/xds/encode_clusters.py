@@ -31,7 +31,7 @@ from meshlib.xds import notes
 from meshlib.xds.encode_tls import set_upstream
 from meshlib.xds.fields import LONGEST
 from meshlib.xds.notes import OWN
-from meshlib.xds.pieces import ads, set_locality, set_seconds
+from meshlib.xds.pieces import refer, set_locality, set_seconds
 from meshlib.xds.reader import OURSELVES, Reader
 
 UNLIMITED = 0xFFFFFFFF
@@ -67,8 +67,9 @@ def encode_cluster(cluster: Cluster, reader: Reader = OURSELVES) -> Any:
     noted = _balance(message, cluster)
     set_seconds(message.connect_timeout, cluster.connect_timeout)
     if cluster.type is ClusterType.EDS:
-        ads(message.eds_cluster_config.eds_config)
+        refer(message.eds_cluster_config.eds_config, reader)
         message.eds_cluster_config.service_name = cluster.name
+        message.lrs_server.self.SetInParent()  # gRPC reports the load of clusters that say so
     elif cluster.type is not ClusterType.ORIGINAL_DST:
         message.load_assignment.CopyFrom(encode_assignment(cluster.name, cluster.endpoints))
     noted |= _limit(message, cluster)

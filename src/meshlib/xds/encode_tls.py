@@ -10,7 +10,7 @@ from typing import Any
 
 from meshlib.model import ListenerTls, UpstreamTls, mesh_alpn
 from meshlib.xds import messages as m
-from meshlib.xds.pieces import ads
+from meshlib.xds.pieces import refer
 from meshlib.xds.reader import Dialect, Reader
 
 CERTIFICATE_SECRET, ROOTS_SECRET = "default", "ROOTCA"
@@ -89,8 +89,8 @@ def _use_mesh(common: Any, names: tuple[str, ...], reader: Reader) -> None:
     combined.validation_context_sds_secret_config.name = ROOTS_SECRET
     combined.default_validation_context.SetInParent()
     if reader.dialect is Dialect.ENVOY:
-        ads(shown.sds_config)
-        ads(combined.validation_context_sds_secret_config.sds_config)
+        refer(shown.sds_config, reader)
+        refer(combined.validation_context_sds_secret_config.sds_config, reader)
     _set_names(combined.default_validation_context, names)
 
 

@@ -6,7 +6,7 @@ security than was meant: what it can't do is left out where that closes, and sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
@@ -25,14 +25,21 @@ class Dialect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Reader:
     """has_certificates: whether it has a certificate of the mesh and the roots, or is given them: gRPC by the provider
-    `default` of its bootstrap, Envoy by SDS. keeps_time: of gRPC's, one that ends calls when their route says so."""
+    `default` of its bootstrap, Envoy by SDS. keeps_time: of gRPC's, one that ends calls when their route says so.
+    discovery_cluster: of an Envoy that has no ADS, the cluster in its bootstrap by which it calls the discovery
+    services; "" is ADS. is_delta: it calls their delta variants.
+    """
 
     dialect: Dialect = Dialect.MESHLIB
     has_certificates: bool = False
     keeps_time: bool = False
+    discovery_cluster: str = ""
+    is_delta: bool = False
 
 
 OURSELVES = Reader()
+DISCOVERY_CLUSTER = "xds"
+"""What an Envoy's bootstrap calls the control plane, unless its node says otherwise; so does ours (bootstrap.py)."""
 _GRPC_GO = "gRPC Go/"
 """C-core's timeouts of routes end 1 to 2 seconds early (grpc/grpc#40633), so it gets none; others were not measured."""
 
@@ -47,8 +54,12 @@ def dialect_of(user_agent: str) -> Dialect:
     return Dialect.OTHER
 
 
-def reader_of(node: Node, *, is_known: bool = False) -> Reader:
-    """is_known: the control plane knows for certain who the node is, so it may give it a certificate."""
+def reader_of(node: Node, *, is_known: bool = False, has_ads: bool = True, is_delta: bool = False) -> Reader:
+    """is_known: the control plane knows for certain who the node is, so it may give it a certificate. has_ads: it asks
+    on an aggregated stream. is_delta: by a delta one."""
     dialect = dialect_of(node.user_agent)
     has_certificates = bool(node.certificates) or (is_known and dialect is Dialect.ENVOY)
-    return Reader(dialect, has_certificates, node.user_agent.startswith(_GRPC_GO))
+    found = Reader(dialect, has_certificates, node.user_agent.startswith(_GRPC_GO))
+    if has_ads or dialect is not Dialect.ENVOY:
+        return found
+    return replace(found, discovery_cluster=node.discovery_cluster or DISCOVERY_CLUSTER, is_delta=is_delta)

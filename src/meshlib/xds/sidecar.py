@@ -25,6 +25,7 @@ from meshlib.xds.encode import outbound_manager
 from meshlib.xds.encode_clusters import HTTP_OPTIONS
 from meshlib.xds.encode_inbound import MANAGER_FILTER
 from meshlib.xds.pieces import set_seconds
+from meshlib.xds.reader import Reader
 
 OUTBOUND = "outbound"
 """The listener for calls that go out, and its routes."""
@@ -55,11 +56,11 @@ def inbound_cluster(port: int, host: str, application_port: int) -> Any:
     return message
 
 
-def outbound_listener(host: str, port: int) -> Any:
+def outbound_listener(host: str, port: int, reader: Reader) -> Any:
     """Where the service sends its calls: `http_proxy=http://<host>:<port>`, or by the Host header alone."""
     message = m.Listener(name=OUTBOUND)
     message.address.socket_address.address, message.address.socket_address.port_value = host, port
-    manager = outbound_manager(OUTBOUND, OUTBOUND)
+    manager = outbound_manager(OUTBOUND, OUTBOUND, reader=reader)
     manager.upgrade_configs.add(upgrade_type="websocket")
     filters = message.filter_chains.add().filters
     filters.add(name=MANAGER_FILTER).typed_config.CopyFrom(m.pack(manager))
