@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs.
 CLUSTER ?= tests/kube
 
-.PHONY: help demo test test-go-grpc chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
+.PHONY: help demo test test-go-grpc test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -52,6 +52,7 @@ chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what fails, and w
 $(TOOLS)/kube-apiserver: $(wildcard tests/go/kubernetes/*)
 $(TOOLS)/kube-apiserver: LDFLAGS = -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
 $(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
+$(TOOLS)/pilot-discovery: $(wildcard tests/go/istio/*)
 $(TOOLS)/%:
 	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
 	@mkdir -p $(TOOLS)
@@ -71,6 +72,9 @@ cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernet
 
 test-cluster: $(VENV)/.installed-test cluster-tools     ## the tests of everything Kubernetes, on a real API server
 	$(BIN)/python -m pytest $(CLUSTER)
+
+test-istiod: $(VENV)/.installed-test cluster-tools $(TOOLS)/pilot-discovery     ## a real istiod as control plane (needs Go; another ten minutes)
+	$(BIN)/python -m pytest tests/e2e/test_real_istiod.py
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js

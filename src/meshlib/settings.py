@@ -43,6 +43,7 @@ class Settings:
       own, and any other that speaks xDS.
     service: the Service this process serves, by name; "" when labels alone decide.
     workload: name shared by this process and its replicas; default `<service>-<version label>`, or the host's name.
+    pod: the pod's name, by which an istiod knows it; default the host's name, which is the node's under hostNetwork.
     labels: as `app=reviews,version=v1`. locality: `region/zone/subzone`.
     address: `host:port` where this process serves; "" serves nothing, so nothing is registered.
     forward_headers: headers that a request brings in and that calls made while serving it take out, besides trace
@@ -78,6 +79,7 @@ class Settings:
     namespace: str = "default"
     service_account: str = "default"
     workload: str = ""
+    pod: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     locality: Locality = Locality()  # noqa: RUF009 -- frozen
     trust_domain: str = "cluster.local"
@@ -157,7 +159,7 @@ class Settings:
         )
         instance = f"{name}-{os.getpid()}-{random.SystemRandom().getrandbits(24):06x}"
         if self.dialect == ISTIO:
-            instance = socket.gethostname()  # the pod, by whose name an istiod finds what Kubernetes says of it
+            instance = self.pod or socket.gethostname()  # by which an istiod finds what Kubernetes says of the pod
         identity = f"{kind}~{host or '127.0.0.1'}~{instance}.{self.namespace}~{self.namespace}.svc.cluster.local"
         return Node(
             id=identity,
