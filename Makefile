@@ -8,8 +8,8 @@ GROUPS  = $(BIN)/python scripts/requirements.py
 LOCK    = constraints/test.txt
 GO     ?= go
 TOOLS   = $(VENV)/go/bin
-# What make test-cluster runs.
-CLUSTER ?= tests/kube
+# What make test-cluster runs: tests/kube/fixtures.py says on what.
+CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
 .PHONY: help demo test test-go-grpc test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text

@@ -11,7 +11,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from kube.api_server import crd
+from kube.api_server import ApiServer, crd
 from kube.cluster import Cluster
 from meshlib.cli.app import app
 
@@ -44,8 +44,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster() as cluster:
+def cluster(any_api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with Cluster(any_api) as cluster:
         cluster.kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         yield cluster
@@ -135,7 +135,9 @@ def test_a_cluster_is_analyzed_with_files_as_if_they_were_applied(here: Path, cl
     assert found.stdout.splitlines()[0] == expected
     assert "Info [IST0102] (Namespace frod) The namespace is not" in found.stdout
     assert found.exit_code == 79
-    assert analyze("--kubernetes", "-n", "default").stdout.splitlines() == [expected]
+    told, about_the_namespace = analyze("--kubernetes", "-n", "default").stdout.splitlines()
+    assert told == expected
+    assert about_the_namespace.startswith("Info [IST0102] (Namespace default)")
     assert "analyzing namespace: frod" in analyze("--kubernetes", "-n", "frod", "--failure-threshold", "Info").stderr
     (here / "rule.yaml").write_text(RULE % "reviews")
     assert analyze("--kubernetes", "-n", "default", "rule.yaml").exit_code == 0

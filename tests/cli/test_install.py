@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from click.testing import Result
 from cryptography import x509
 from typer.testing import CliRunner
 
-from kube.api_server import crd
+from kube.api_server import ApiServer, crd
 from kube.cluster import Cluster
 from meshlib.cli.app import app
 from meshlib.controlplane.installation import Installation, cluster_rules, manifests
 from meshlib.controlplane.kubernetes import CRDS, CUSTOM, WATCHED
 
 HOME = "istio-system"
+PATIENCE = 30.0
 
 
 def meshctl(*words: str) -> Result:
@@ -28,20 +30,19 @@ def meshctl(*words: str) -> Result:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster() as cluster:
+def cluster(any_api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with Cluster(any_api) as cluster:
         cluster.kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         yield cluster
 
 
 def contents(cluster: Cluster) -> set[tuple[str, str]]:
-    return {
-        (cluster.api.kinds[place].kind, name)
-        for place, found in cluster.api.contents.items()
-        for _, name in found
-        if place in cluster.api.kinds
-    }
+    return {(kind, name) for kind, _, name in cluster.api.everything()}
+
+
+def versions(cluster: Cluster) -> dict[tuple[str, str, str], str]:
+    return {who: each["metadata"]["resourceVersion"] for who, each in cluster.api.everything().items()}
 
 
 def find(cluster: Cluster, plural: str, name: str = "meshlib", namespace: str = HOME) -> dict[str, Any]:
@@ -75,10 +76,10 @@ def test_install_brings_everything_and_the_webhooks_trust_the_ca(cluster: Cluste
 def test_again_is_harmless_and_keeps_the_ca(cluster: Cluster) -> None:
     """A new root would make all certificates of the mesh worthless."""
     assert meshctl("install").exit_code == 0
-    before, revision = find(cluster, "secrets", "meshlib-ca"), cluster.api.revision
+    before, as_it_was = find(cluster, "secrets", "meshlib-ca"), versions(cluster)
     assert meshctl("install").exit_code == 0
     assert find(cluster, "secrets", "meshlib-ca") == before
-    assert cluster.api.revision == revision
+    assert versions(cluster) == as_it_was
     assert meshctl("install", "--replicas", "2", "--image", "example.com/meshlib:2").exit_code == 0
     assert {("PodDisruptionBudget", "meshlib"), ("HorizontalPodAutoscaler", "meshlib")} <= contents(cluster)
     assert meshctl("install", "--no-inject", "--image", "example.com/meshlib:2").exit_code == 0
@@ -118,6 +119,9 @@ def test_uninstall_leaves_what_people_wrote(cluster: Cluster) -> None:
     left = contents(cluster) - before
     assert {kind for kind, _ in left} == {"Namespace", "CustomResourceDefinition", "Secret"}
     assert meshctl("uninstall", "--purge").exit_code == 0
+    deadline = time.monotonic() + PATIENCE
+    while "CustomResourceDefinition" in {kind for kind, _ in contents(cluster) - before}:
+        assert time.monotonic() < deadline, "a definition goes once its objects have gone"
     assert {kind for kind, _ in contents(cluster) - before} == {"Namespace"}
 
 
@@ -131,7 +135,8 @@ def test_check_says_what_is_missing(cluster: Cluster) -> None:
     assert starting.exit_code == 1
     assert "× deployment/meshlib is available\n    kubectl -n istio-system logs" in starting.stdout
     deployment = find(cluster, "deployments")
-    cluster.put({**deployment, "status": {"observedGeneration": 1, "availableReplicas": 1}})
+    seen = {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "availableReplicas": 1}
+    cluster.put({**deployment, "status": seen})
     well = meshctl("check")
     assert (well.exit_code, well.stdout.splitlines()[-1]) == (0, "Status check results are √")
     assert "×" not in well.stdout

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kube.api_server import ApiServer
+from kube.real_api import RealApi
 from meshlib.cli.app import app
 from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.ca_secret import shared_authority
@@ -22,8 +23,9 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ApiServer]:
-    async with ApiServer() as api:
+async def api(any_api: ApiServer) -> AsyncIterator[ApiServer]:
+    async with any_api as api:
+        api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}})
         yield api
 
 
@@ -39,7 +41,7 @@ async def test_replicas_that_begin_at_the_same_time_agree(api: ApiServer) -> Non
     made = await asyncio.wait_for(asyncio.gather(*(authority(api) for _ in range(5))), PATIENCE)
     assert len({each.bundle for each in made}) == 1
     assert len({each.signing for each in made}) == 1
-    assert len(api.contents["", "secrets"]) == 1
+    assert [name for kind, _, name in api.everything() if kind == "Secret"] == ["ca"]
     assert (await authority(api)).bundle == made[0].bundle
 
 
@@ -69,6 +71,8 @@ async def test_a_right_that_is_missing_is_named(api: ApiServer) -> None:
 async def test_a_secret_without_a_ca_is_left_alone(api: ApiServer, data: dict[str, str] | None, says: str) -> None:
     """Somebody else's, or a broken one: to replace it is for people."""
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca", "namespace": "istio-system"}, "data": data}
+    if isinstance(api, RealApi) and "!" in str(data):
+        pytest.skip("what is no base64, a real one does not take")
     before = api.put(body)
     with pytest.raises(StateError, match=says):
         await authority(api)

@@ -113,8 +113,8 @@ class Following:
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ApiServer]:
-    async with ApiServer() as server:
+async def api(any_api: ApiServer) -> AsyncIterator[ApiServer]:
+    async with any_api as server:
         yield server
 
 
@@ -334,7 +334,7 @@ async def test_a_dual_stack_pod_counts_once(api: ApiServer) -> None:
         await found.watching()
         service = api.find("services", "reviews")
         assert service is not None
-        service["spec"]["ipFamilies"] = ["IPv6", "IPv4"]
+        service["spec"] |= {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]}
         api.put(service)
         await found.until(lambda: sorted(found.endpoints()) == ["fd00::1"])
 

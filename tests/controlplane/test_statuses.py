@@ -37,8 +37,9 @@ def virtual_service(name: str, host: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ApiServer]:
-    async with ApiServer() as server:
+async def api(any_api: ApiServer) -> AsyncIterator[ApiServer]:
+    async with any_api as server:
+        server.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mesh"}})
         server.put(crd("VirtualService", "virtualservices", "networking.istio.io", "v1"))
         server.put(
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}}

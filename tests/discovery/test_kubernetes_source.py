@@ -13,6 +13,7 @@ import pytest
 
 import meshlib
 from discovery.feed import Feed
+from kube.api_server import ApiServer
 from kube.cluster import Cluster
 from meshlib.discovery.kubernetes import KubernetesSource
 from meshlib.errors import SettingsError
@@ -44,8 +45,8 @@ def slice_of(
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
+def cluster(any_api: ApiServer) -> Iterator[Cluster]:
+    with Cluster(any_api) as cluster:
         yield cluster
 
 
@@ -172,15 +173,15 @@ def test_calls_go_to_the_pods(cluster: Cluster, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     cluster.kubeconfig(tmp_path / "config")
     with (
-        Peer(lambda _: Answer(body=b"one")) as one,
-        Peer(lambda _: Answer(body=b"two")) as two,
+        Peer(lambda _: Answer(body=b"one"), host=cluster.host) as one,
+        Peer(lambda _: Answer(body=b"two"), host=cluster.host) as two,
         meshlib.connect("kubernetes:", telemetry="off") as mesh,
         httpx.Client(transport=mesh.transport()) as client,
     ):
-        cluster.put(service(), slice_of("127.0.0.1", port=one.port))
+        cluster.put(service(), slice_of(one.host, port=one.port))
         assert client.get("http://reviews:9080/").text == "one"
         cluster.watched("endpointslices")
-        cluster.put(slice_of("127.0.0.1", port=two.port))
+        cluster.put(slice_of(two.host, port=two.port))
         deadline = time.monotonic() + PATIENCE
         while client.get("http://reviews:9080/").text != "two":
             assert time.monotonic() < deadline, "the new pod gets no call"

@@ -82,10 +82,10 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 
 async def test_a_secret_is_watched_by_its_name_and_renewed_live(
-    authority: trustme.CA, trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    any_api: ApiServer, authority: trustme.CA, trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that becomes bad or is deleted keeps the last good one; nothing but the named is ever asked for."""
-    async with ApiServer() as api:
+    async with any_api as api:
         api.put(secret("shop", authority))
         api.put(secret("other", authority))
         api.put(secret("foreign", authority, "elsewhere"))
@@ -111,9 +111,11 @@ async def test_a_secret_is_watched_by_its_name_and_renewed_live(
         )
 
 
-async def test_a_secret_that_comes_later_is_served(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+async def test_a_secret_that_comes_later_is_served(
+    any_api: ApiServer, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
     """And one that may not be read yet; the doors of others are open meanwhile."""
-    async with ApiServer() as api:
+    async with any_api as api:
         api.forbidden.add("secrets")
         async with serving(api, "shop") as made:
             async with asyncio.timeout(DEADLINE):
@@ -126,11 +128,12 @@ async def test_a_secret_that_comes_later_is_served(authority: trustme.CA, trusti
             assert not made.problems
 
 
-async def test_the_ca_may_stand_beside(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+async def test_the_ca_may_stand_beside(any_api: ApiServer, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """In NAME-cacert, as with Istio: asked for only where clients are checked."""
-    async with ApiServer() as api:
+    async with any_api as api:
         api.put(secret("partners", authority))
         beside = secret("partners-cacert", authority)
+        beside["type"] = "Opaque"  # one of kubernetes.io/tls has a key
         beside["data"] = {"ca.crt": base64.b64encode(authority.cert_pem.bytes()).decode()}
         api.put(beside)
         async with serving(api, "partners", mutual="partners") as made:

@@ -129,7 +129,7 @@ class ApiServer:
 
     tokens: what a bearer may say, and who that is; without any, everybody may come. requests: (method, path with query)
     of all that were served. forbidden: plurals that RBAC denies. page: the longest page it gives, however many are
-    asked for. list_gate: lists wait for it.
+    asked for. list_gate: lists wait for it. forgets_pages: nobody gets a second one.
     """
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
@@ -142,6 +142,7 @@ class ApiServer:
         self.failures: list[tuple[int, dict[str, str]]] = []
         """Statuses with which the next requests are answered."""
         self.page = 1_000_000
+        self.forgets_pages = False
         self.list_gate = asyncio.Event()
         self.list_gate.set()
         self.kinds = {(each.group, each.plural): each for each in BUILT_IN}
@@ -154,6 +155,7 @@ class ApiServer:
         self._snapshots: dict[str, list[Object]] = {}
         self._runner: web.AppRunner | None = None
         self._serial = 0
+        self.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
 
     # Life
 
@@ -214,13 +216,15 @@ class ApiServer:
         async with self._watched:
             await self._watched.wait_for(lambda: len(self.requests) >= number)
 
-    def bookmark(self) -> None:
+    def bookmark(self) -> str:
+        """To all who watch. Returns the version that it tells."""
         for watch in self._watches:
             kind = self.kinds[watch.place]
             metadata = {"resourceVersion": str(self.revision)}
             watch.queue.put_nowait(
                 {"type": "BOOKMARK", "object": {"kind": kind.kind, "apiVersion": "v1", "metadata": metadata}}
             )
+        return str(self.revision)
 
     def tell(self, plural: str, event: Object) -> None:
         """Send this event to those who watch, whatever it says."""
@@ -239,12 +243,14 @@ class ApiServer:
     # Objects, for tests
 
     def put(self, given: Object) -> Object:
-        """Create or replace, with nothing of the conditions that HTTP has."""
+        """Create or replace, with nothing of the conditions that HTTP has. A namespace that lacks is made, too."""
         given = copy.deepcopy(given)
         place = self._place_of(given)
         metadata = given["metadata"]
         if self.kinds[place].namespaced:
-            metadata.setdefault("namespace", "default")
+            home = metadata.setdefault("namespace", "default")
+            if ("", home) not in self.contents["", "namespaces"]:
+                self.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}})
         known = self.contents[place].get((metadata.get("namespace", ""), metadata["name"]))
         return self._store(place, given, known)
 
@@ -260,6 +266,15 @@ class ApiServer:
     def find(self, plural: str, name: str, namespace: str = "default") -> Object | None:
         place = next(each for each in self.kinds if each[1] == plural)
         return self.contents[place].get((namespace if self.kinds[place].namespaced else "", name))
+
+    def everything(self) -> dict[tuple[str, str, str], Object]:
+        """All objects, by kind, namespace and name."""
+        return {
+            (self.kinds[place].kind, namespace, name): each
+            for place, found in self.contents.items()
+            if place in self.kinds
+            for (namespace, name), each in found.items()
+        }
 
     def _place_of(self, given: Object) -> Place:
         group = given["apiVersion"].rpartition("/")[0]
@@ -305,6 +320,9 @@ class ApiServer:
 
     def _define(self, given: Object) -> None:
         spec, names = given["spec"], given["spec"]["names"]
+        if spec["group"].endswith(".k8s.io"):
+            # "protected groups must have approval annotation"
+            assert "api-approved.kubernetes.io" in (given["metadata"].get("annotations") or {}), spec["group"]
         versions = tuple(each["name"] for each in spec["versions"] if each.get("served"))
         has_status = any("status" in (each.get("subresources") or {}) for each in spec["versions"])
         place = (spec["group"], names["plural"])
@@ -377,6 +395,7 @@ class ApiServer:
             return await self._list(request, kind, version, chosen)
         if len(rest) == 1 and request.method == "POST":
             body = await request.json()
+            self._check_namespace(namespace)
             return web.json_response(self._create(kind, namespace, body, version), status=201)
         if len(rest) in (2, 3):
             return await self._one(request, kind, namespace, rest[1], rest[2] if len(rest) == 3 else "", version)
@@ -418,7 +437,7 @@ class ApiServer:
         place = (kind.group, kind.plural)
         if token:
             at, start = json.loads(base64.b64decode(token))
-            if at not in self._snapshots:
+            if at not in self._snapshots or self.forgets_pages:
                 raise Refusal(410, "Expired", "The provided continue parameter is too old")
             items = self._snapshots[at]
         else:
@@ -467,6 +486,10 @@ class ApiServer:
             self._watches.discard(watch)
         return response
 
+    def _check_namespace(self, name: str) -> None:
+        if name and ("", name) not in self.contents["", "namespaces"]:
+            raise Refusal(404, "NotFound", f'namespaces "{name}" not found')
+
     def _create(self, kind: Kind, namespace: str, body: Object, version: str) -> Object:
         place = (kind.group, kind.plural)
         metadata = body.setdefault("metadata", {})
@@ -483,6 +506,8 @@ class ApiServer:
         place, key = (kind.group, kind.plural), (namespace, name)
         known = self.contents[place].get(key)
         applies = request.content_type == "application/apply-patch+yaml"
+        if known is None and applies:
+            self._check_namespace(namespace)
         if known is None and not applies:
             raise Refusal(404, "NotFound", f'{kind.plural} "{name}" not found')
         if subresource and not (subresource == "status" and kind.has_status):

@@ -11,6 +11,8 @@ from typing import Any, Self
 import yaml
 
 from kube.api_server import ApiServer
+from kube.real_api import RealApi
+from kube.real_cluster import own_address
 
 PATIENCE = 30.0
 
@@ -18,10 +20,10 @@ PATIENCE = 30.0
 class Cluster:
     """An API server on a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, api: ApiServer | RealApi | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.api = ApiServer()
+        self.api = api or ApiServer()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -33,6 +35,11 @@ class Cluster:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def host(self) -> str:
+        """An address of this machine that an EndpointSlice may have here."""
+        return own_address() if isinstance(self.api, RealApi) else "127.0.0.1"
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from kube.api_server import ApiServer
+from kube.real_api import RealApi
 from kube.real_cluster import HOW, RealCluster, own_address, programs
 
 
@@ -28,3 +30,11 @@ def real_cluster(running_cluster: RealCluster) -> Iterator[RealCluster]:
         if not running_cluster.is_running:
             running_cluster.start()
         running_cluster.wipe()
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def any_api(request: pytest.FixtureRequest) -> ApiServer | RealApi:
+    """Not started yet. What passes on the stand-in passes on a real API server, or the stand-in is to be mended."""
+    if request.param == "stand-in":
+        return ApiServer()
+    return RealApi(request.getfixturevalue("real_cluster"))

@@ -63,6 +63,7 @@ def _free_port() -> int:
 class Collection(NamedTuple):
     """Where objects of a kind are. versions: the preferred one first."""
 
+    kind: str
     group: str
     plural: str
     versions: tuple[str, ...]
@@ -298,10 +299,20 @@ class RealCluster:
                 for each in answer.json().get("resources", ()) if answer.is_success else ():
                     if "/" not in each["name"]:
                         known = found.get(
-                            (group, each["kind"]), Collection(group, each["name"], (), each["namespaced"])
+                            (group, each["kind"]), Collection(each["kind"], group, each["name"], (), each["namespaced"])
                         )
                         found[group, each["kind"]] = known._replace(versions=(*known.versions, version))
         self._collections = found
+
+    def find_collection(self, plural: str) -> Collection:
+        """By its name in paths; of several the one that is found first, Kubernetes' own."""
+        with self._lock:
+            for _ in range(2):
+                for each in self._collections.values():
+                    if each.plural == plural:
+                        return each
+                self._discover()
+        raise LookupError(plural)
 
     def find(self, kind: str, name: str, namespace: str = "default", group: str = "") -> Object | None:
         place = self.collection(group, kind)
@@ -345,12 +356,17 @@ class RealCluster:
             answer = self.http.put(path, json=body)
             if answer.status_code == 422:  # it can't be changed so
                 self._delete(path)
+                if given["kind"] == "Service" and given["spec"].get("clusterIP") != "None":
+                    for key in ("clusterIP", "clusterIPs"):
+                        given["spec"].pop(key, None)
                 made = self.ask("POST", place.path(version, namespace), given)
             else:
                 assert answer.is_success, answer.text
                 made = answer.json()
-        if status is not None and status != {}:
+        if status:
             made = self.ask("PATCH", f"{path}/status", {"status": status})
+        elif status is not None and made.get("status"):
+            made = self.ask("PUT", f"{path}/status", {**made, "status": {}})
         if given["kind"] == "CustomResourceDefinition":
             made = self._served(path, given)
         return made

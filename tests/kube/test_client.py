@@ -18,10 +18,10 @@ CONFIG_MAP: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata
 PATH = "/api/v1/namespaces/default/configmaps"
 
 
-async def test_the_token_is_read_anew_for_each_request(tmp_path: Path) -> None:
+async def test_the_token_is_read_anew_for_each_request(any_api: ApiServer, tmp_path: Path) -> None:
     """Kubernetes rotates it each hour; one that was read at the start would be refused after that."""
     token = tmp_path / "token"
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url, token_file=token)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url, token_file=token)) as client:
         api.tokens = {"one": "system:serviceaccount:a:b", "two": "system:serviceaccount:a:b"}
         token.write_text("one\n")
         await client.list(PATH)
@@ -36,9 +36,9 @@ async def test_the_token_is_read_anew_for_each_request(tmp_path: Path) -> None:
     assert api.authorizations == ["Bearer one", "Bearer two", "Bearer three"]
 
 
-async def test_each_refusal_has_its_class() -> None:
+async def test_each_refusal_has_its_class(any_api: ApiServer) -> None:
     """Callers handle each differently, so none of them is told by its text."""
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url)) as client:
         with pytest.raises(NotFound, match="configmaps"):
             await client.get(f"{PATH}/a")
         made = await client.create(PATH, CONFIG_MAP)
@@ -61,9 +61,9 @@ async def test_each_refusal_has_its_class() -> None:
             await client.list(PATH)
 
 
-async def test_apply_makes_what_is_not_there_and_keeps_what_it_does_not_name() -> None:
+async def test_apply_makes_what_is_not_there_and_keeps_what_it_does_not_name(any_api: ApiServer) -> None:
     """Server-side apply: install may run again, and fields of others stay."""
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url)) as client:
         await client.apply(f"{PATH}/a", CONFIG_MAP, manager="meshctl")
         await client.merge(f"{PATH}/a", {"data": {"other": "2"}})
         await client.apply(f"{PATH}/a", CONFIG_MAP, manager="meshctl")

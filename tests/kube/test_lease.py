@@ -9,6 +9,7 @@ from meshlib.kube.lease import Election
 from meshlib.kube.settings import KubeSettings
 
 PATIENCE = 30.0
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mesh"}}
 
 
 class Replica:
@@ -43,9 +44,10 @@ class Replica:
             await self.task
 
 
-async def test_one_of_several_leads_and_a_clean_end_hands_over_at_once() -> None:
+async def test_one_of_several_leads_and_a_clean_end_hands_over_at_once(any_api: ApiServer) -> None:
     """The lease is given back, so the next one need not wait until it expires."""
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url)) as client:
+        api.put(NAMESPACE)
         one = Replica(client, "one")
         await one.becomes(True)
         two = Replica(client, "two")
@@ -61,9 +63,9 @@ async def test_one_of_several_leads_and_a_clean_end_hands_over_at_once() -> None
         await two.stop()
 
 
-async def test_the_lease_of_a_dead_leader_expires() -> None:
+async def test_the_lease_of_a_dead_leader_expires(any_api: ApiServer) -> None:
     """It is killed: nobody gives anything back, and its lease has not changed for its whole duration."""
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url)) as client:
         spec = {"holderIdentity": "dead", "leaseDurationSeconds": 1, "renewTime": "2099-01-01T00:00:00.000000Z"}
         api.put(
             {
@@ -78,9 +80,10 @@ async def test_the_lease_of_a_dead_leader_expires() -> None:
         await one.stop()
 
 
-async def test_a_leader_that_can_not_renew_steps_down() -> None:
+async def test_a_leader_that_can_not_renew_steps_down(any_api: ApiServer) -> None:
     """Before others may take over: two that write at once would undo each other's words."""
-    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+    async with any_api as api, KubeClient(KubeSettings(api.url)) as client:
+        api.put(NAMESPACE)
         one = Replica(client, "one", duration=3.0, renew_within=0.5)
         await one.becomes(True)
         await api.stop()

@@ -15,8 +15,9 @@ from cli.meshctl_processes import ControlPlaneProcess
 from kube.api_server import crd
 from kube.installed import HOME, install, meshctl, pod_of_it, token_kubeconfig
 from kube.real_cluster import RealCluster
-from meshlib.controlplane.kubernetes import KubernetesSource
+from meshlib.controlplane.kubernetes import WATCHED, KubernetesSource
 from meshlib.kube.client import KubeClient
+from meshlib.kube.reflector import Changes, Key, Reflector
 from meshlib.kube.settings import from_kubeconfig
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -301,5 +302,34 @@ def test_a_role_that_lacks_a_right_is_told_and_nobody_is_served(cluster: RealClu
             finally:
                 task.cancel()
                 await asyncio.wait((task,))
+
+    asyncio.run(follow())
+
+
+def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
+    """A definition that was not read yet must not look like one that is gone: with it went all that was made of it."""
+    cluster.put(virtual_service("b", "b"))
+    rules = next(each.resource for each in WATCHED if each.resource.kind == "VirtualService")
+
+    async def follow() -> None:
+        told: list[Changes] = []
+        async with KubeClient(cluster.settings()) as client:
+            # As impatient as can be: whatever a server says while it begins, it says to this one.
+            reflector = Reflector(client, rules, told.append, first_pause=0.01, absent=0.01, rng=lambda: 0.0)
+            task = asyncio.create_task(reflector.run())
+            try:
+                for number in range(3):
+                    async with asyncio.timeout(60):
+                        await reflector.has_synced.wait()
+                    await asyncio.to_thread(cluster.stop)
+                    await asyncio.to_thread(cluster.start)
+                    await asyncio.to_thread(cluster.put, virtual_service(f"c{number}", "c"))
+                    async with asyncio.timeout(60):
+                        while Key("shop", f"c{number}") not in reflector.objects:  # noqa: ASYNC110
+                            await asyncio.sleep(0.02)
+            finally:
+                task.cancel()
+                await asyncio.wait((task,))
+        assert [key for changes in told for key, given in changes.items() if given is None] == []
 
     asyncio.run(follow())
