@@ -63,6 +63,7 @@ def pod_of_it(cluster: RealCluster, folder: Path, *more: str) -> Iterator[Contro
         "/var/lib/meshlib/state": str(folder / "state"),
         "0.0.0.0:15012": f"0.0.0.0:{xds}",
         "0.0.0.0:15017": f"0.0.0.0:{webhook}",
+        "0.0.0.0:15020": f"127.0.0.1:{unused_port()}",
     }
     name, *words = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
     assert name == "control-plane"

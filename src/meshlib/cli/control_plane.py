@@ -41,6 +41,12 @@ def control_plane(
     admin: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the admin API is served.")
     ] = f"{HOST}:{ADMIN_PORT}",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="Where /metrics, /healthz and /readyz are served for everybody, by plain HTTP."
+        ),
+    ] = "",
     kubernetes: Annotated[
         bool,
         typer.Option("--kubernetes", help="Follow the cluster of the kubeconfig, or the one this pod runs in."),
@@ -138,6 +144,7 @@ def control_plane(
         access=access.resolve() if access else None,
         audit=audit_log.resolve() if audit_log else None,
         prometheus_url=_prometheus(prometheus_url),
+        metrics=address("--metrics", metrics) if metrics else None,
     )
     if kubernetes or context:
         cluster = cluster_of(context)

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,6 +31,7 @@ from meshlib.controlplane.access_rules import Powers, Role
 from meshlib.controlplane.administrators import Administrators, certificate_of
 from meshlib.controlplane.audit import AuditLog, redacted
 from meshlib.controlplane.gate import JSON, Gate, SignIn, admission_of
+from meshlib.controlplane.monitoring import health_routes
 from meshlib.controlplane.sources import ObjectStore, StateError, UnknownKind, problem_of
 from meshlib.version import __version__
 
@@ -53,14 +54,6 @@ def admin_app(
     """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's. routes:
     further ones, under the same guard. administrators: None lets anybody be one: for loopback only."""
     administrators = Administrators() if administrators is None else administrators
-
-    async def healthz(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(request: Request) -> Response:
-        if view.is_ready():
-            return PlainTextResponse("ok\n")
-        return PlainTextResponse("not ready: the configuration has not been read yet\n", status_code=503)
 
     async def version(request: Request) -> Response:
         return JSON(api.Version(__version__))
@@ -140,8 +133,7 @@ def admin_app(
 
     return Starlette(
         routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
+            *health_routes(view.is_ready),
             Route("/version", version),
             Route("/v1/objects", objects),
             Route("/v1/problems", problems),

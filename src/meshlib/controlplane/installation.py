@@ -20,7 +20,7 @@ from meshlib.version import __version__
 MANAGER = "meshctl"
 """The field manager of what is applied, and the value of the label by which it is found."""
 NAME, CA = "meshlib", "meshlib-ca"
-XDS, WEBHOOK = 15012, 15017
+XDS, WEBHOOK, METRICS = 15012, 15017, 15020
 USER = 65532
 INJECTION = "meshlib.io/injection"
 """The label of namespaces whose pods are put on the mesh: `enabled`."""
@@ -189,6 +189,7 @@ def _service(given: Installation) -> Object:
     ports = [
         {"name": "grpc-xds", "port": XDS, "targetPort": "grpc-xds"},
         {"name": "https-webhook", "port": 443, "targetPort": "https-webhook"},
+        {"name": "http-metrics", "port": METRICS, "targetPort": "http-metrics"},
     ]
     return {**_object("Service", NAME, given), "spec": {"selector": _SELECTOR, "ports": ports}}
 
@@ -201,7 +202,10 @@ def _deployment(given: Installation) -> Object:
     }
     state = {"name": "state", "mountPath": _STATE}
     copies = f"umask 077 && mkdir -p {_KEYS} && cp {_SECRET}/*.pem {_KEYS}/"
-    probe = {"tcpSocket": {"port": "grpc-xds"}}
+
+    def probe(path: str, seconds: int) -> Object:
+        return {"httpGet": {"path": path, "port": "http-metrics"}, "periodSeconds": seconds, "timeoutSeconds": 5}
+
     control_plane = {
         "name": NAME,
         "image": given.image,
@@ -209,11 +213,11 @@ def _deployment(given: Installation) -> Object:
         "ports": [
             {"name": "grpc-xds", "containerPort": XDS},
             {"name": "https-webhook", "containerPort": WEBHOOK},
+            {"name": "http-metrics", "containerPort": METRICS},
         ],
-        # xDS is served once the whole cluster was read; that may take long where a right is missing.
-        "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 300},
-        "readinessProbe": {**probe, "periodSeconds": 5},
-        "livenessProbe": {**probe, "periodSeconds": 10},
+        # Ready once the whole cluster was read, which may take long where a right is missing: it lives meanwhile.
+        "readinessProbe": probe("/readyz", 2),
+        "livenessProbe": probe("/healthz", 10),
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         "securityContext": restricted,
         "volumeMounts": [state, {"name": "tmp", "mountPath": "/tmp"}],
@@ -244,10 +248,11 @@ def _deployment(given: Installation) -> Object:
             {"name": "ca", "secret": {"secretName": CA, "defaultMode": 0o440}},
         ],
     }
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/metrics"}
     spec: Object = {
         "selector": {"matchLabels": _SELECTOR},
         "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {"metadata": {"labels": {**LABELS, "app": NAME}}, "spec": pod},
+        "template": {"metadata": {"labels": {**LABELS, "app": NAME}, "annotations": scraped}, "spec": pod},
     }
     if given.replicas == 1:
         spec["replicas"] = 1  # of several, the autoscaler has the number
@@ -261,7 +266,7 @@ def _arguments(given: Installation) -> Iterator[str]:
         yield from ("--san", name)
     yield from ("--ca-cert", f"{_KEYS}/ca-cert.pem", "--ca-key", f"{_KEYS}/ca-key.pem")
     yield from ("--root-cert", f"{_KEYS}/root-cert.pem")
-    yield from ("--webhook", f"0.0.0.0:{WEBHOOK}")
+    yield from ("--webhook", f"0.0.0.0:{WEBHOOK}", "--metrics", f"0.0.0.0:{METRICS}")
     if given.injects:
         yield from ("--inject-image", given.image, "--inject-control-plane", f"{given.host}:{XDS}")
 
@@ -281,13 +286,13 @@ def _several(given: Installation) -> Iterator[Object]:
 
 
 def _network_policy(given: Installation) -> Object:
-    """Pods of all namespaces speak xDS; the API server, which is no pod, asks the webhooks. The admin API is the pod's
-    own: `kubectl port-forward` reaches it."""
+    """Pods of all namespaces speak xDS, and may scrape; the API server, which is no pod, asks the webhooks, and the
+    kubelet the probes. The admin API is the pod's own: `kubectl port-forward` reaches it."""
     xds = {"from": [{"namespaceSelector": {}}], "ports": [{"port": XDS}]}
     spec = {
         "podSelector": {"matchLabels": _SELECTOR},
         "policyTypes": ["Ingress"],
-        "ingress": [xds, {"ports": [{"port": WEBHOOK}]}],
+        "ingress": [xds, {"ports": [{"port": WEBHOOK}, {"port": METRICS}]}],
     }
     return {**_object("NetworkPolicy", NAME, given), "spec": spec}
 

@@ -115,7 +115,11 @@ class OwnMetrics(Collector):
             )
 
     def routes(self) -> list[Route]:
-        return [Route("/metrics", self._metrics), Route("/sd/prometheus", self._targets)]
+        return [self.route(), Route("/sd/prometheus", self._targets)]
+
+    def route(self) -> Route:
+        """The metrics alone."""
+        return Route("/metrics", self._metrics)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

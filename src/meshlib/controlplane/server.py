@@ -50,6 +50,7 @@ from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.load_reports import LoadReportingService, LoadReports
 from meshlib.controlplane.log_api import LogRoutes
 from meshlib.controlplane.log_store import LogStore
+from meshlib.controlplane.monitoring import monitoring_app
 from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
@@ -97,6 +98,8 @@ class ControlPlaneSettings:
     access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
       loopback only. Off loopback the admin API is served by TLS, with the same names.
     audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
+    metrics: (host, port) of `/metrics`, `/healthz` and `/readyz`, by plain HTTP and for everybody; None serves them on
+      the admin API alone.
     prometheus_url: of the Prometheus that the graph's figures are asked of; "" takes what processes push.
     cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
       with its objects is written to their status. webhook: (host, port) of the admission webhooks, by TLS; injection:
@@ -122,6 +125,7 @@ class ControlPlaneSettings:
     access: Path | None = None
     audit: Path | None = None
     prometheus_url: str = ""
+    metrics: tuple[str, int] | None = None
 
     @property
     def is_admin_local(self) -> bool:
@@ -161,6 +165,7 @@ class ControlPlane:
         self._statuses: StatusWriter | None = None
         self._writing: asyncio.Task[None] | None = None
         self._webhook: AdminServer | None = None
+        self._monitoring: AdminServer | None = None
         self._claims = Claims()
         self._administrators: Administrators | None = None
         self._audit: AuditLog | None = None
@@ -180,7 +185,7 @@ class ControlPlane:
 
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders and the cluster were read. That waits for the
-        cluster for as long as it takes, and the log says for what.
+        cluster for as long as it takes, and the log says for what; `/healthz` and `/metrics` are served meanwhile.
 
         Raises OSError when an address can't be used, or must not be without access control; StateError when the state
         folder can't; call stop() then too.
@@ -194,6 +199,8 @@ class ControlPlane:
                 f"--admin {self.settings.admin[0]} without --access FILE: whoever reaches it could change the mesh; "
                 "say who may do what, or give it 127.0.0.1 or [::1]",
             )
+        if self.settings.metrics is not None:
+            await self._serve_metrics(*self.settings.metrics)
         await asyncio.to_thread(self._open_authority, await self._plugged())
         store = self._store = await asyncio.to_thread(self._open_store)
         self._registry.load()
@@ -212,9 +219,9 @@ class ControlPlane:
                 self._write_status(self.settings.cluster, store)
         # Before anybody is served: a client must not be told that nothing exists.
         await self._update(store)
-        self._is_ready = True
         self._updates = loop.create_task(self._keep_updating(store), name="control plane updates")
         await self._serve_xds()
+        self._is_ready = True
         self._admin = self._make_admin(store)
         try:
             await self._admin.start()
@@ -228,6 +235,7 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """Stop serving; clients go on with what they have. Idempotent; nothing is left running."""
+        self._is_ready = False
         self._registry.freeze()
         self._stop_watching.set()
         for task in (self._writing, self._following):
@@ -265,6 +273,9 @@ class ControlPlane:
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.join)
             self._watcher = None
+        if self._monitoring is not None:
+            await self._monitoring.stop()
+            self._monitoring = None
         if self._store is not None:
             self._registry.save()
             self._store.close()
@@ -283,6 +294,11 @@ class ControlPlane:
     def webhook_url(self) -> str:
         assert self._webhook is not None
         return self._webhook.url
+
+    @property
+    def metrics_url(self) -> str:
+        assert self._monitoring is not None
+        return f"{self._monitoring.url}/metrics"
 
     @property
     def local_admin_url(self) -> str:
@@ -475,6 +491,13 @@ class ControlPlane:
         self._picture.receiver.authenticate_by(
             authenticator, self._registry.accounts, grpc=settings.is_secure, http=access is not None
         )
+
+    async def _serve_metrics(self, host: str, port: int) -> None:
+        self._monitoring = AdminServer(monitoring_app(self.is_ready, self._metrics), host, port)
+        try:
+            await self._monitoring.start()
+        except OSError as error:
+            raise OSError(error.errno, f"metrics can't be served on {host}:{port}: {error.strerror}") from None
 
     async def _serve_webhook(self, host: str, port: int) -> None:
         authority = self.authority
