@@ -1,19 +1,22 @@
 """Would a real API server take what an installation applies? Kubernetes' own schemas say so, field by field.
 
-They are 100 MB, so that they are no requirement of the tests: `pip install kubernetes-validate` runs these.
+What the chart renders is the same objects (tests/cli/test_chart.py).
 """
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from meshlib.controlplane.installation import Installation, manifests, secret
 from meshlib.kube.client import Object
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
-
+ROOT_FOLDER = Path(__file__).parents[2]
+PLATFORM = sorted((ROOT_FOLDER / "examples" / "bookinfo" / "platform").glob("*.yaml"))
 VERSIONS = ("1.30", "1.34")
 """The oldest that is spoken of, and a new one."""
 ROOT = "-----BEGIN CERTIFICATE-----\n"
@@ -30,6 +33,16 @@ def test_every_object_is_what_kubernetes_knows(chosen: Installation, version: st
     """Strictly: a field that does not exist is an error too."""
     objects = [*manifests(chosen), secret(chosen, {"ca-key.pem": b"key"})]
     assert len(objects) >= 15
+    for each in objects:
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("file", PLATFORM, ids=lambda file: file.name)
+def test_bookinfo_is_what_kubernetes_knows(file: Path, version: str) -> None:
+    """Its services, pods and the way in."""
+    objects = [each for each in yaml.safe_load_all(file.read_text()) if each]
+    assert objects
     for each in objects:
         kubernetes_validate.validate(each, version, strict=True)
 
