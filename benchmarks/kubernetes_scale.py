@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -89,6 +90,12 @@ def megabytes(process: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
+def cpu_seconds(process: int) -> float:
+    """That it has used so far: what a change costs whatever else the machine does."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def serves_on(port: int) -> Callable[[Snapshot], bool]:
     def holds(snapshot: Snapshot) -> bool:
         ports = {each.port for assignment in snapshot.assignments for each in assignment.endpoints}
@@ -120,15 +127,19 @@ def measured(services: int, pods: int, changes: int, burst: int) -> dict[str, fl
         client = stack.enter_context(feed(plane.xds))
         client.source.want(f"{WATCHED}.{NAMESPACE}.svc.cluster.local:9080")
         client.wait_for(serves_on(9080), PATIENCE)
+        found["CPU s until then"] = cpu_seconds(plane.process.pid)
         found["MB"] = megabytes(plane.process.pid)
+        began_with = cpu_seconds(plane.process.pid)
         times = [latency(cluster, client, pods, 10_000 + number) for number in range(changes)]
         found["ms to the client, median"] = statistics.median(times) * 1000
         found["ms to the client, longest"] = max(times) * 1000
+        found["CPU ms of a change"] = (cpu_seconds(plane.process.pid) - began_with) / changes * 1000
         others = [endpoint_slice(f"service-{1 + n % (services - 1)}", pods, 20_000 + n) for n in range(burst - 1)]
-        began = time.perf_counter()
+        began, began_with = time.perf_counter(), cpu_seconds(plane.process.pid)
         cluster.put(*others, endpoint_slice(WATCHED, pods, 30_000))
         client.wait_for(serves_on(30_000), PATIENCE)
         found["changes a second, all at once"] = burst / (time.perf_counter() - began)
+        found["CPU s of all of them"] = cpu_seconds(plane.process.pid) - began_with
         found["MB after that"] = megabytes(plane.process.pid)
     return found
 

@@ -21,7 +21,18 @@ LEVELS = {"yes", "partly", "no effect", "silent", "refused"}
 # What the page explains once stands for itself: `subsets.trafficPolicy` has the fields of `trafficPolicy`.
 SAID_ELSEWHERE = ("DestinationRule subsets.trafficPolicy", "DestinationRule trafficPolicy.portLevelSettings")
 VALID: dict[str, dict[str, Any]] = {
-    "VirtualService": {"hosts": ["reviews"], "http": [{"route": [{"destination": {"host": "reviews"}}]}]},
+    "VirtualService": {
+        "hosts": ["reviews"],
+        "http": [
+            {
+                "route": [{"destination": {"host": "reviews"}}],
+                "fault": {
+                    "delay": {"fixedDelay": "1s", "percentage": {"value": 1}},
+                    "abort": {"httpStatus": 500, "percentage": {"value": 1}},
+                },
+            }
+        ],
+    },
     "DestinationRule": {
         "host": "reviews",
         "trafficPolicy": {
@@ -30,7 +41,7 @@ VALID: dict[str, dict[str, Any]] = {
         },
     },
     "WorkloadEntry": {"address": "192.0.2.1"},
-    "Sidecar": {"egress": [{"hosts": ["./*"]}], "outboundTrafficPolicy": {"mode": "ALLOW_ANY"}},
+    "Sidecar": {"egress": [{"hosts": ["./*"], "port": {"number": 80}}], "outboundTrafficPolicy": {"mode": "ALLOW_ANY"}},
     "ServiceEntry": {
         "hosts": ["example.com"],
         "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],

@@ -186,6 +186,7 @@ def test_rewrites(given: str, expected: Rewrite) -> None:
     ("given", "expected"),
     [
         ("uri: /y", Redirect(path="/y")),
+        ("prefixRewrite: /y", Redirect(prefix="/y")),
         ("scheme: https, authority: e.com, redirectCode: 308", Redirect(308, "https", "e.com")),
         ("port: 8443", Redirect(port=8443)),
         ("derivePort: FROM_PROTOCOL_DEFAULT, scheme: https", Redirect(scheme="https", port=-1)),

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import grpc.aio
@@ -68,7 +69,8 @@ from meshlib.errors import ConfigurationError
 from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
-from meshlib.istio.services import Registry as Services
+from meshlib.istio.services import Service
+from meshlib.istio.translate import world_of
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, Workload
@@ -172,6 +174,7 @@ class ControlPlane:
         self._http: httpx.AsyncClient | None = None
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
+        self._listed: Mapping[int, _Listed] = {}
         self._badges: dict[str, tuple[str, ...]] = {}
         self._history = History()
         self._telemetry = TelemetryStore()
@@ -393,7 +396,8 @@ class ControlPlane:
         objects, workloads = store.objects(), self._registry.workloads
         if self.settings.is_secure:  # else nobody has proven whose service account it has
             workloads = await asyncio.to_thread(self._claims.admitted, objects, workloads)
-        endpoints = await asyncio.to_thread(_endpoints, objects, workloads)
+        self._listed = await asyncio.to_thread(_endpoints, objects, workloads, self._listed)
+        endpoints = tuple(each.endpoints for each in self._listed.values())
         self._taps.follow(endpoints)
         await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints
@@ -597,30 +601,45 @@ def _log_end(task: asyncio.Task[None]) -> None:
         logger.error("%s has ended", task.get_name(), exc_info=error)
 
 
-def _endpoints(objects: Sequence[Object], workloads: Sequence[Workload]) -> tuple[api.ServiceEndpoints, ...]:
-    """Every service with the addresses behind it; one that serves several ports of a service is there once for each."""
-    found = []
-    for service in sorted(Services(objects, workloads).services.values(), key=lambda each: (each.namespace, each.host)):
-        endpoints = {
-            instance.endpoint.authority: api.ServiceEndpoint(
-                address=instance.endpoint.authority,
-                workload=instance.endpoint.workload,
-                labels=dict(instance.labels),
-                locality=str(instance.endpoint.locality),
-                health=instance.endpoint.health.value,
-                port=port.name,
-            )
-            for port in service.ports
-            for instance in service.instances.get(port.number, ())
-        }
-        ports = tuple(port.number for port in service.ports)
-        name = service.short or service.host
-        found.append(
-            api.ServiceEndpoints(
-                name, service.namespace, service.host, ports, tuple(endpoints[key] for key in sorted(endpoints))
-            )
+def _endpoints(
+    objects: tuple[Object, ...], workloads: tuple[Workload, ...], before: Mapping[int, _Listed]
+) -> dict[int, _Listed]:
+    """Every service with the addresses behind it, in order, by the service's id. before: of the last time, since most
+    services are the very same after a change."""
+    found: dict[int, _Listed] = {}
+    services = world_of(objects, workloads).registry.services.values()
+    for service in sorted(services, key=lambda each: (each.namespace, each.host)):
+        known = before.get(id(service))
+        if known is None or known.service is not service:
+            known = _Listed(service, _listed(service))
+        found[id(service)] = known
+    return found
+
+
+class _Listed(NamedTuple):
+    """With the service itself, so that its id is nobody else's."""
+
+    service: Service
+    endpoints: api.ServiceEndpoints
+
+
+def _listed(service: Service) -> api.ServiceEndpoints:
+    """One that serves several ports of a service is there once for each."""
+    endpoints = {
+        instance.endpoint.authority: api.ServiceEndpoint(
+            address=instance.endpoint.authority,
+            workload=instance.endpoint.workload,
+            labels=dict(instance.labels),
+            locality=str(instance.endpoint.locality),
+            health=instance.endpoint.health.value,
+            port=port.name,
         )
-    return tuple(found)
+        for port in service.ports
+        for instance in service.instances.get(port.number, ())
+    }
+    ports = tuple(port.number for port in service.ports)
+    listed = tuple(endpoints[key] for key in sorted(endpoints))
+    return api.ServiceEndpoints(service.short or service.host, service.namespace, service.host, ports, listed)
 
 
 def _authority(host: str) -> str:

@@ -491,8 +491,10 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
             raise Refused(
                 f"{at}.redirect.redirectCode", f"must be 301, 302, 303, 307 or 308: {route.redirect.redirect_code}"
             )
-        for name in ("uri", "authority", "scheme"):
-            _check_head_text(getattr(route.redirect, name), f"{at}.redirect.{name}")
+        for name in ("uri", "authority", "scheme", "prefix_rewrite"):
+            _check_head_text(getattr(route.redirect, name), f"{at}.redirect.{msgspec_name(name)}")
+        if route.redirect.uri and route.redirect.prefix_rewrite:
+            raise Refused(f"{at}.redirect", "either uri or prefixRewrite")
         if not any(
             (
                 route.redirect.uri,
@@ -500,6 +502,8 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
                 route.redirect.scheme,
                 route.redirect.port,
                 route.redirect.derive_port,
+                route.redirect.prefix_rewrite,
+                isinstance(route.redirect, r.PathRedirect) and route.redirect.regex,
             )
         ):
             raise Refused(f"{at}.redirect", "redirects to where it came from: give uri, authority, scheme or port")

@@ -172,6 +172,7 @@ class HTTPRedirect(_Istio, frozen=True):
     derive_port: Literal["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"] | None = None
     scheme: str = ""
     redirect_code: int = 301
+    prefix_rewrite: str = ""
 
 
 class PathRedirect(HTTPRedirect, frozen=True):
@@ -198,12 +199,14 @@ class FaultDelay(_Istio, frozen=True):
     fixed_delay: Duration
     percentage: Percent | None = None
     percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    exponential_delay: Unsupported = None
 
 
 class FaultAbort(_Istio, frozen=True):
     http_status: Annotated[int, Meta(ge=200, le=599)] | None = None
     grpc_status: str | None = None
     percentage: Percent | None = None
+    http2_error: Unsupported = msgspec.field(name="http2Error", default=None)
 
 
 class HTTPFaultInjection(_Istio, frozen=True):
@@ -285,6 +288,7 @@ class HTTPSettings(_Istio, frozen=True):
         name="h2UpgradePolicy", default=None
     )
     use_client_protocol: Unsupported = None
+    http2_keep_alive: Unsupported = msgspec.field(name="http2KeepAlive", default=None)
     max_concurrent_streams: Count | None = None
 
 
@@ -462,6 +466,7 @@ class SidecarPort(_Istio, frozen=True):
     number: Port
     protocol: str = ""
     name: str = ""
+    target_port: Unsupported = None
 
 
 class IstioEgressListener(_Istio, frozen=True):
@@ -516,6 +521,7 @@ class ServerTLSSettings(_Istio, frozen=True):
     cipher_suites: Unsupported = None
     ca_cert_credential_name: Unsupported = None
     ca_crl: Unsupported = None
+    insecure_skip_verify: Unsupported = None
 
 
 class Server(_Istio, frozen=True):
@@ -876,6 +882,7 @@ class Tracing(_Istio, frozen=True):
     custom_tags: dict[str, CustomTag] = {}
     enable_istio_tags: bool | None = None
     use_request_id_for_trace_sampling: bool | None = None
+    disable_context_propagation: Unsupported = None
 
 
 class MetricSelector(_Istio, frozen=True):

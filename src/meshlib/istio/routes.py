@@ -313,7 +313,14 @@ def _redirect(given: r.HTTPRedirect) -> Redirect:
     port = given.port or 0
     if given.derive_port == "FROM_PROTOCOL_DEFAULT":
         port = -1
-    found = Redirect(given.redirect_code, given.scheme or None, given.authority or None, port, given.uri or None)
+    found = Redirect(
+        given.redirect_code,
+        given.scheme or None,
+        given.authority or None,
+        port,
+        given.uri or None,
+        given.prefix_rewrite or None,
+    )
     if isinstance(given, r.PathRedirect) and given.regex is not None:
         return replace(found, regex=given.regex.match, substitution=given.regex.rewrite)
     return found

@@ -125,12 +125,17 @@ def names(host: str, namespace: str) -> tuple[str, ...]:
 class Registry:
     """Every service there is. services: by host; of several that claim one host, the first of the order below.
 
-    export_to: of services that do not say it themselves (MeshConfig.defaultServiceExportTo). problems: what was left
-    out, and why.
+    export_to: of services that do not say it themselves (MeshConfig.defaultServiceExportTo). before: of the objects
+    before a change: services of EndpointSlices that nothing has changed for are taken over, and are the very same.
+    problems: what was left out, and why.
     """
 
     def __init__(
-        self, objects: Iterable[r.Object], workloads: Iterable[Workload], export_to: tuple[str, ...] = ()
+        self,
+        objects: Iterable[r.Object],
+        workloads: Iterable[Workload],
+        export_to: tuple[str, ...] = (),
+        before: Registry | None = None,
     ) -> None:
         self._export_to = export_to
         self.problems: list[ConfigurationError] = []
@@ -152,7 +157,11 @@ class Registry:
             pod.spec.status.pod_ip: pod for pod in pods if isinstance(pod.spec, r.Pod) and pod.spec.status.pod_ip
         }
         self._nodes = {node.name: _locality_of_node(node.labels) for node in by_kind.get("Node", ())}
-        self._meshed = {(w.address, number) for w in running if _is_meshed(dict(w.labels)) for _, number in _served(w)}
+        self._meshed: dict[str, frozenset[int]] = {}
+        for w in running:
+            if _is_meshed(dict(w.labels)):
+                ports_of = frozenset(number for _, number in _served(w))
+                self._meshed[w.address] = self._meshed.get(w.address, frozenset()) | ports_of
         self._pods_by_label = _ByLabel((pod.namespace, pod.labels, pod) for pod in pods)
         self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
         self._entries_by_label = _ByLabel(
@@ -163,6 +172,9 @@ class Registry:
             if workload.service:
                 host = fqdn(workload.service, workload.namespace)
                 self._workloads_by_host.setdefault(host, []).append(workload)
+        self._made: dict[tuple[str, str], tuple[tuple[object, ...], Service]] = {}
+        is_alike = before is not None and before._nodes == self._nodes and before._export_to == export_to
+        self._made_before = before._made if before is not None and is_alike else {}
         self._slices: dict[tuple[str, str], list[r.EndpointSlice]] = {}
         for each in by_kind.get("EndpointSlice", ()):
             assert isinstance(each.spec, r.EndpointSlice)
@@ -172,7 +184,8 @@ class Registry:
 
         self._all: dict[str, list[Service]] = {}
         for each in by_kind.get("Service", ()):
-            self._add(self._kubernetes(each))
+            self._add(self._known(each))
+        self._made_before = {}
         for each in by_kind.get("ServiceEntry", ()):
             for service in self._entry(each):
                 self._add(service)
@@ -201,6 +214,45 @@ class Registry:
 
     # Kubernetes
 
+    def _known(self, given: r.Object) -> Service:
+        """Of ten thousand pods one changes: what is made of the others is not made again."""
+        place = (given.namespace, given.name)
+        because = self._reasons(given)
+        if because is None:
+            return self._kubernetes(given)
+        known = self._made_before.get(place)
+        if known is None or len(known[0]) != len(because) or not all(map(_is_same, known[0], because)):
+            known = (because, self._kubernetes(given))
+        self._made[place] = known
+        return known[1]
+
+    def _reasons(self, given: r.Object) -> tuple[object, ...] | None:
+        """All that a service is made of, but for nodes and exportTo; None where that is not told easily."""
+        spec = given.spec
+        assert isinstance(spec, r.Service)
+        slices = self._slices.get((given.namespace, given.name))
+        if slices is None or any(True for _ in self._entries_by_label.chosen(given.namespace, spec.selector)):
+            return None
+        found: list[object] = [given, *slices, None, *self._joined(given, spec), None]
+        for each in slices:
+            for endpoint in each.endpoints:
+                target = endpoint.target_ref.name if endpoint.target_ref else ""
+                found.append(self._pods.get((given.namespace, target)))
+                found += map(self._meshed.get, endpoint.addresses)
+        return tuple(found)
+
+    def _joined(self, given: r.Object, spec: r.Service) -> list[Workload]:
+        """The processes that are its endpoints by being connected."""
+        host = fqdn(given.name, given.namespace)
+        joined = [
+            *(w for w in self._workloads_by_host.get(host, ()) if w.namespace == given.namespace),
+            *(w for w in self._workloads_by_label.chosen(given.namespace, spec.selector) if not w.service),
+        ]
+        if (given.namespace, given.name) in self._slices:
+            # Probes and preStop hooks decide for a pod: that its process runs does not make it ready.
+            joined = [w for w in joined if w.address not in self._pod_addresses]
+        return joined
+
     def _kubernetes(self, given: r.Object) -> Service:
         spec = given.spec
         assert isinstance(spec, r.Service)
@@ -212,13 +264,7 @@ class Registry:
         external = spec.type == "ExternalName" and spec.external_name
         host = fqdn(given.name, given.namespace)
         instances: dict[int, tuple[Instance, ...]] = {}
-        joined = [
-            *(w for w in self._workloads_by_host.get(host, ()) if w.namespace == given.namespace),
-            *(w for w in self._workloads_by_label.chosen(given.namespace, spec.selector) if not w.service),
-        ]
-        if (given.namespace, given.name) in self._slices:
-            # Probes and preStop hooks decide for a pod: that its process runs does not make it ready.
-            joined = [w for w in joined if w.address not in self._pod_addresses]
+        joined = self._joined(given, spec)
         for port in ports:
             if external:
                 found = [Instance(Endpoint(spec.external_name.rstrip("."), port.number), {})]
@@ -321,7 +367,7 @@ class Registry:
             health=health,
             workload=name,
             peer=peer,
-            is_meshed=_is_meshed(labels) or (address, port) in self._meshed,
+            is_meshed=_is_meshed(labels) or port in self._meshed.get(address, ()),
         )
         return Instance(endpoint, labels, account)
 
@@ -413,6 +459,11 @@ class Registry:
             namespace = members[0].namespace
             short = host.partition(".")[0] if len(names(host, namespace)) > 1 else ""
             yield Service(host, namespace, ports, short, instances=instances)
+
+
+def _is_same(one: object, two: object) -> bool:
+    """Objects are compared as they are, not by what they say: one that was read again may count as another."""
+    return one is two or (isinstance(one, Workload | frozenset) and one == two)
 
 
 class Directory:

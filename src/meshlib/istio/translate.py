@@ -42,7 +42,7 @@ from meshlib.model import (
     Workload,
 )
 
-__all__ = ["ROOT_NAMESPACE", "MeshSettings", "Translation", "mesh_settings", "translate", "view_key"]
+__all__ = ["ROOT_NAMESPACE", "MeshSettings", "Translation", "mesh_settings", "translate", "view_key", "world_of"]
 T = TypeVar("T")
 
 
@@ -61,8 +61,13 @@ def translate(
 
     Fast for one node after another where `objects` and `workloads` are the very same tuples.
     """
-    world = _worlds.of((objects, workloads, settings), lambda: World(objects, workloads, settings))
-    return _View(world, node).translation()
+    return _View(world_of(objects, workloads, settings), node).translation()
+
+
+def world_of(objects: Iterable[r.Object], workloads: Iterable[Workload], settings: MeshSettings | None = None) -> World:
+    """What `translate` makes its views of; the one that it had last, where the very same tuples come again."""
+    before = _worlds.latest
+    return _worlds.of((objects, workloads, settings), lambda: World(objects, workloads, settings, before))
 
 
 def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
@@ -147,6 +152,11 @@ class _Last(Generic[T]):
 
     def __init__(self) -> None:
         self._known: tuple[tuple[object, ...], T] | None = None
+
+    @property
+    def latest(self) -> T | None:
+        known = self._known
+        return None if known is None else known[1]
 
     def of(self, inputs: tuple[object, ...], make: Callable[[], T]) -> T:
         known = self._known

@@ -26,15 +26,21 @@ T = TypeVar("T")
 
 
 class World:
-    """settings: None asks the objects. problems: what is wrong whoever asks."""
+    """settings: None asks the objects. before: the world before a change, of which is taken over what is the same.
+    problems: what is wrong whoever asks."""
 
     def __init__(
-        self, objects: Iterable[r.Object], workloads: Iterable[Workload], settings: MeshSettings | None = None
+        self,
+        objects: Iterable[r.Object],
+        workloads: Iterable[Workload],
+        settings: MeshSettings | None = None,
+        before: World | None = None,
     ) -> None:
         converted = convert(objects)
         self.objects = _in_order(converted.objects)
         self.settings = mesh_settings(self.objects) if settings is None else settings
-        self.registry = Registry(self.objects, workloads, self.settings.service_export_to)
+        known: Registry | None = before.registry if before is not None else None
+        self.registry: Registry = Registry(self.objects, workloads, self.settings.service_export_to, known)
         self.problems: list[ConfigurationError] = [*self.registry.problems, *converted.problems]
         self.problems += targets.problems(self.objects, self.registry.services.values())
         self.virtual_services = [
