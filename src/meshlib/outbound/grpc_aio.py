@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -199,7 +201,9 @@ class MeshAioChannel(Arities, aio.Channel):
     async def close(self, grace: float | None = None) -> None:
         """As grpc.aio's: calls in flight have `grace` seconds. Idempotent."""
         await self.mirrors.aclose()
-        await asyncio.gather(*(native.close(grace) for native in self.subchannels.close()), *self._closing)
+        natives = self.subchannels.close()
+        await asyncio.gather(*(native.close(grace) for native in natives), *self._closing)
+        _natives.difference_update(natives)
 
     async def __aenter__(self) -> MeshAioChannel:
         return self
@@ -211,11 +215,36 @@ class MeshAioChannel(Arities, aio.Channel):
         return f"<MeshAioChannel {self.authority} {self.subchannels!r}>"
 
 
+# Forks
+
+_natives: weakref.WeakSet[aio.Channel] = weakref.WeakSet()
+"""Those that are open in this process."""
+_is_lost = False
+"""The thread by which grpc.aio learns of everything is the parent's, and nobody starts another in this process."""
+
+
+def _in_child() -> None:
+    global _is_lost
+    _is_lost = _is_lost or len(_natives) > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def _opener(compression: grpc.Compression | None) -> Open:
     def open_channel(target: str, options: Any, credentials: grpc.ChannelCredentials | None) -> aio.Channel:
+        if _is_lost:
+            raise RuntimeError(
+                "a channel of grpc.aio was open when this process was forked, and in the child calls of grpc.aio would "
+                "wait for ever: make calls of asyncio after the fork, or close the channel before it"
+            )
         if credentials is None:
-            return aio.insecure_channel(target, options, compression)
-        return aio.secure_channel(target, credentials, options, compression)
+            native = aio.insecure_channel(target, options, compression)
+        else:
+            native = aio.secure_channel(target, credentials, options, compression)
+        _natives.add(native)
+        return native
 
     return open_channel
 
