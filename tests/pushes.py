@@ -54,6 +54,20 @@ def metrics(series: Mapping[Labels, Iterable[float]], at: float, temporality: in
     return message.SerializeToString()
 
 
+def gauges(resource: Mapping[str, str], told: Mapping[str, Mapping[str, str]], at: float) -> bytes:
+    """Each 1, with its attributes, by name."""
+    message = ExportMetricsServiceRequest()
+    given = message.resource_metrics.add()
+    for name, value in resource.items():
+        given.resource.attributes.add(key=name).value.string_value = value
+    scope = given.scope_metrics.add()
+    for name, attributes in told.items():
+        point = scope.metrics.add(name=name).gauge.data_points.add(time_unix_nano=int(at * 1e9), as_double=1.0)
+        for key, text in attributes.items():
+            point.attributes.add(key=key).value.string_value = text
+    return message.SerializeToString()
+
+
 def retries(workload: str, cluster: str, count: int, at: float) -> bytes:
     """Tries after the first, as a process of this workload has counted them."""
     message = ExportMetricsServiceRequest()

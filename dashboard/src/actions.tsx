@@ -1,7 +1,7 @@
 // What can be done about a service? Shares, faults and a timeout: written as YAML first, applied by a button, taken back by another.
 import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
-import { apply, Refused, remove, type Results, type ServiceDetail } from "./api";
+import { apply, Refused, remove, told, type Results, type ServiceDetail } from "./api";
 import { forbidden } from "./state";
 import { WhatIf } from "./whatif";
 
@@ -75,11 +75,6 @@ function inForce(detail: ServiceDetail): Wish {
       detail.subsets.map(({ name }) => [name, detail.split.find((each) => each.subset === name)?.weight ?? 0]),
     ),
   };
-}
-
-function told({ results, problems }: Results): string {
-  if (problems.length) return problems.map((each) => `${each.field}: ${each.reason}`).join("; ");
-  return results.map((each) => `${each.kind} ${each.name} ${each.outcome}`).join(", ");
 }
 
 export function Actions({ detail }: { detail: ServiceDetail }) {

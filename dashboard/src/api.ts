@@ -70,6 +70,8 @@ export interface TraceHead {
   duration: number;
   spans: number;
   failed: boolean;
+  request: string;
+  status: number;
 }
 export interface Span {
   trace_id: string;
@@ -132,6 +134,15 @@ export interface Endpoint {
   health: string;
   port: string;
 }
+export interface Breaker {
+  name: string;
+  forced: "" | "OPEN" | "CLOSED";
+  states: Record<string, number>;
+  before: string;
+  open: string;
+  close: string;
+  release: string;
+}
 export interface ServiceDetail {
   name: string;
   namespace: string;
@@ -143,6 +154,9 @@ export interface ServiceDetail {
   objects: string[];
   rule: string;
   rule_name: string;
+  breaker: Breaker | null;
+  ejected: { address: string; by: string[] }[];
+  certificates: { process: string; workload: string; expires: number }[];
   steering: { delay: number; delayed: number; abort: number; aborted: number; timeout: number };
 }
 export interface Results {
@@ -256,6 +270,12 @@ export async function remove(kind: string, namespace: string, name: string): Pro
     await fetch(`/v1/delete?${query}`, { method: "POST", headers: changing() }),
   );
   return (await response.json()) as Results;
+}
+
+// What became of a change, in a sentence.
+export function told({ results, problems }: Results): string {
+  if (problems.length) return problems.map((each) => `${each.field}: ${each.reason}`).join("; ");
+  return results.map((each) => `${each.kind} ${each.name} ${each.outcome}`).join(", ");
 }
 
 // Server-sent events, read by fetch rather than EventSource, which does not tell why it was refused.

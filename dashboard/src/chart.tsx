@@ -8,6 +8,11 @@ function colour(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// Without the date, for which there is no room and no need.
+function minute(at: number): string {
+  return new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+}
+
 export function Chart({ query, title }: { query: Record<string, string>; title: string }) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -37,7 +42,7 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
         height: 150,
         legend: { show: false },
         cursor: { y: false },
-        axes: [{ ...axis, size: 28 }, axis, { ...axis, side: 1, grid: { show: false } }],
+        axes: [{ ...axis, size: 28, values: (_, times) => times.map(minute) }, axis, { ...axis, side: 1, grid: { show: false } }],
         scales: { x: { range: () => [end() - 900, end()] }, y: { range: (_, __, most) => [0, most || 1] }, ms: { range: (_, __, most) => [0, most || 1] } },
         series: [
           {},

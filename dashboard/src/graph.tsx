@@ -5,8 +5,11 @@ import type { Asked, Placed } from "./layout.worker";
 import { choices, choose, condition, edges, matches, nodes, topology } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
-const WIDTH = 148;
+const WIDTH = 126;
 const HEIGHT = 54;
+// Below this the text is no longer read: then the graph is scrolled instead.
+const LEAST_SCALE = 0.86;
+const MOST_SCALE = 1.25;
 const SIGN = { idle: "–", healthy: "✓", degraded: "!", failure: "✕" } as const;
 const BADGES: Record<string, string> = {
   fault: "⚡ fault injected",
@@ -17,6 +20,8 @@ const BADGES: Record<string, string> = {
   retries: "↻ retries",
   routing: "⑂ request routing",
   "virtual-service": "⎇ virtual service",
+  "breaker-open": "⊘ breaker open",
+  ejected: "⏏ endpoints ejected",
 };
 
 export function badgeText(badge: string): string {
@@ -24,7 +29,7 @@ export function badgeText(badge: string): string {
 }
 
 function useLayout(): Placed {
-  const [placed, setPlaced] = useState<Placed>({ nodes: {}, width: 0, height: 0 });
+  const [placed, setPlaced] = useState<Placed>({ nodes: {}, ways: {}, width: 0, height: 0 });
   const worker = useRef<Worker | null>(null);
   const wanted = topology.value;
   useEffect(() => {
@@ -62,11 +67,21 @@ interface Curve {
   middle: [number, number];
 }
 
-function curve([x1, y1]: [number, number], [x2, y2]: [number, number]): Curve {
+function curve([x1, y1]: [number, number], [x2, y2]: [number, number], way: [number, number][] = []): Curve {
   const from = x1 + WIDTH / 2;
   const to = x2 - WIDTH / 2;
+  const through = way.filter(([x]) => x > from && x < to);
+  if (to - from > 2 * WIDTH && through.length) {
+    const points: [number, number][] = [[from, y1], ...through, [to, y2]];
+    let path = `M${from} ${y1}`;
+    points.forEach(([x, y], index) => {
+      const before = points[index - 1];
+      if (before) path += ` C${(before[0] + x) / 2} ${before[1]} ${(before[0] + x) / 2} ${y} ${x} ${y}`;
+    });
+    return { path, middle: through[Math.floor(through.length / 2)]! };
+  }
   if (to >= from) {
-    const bend = Math.max(30, (to - from) / 2);
+    const bend = Math.max(24, (to - from) / 2);
     return {
       path: `M${from} ${y1} C${from + bend} ${y1} ${to - bend} ${y2} ${to} ${y2}`,
       middle: [(from + to) / 2, (y1 + y2) / 2],
@@ -85,12 +100,6 @@ function told(edge: MeshEdge): string {
   if (rates.errors) parts.push(`${share(rates.errors)} err`);
   if (rates.p95 !== null) parts.push(`p95 ${milliseconds(rates.p95)}`);
   return parts.join(" · ");
-}
-
-// On the line itself there is room for little; the rest is in the title and the panel.
-function short(edge: MeshEdge): string {
-  const { rates } = edge;
-  return rates.errors ? `${rate(rates.rps)}, ${share(rates.errors)} err` : rate(rates.rps);
 }
 
 function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; dimmed: boolean }) {
@@ -122,10 +131,10 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       <title>{title}</title>
       <path d={outline(node.kind)} class="outline" />
       <text class="name" y={-4} text-anchor="middle">
-        {node.name.length > 17 ? `${node.name.slice(0, 16)}…` : node.name}
+        {node.name.length > 16 ? `${node.name.slice(0, 15)}…` : node.name}
       </text>
       <text class="detail" y={14} text-anchor="middle">
-        {node.namespace || node.kind}
+        {node.kind === "unknown" ? "nobody of the mesh" : node.namespace || node.kind}
         {node.instances > 1 ? ` ×${node.instances}` : ""}
       </text>
       <g class="sign" transform={`translate(${WIDTH / 2 - 14} ${-HEIGHT / 2})`}>
@@ -137,7 +146,7 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       {node.badges
         .filter((badge) => badge !== "virtual-service" || node.badges.length === 1)
         .map((badge, index) => (
-          <text key={badge} class="badge" x={-WIDTH / 2 + 12 + index * 18} y={HEIGHT / 2 + 14}>
+          <text key={badge} class={`badge ${badge}`} data-badge={badge} x={-WIDTH / 2 + 12 + index * 18} y={HEIGHT / 2 + 14}>
             {badgeText(badge).slice(0, 1)}
             <title>{badgeText(badge)}</title>
           </text>
@@ -178,13 +187,20 @@ function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve
     >
       <path d={path} class="reach" />
       <path d={path} id={reference} class="line" marker-end={`url(#arrow-${edge.health})`} />
-      <text class="label" dy="-5">
-        <textPath href={`#${reference}`} startOffset="50%" text-anchor="middle">
-          {edge.rates.rps ? short(edge) : ""}
-        </textPath>
-      </text>
+      {edge.rates.rps > 0 && (
+        <text class="label" text-anchor="middle" x={middle[0]} y={middle[1] - 6}>
+          {edge.rates.errors > 0 && (
+            <tspan x={middle[0]} dy="-13" class="failed">
+              {share(edge.rates.errors)} err
+            </tspan>
+          )}
+          <tspan x={middle[0]} dy={edge.rates.errors > 0 ? 13 : 0}>
+            {rate(edge.rates.rps)}
+          </tspan>
+        </text>
+      )}
       {edge.mtls > 0 && (
-        <g class={edge.mtls >= 0.999 ? "lock" : "lock partly"} transform={`translate(${middle[0]} ${middle[1] + 12})`}>
+        <g class={edge.mtls >= 0.999 ? "lock" : "lock partly"} transform={`translate(${middle[0]} ${middle[1] + 11})`}>
           <rect x="-5" y="-3" width="10" height="8" rx="1.5" />
           <path d={edge.mtls >= 0.999 ? "M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" : "M-3 -3 V-6 A3 3 0 0 1 3 -7"} />
         </g>
@@ -247,7 +263,7 @@ export function GraphView() {
   // Hundreds of edges with moving dots would freeze the page: then they stand still.
   const isLarge = all.length > 300;
   return (
-    <div class="canvas">
+    <div class="stage">
       <div class="zoom" role="group" aria-label="Zoom">
         <button type="button" onClick={() => setZoom(zoom * 1.25)} aria-label="Larger">
           +
@@ -259,11 +275,13 @@ export function GraphView() {
           Fit
         </button>
       </div>
+      <div class="canvas">
       {!all.length && <Empty />}
       <svg
         viewBox={`0 0 ${width} ${height}`}
         width={zoom === 1 ? "100%" : width * zoom}
         height={zoom === 1 ? undefined : height * zoom}
+        style={zoom === 1 ? { minWidth: `${width * LEAST_SCALE}px`, maxWidth: `${width * MOST_SCALE}px` } : {}}
         role="group"
         aria-label="Graph of the mesh"
         data-testid="graph"
@@ -282,13 +300,14 @@ export function GraphView() {
           const target = known.get(edge.target);
           if (!from || !to || !source || !target) return null;
           const dimmed = near ? edge.source !== selected && edge.target !== selected : isDimmed(source) && isDimmed(target);
-          return <EdgeMark key={edge.id} edge={edge} along={curve(from, to)} dimmed={dimmed} moves={moves && !isLarge} />;
+          return <EdgeMark key={edge.id} edge={edge} along={curve(from, to, placed.ways[`${edge.source} ${edge.target}`])} dimmed={dimmed} moves={moves && !isLarge} />;
         })}
         {[...known.values()].map((node) => {
           const at = placed.nodes[node.id];
           return at ? <NodeMark key={node.id} node={node} at={at} dimmed={isDimmed(node)} /> : null;
         })}
       </svg>
+      </div>
     </div>
   );
 }

@@ -7,13 +7,15 @@ export interface Asked {
 }
 export interface Placed {
   nodes: Record<string, [number, number]>;
+  // Where an edge that passes other columns goes through, so that it does not run behind their nodes.
+  ways: Record<string, [number, number][]>;
   width: number;
   height: number;
 }
 
 onmessage = (event: MessageEvent<Asked>) => {
   const graph = new Graph({ multigraph: false });
-  graph.setGraph({ rankdir: "LR", nodesep: 34, ranksep: 96, marginx: 20, marginy: 30 });
+  graph.setGraph({ rankdir: "LR", nodesep: 34, edgesep: 14, ranksep: 72, marginx: 16, marginy: 30 });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of event.data.nodes) graph.setNode(id, { width, height });
   for (const { source, target } of event.data.edges) if (source !== target) graph.setEdge(source, target);
@@ -23,6 +25,11 @@ onmessage = (event: MessageEvent<Asked>) => {
     const { x, y } = graph.node(id) as { x: number; y: number };
     nodes[id] = [x, y];
   }
+  const ways: Placed["ways"] = {};
+  for (const { v, w } of graph.edges()) {
+    const points = (graph.edge(v, w) as { points: { x: number; y: number }[] }).points;
+    if (points.length > 3) ways[`${v} ${w}`] = points.slice(1, -1).map(({ x, y }) => [x, y]);
+  }
   const { width = 0, height = 0 } = graph.graph() as { width?: number; height?: number };
-  postMessage({ nodes, width, height } satisfies Placed);
+  postMessage({ nodes, ways, width, height } satisfies Placed);
 };

@@ -1,11 +1,12 @@
 // What is known of the thing that was clicked? Rates, codes, endpoints, rules, and what can be done about it.
 import { useEffect, useState } from "preact/hooks";
 import { Actions } from "./actions";
-import { get, type MeshEdge, type MeshNode, type Overhead, type Rates, type ServiceDetail } from "./api";
+import { get, type Endpoint, type MeshEdge, type MeshNode, type Overhead, type Rates, type ServiceDetail } from "./api";
 import { Chart } from "./chart";
+import { Circuit } from "./circuit";
 import { badgeText } from "./graph";
 import { changeNumber, choose, choices, edges, nodes, now } from "./state";
-import { milliseconds, rate, share, shortName } from "./text";
+import { clock, milliseconds, rate, share, shortName, span } from "./text";
 
 function Figures({ rates }: { rates: Rates }) {
   return (
@@ -79,7 +80,8 @@ function NodePanel({ node }: { node: MeshNode }) {
           ))}
         </ul>
       )}
-      <Chart query={{ node: node.id }} title="Served" />
+      <Chart query={{ node: node.id }} title="Inbound" />
+      {calls.some((edge) => edge.source === node.id) && <Chart query={{ source: node.id }} title="Outbound" />}
       <h3>Called by</h3>
       {list(
         calls.filter((edge) => edge.target === node.id),
@@ -161,6 +163,19 @@ function OnTheWay({ source, target }: { source: string; target: string }) {
   );
 }
 
+function EndpointRow({ endpoint, by }: { endpoint: Endpoint; by: string[] | undefined }) {
+  const health = by ? `ejected by ${by.join(", ")}` : endpoint.health.toLowerCase();
+  return (
+    <tr data-testid={`endpoint:${endpoint.address}`} class={by ? "bad" : ""}>
+      <td>{endpoint.address}</td>
+      <td>{endpoint.workload}</td>
+      <td>
+        {by || endpoint.health !== "HEALTHY" ? "✕" : "✓"} {health}
+      </td>
+    </tr>
+  );
+}
+
 function ServicePart({ namespace, name }: { namespace: string; name: string }) {
   const [detail, setDetail] = useState<ServiceDetail | null>(null);
   useEffect(() => {
@@ -172,7 +187,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
     return () => {
       wanted = false;
     };
-  }, [namespace, name, changeNumber.value]);
+  }, [namespace, name, changeNumber.value, Math.floor(now.value / 5)]);
   if (!detail) return null;
   return (
     <>
@@ -187,14 +202,32 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
         </thead>
         <tbody>
           {detail.endpoints.map((each) => (
-            <tr key={`${each.address}${each.port}`}>
-              <td>{each.address}</td>
-              <td>{each.workload}</td>
-              <td>{each.health.toLowerCase()}</td>
-            </tr>
+            <EndpointRow key={`${each.address}${each.port}`} endpoint={each} by={detail.ejected.find(({ address }) => address === each.address)?.by} />
           ))}
         </tbody>
       </table>
+      {!detail.endpoints.length && <p class="dim">No endpoint is known: calls get 503 UH.</p>}
+      {detail.certificates.length > 0 && (
+        <>
+          <h3>Certificates</h3>
+          <table data-testid="certificates">
+            <thead>
+              <tr>
+                <th scope="col">process</th>
+                <th scope="col">ends</th>
+              </tr>
+            </thead>
+            <tbody>
+              {detail.certificates.map(({ process, expires }) => (
+                <tr key={process}>
+                  <td>{process}</td>
+                  <td>{expires ? `${clock(expires)}, in ${span(expires - now.value)}` : <span class="dim">none told of</span>}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </>
+      )}
       {detail.objects.length > 0 && (
         <>
           <h3>Rules</h3>
@@ -210,6 +243,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
         </>
       )}
       <Actions key={detail.host} detail={detail} />
+      {detail.breaker && <Circuit key={`${detail.host} circuit`} detail={detail} breaker={detail.breaker} />}
     </>
   );
 }

@@ -22,3 +22,9 @@ export function clock(at: number): string {
 export function shortName(id: string): string {
   return id.slice(id.indexOf(":") + 1);
 }
+
+export function span(seconds: number): string {
+  if (seconds <= 0) return "no time: it has ended";
+  if (seconds < 120) return `${seconds.toFixed(0)} s`;
+  return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : seconds < 172800 ? `${(seconds / 3600).toFixed(0)} h` : `${(seconds / 86400).toFixed(0)} d`;
+}

@@ -16,7 +16,7 @@ export function Traces() {
       ...(slower ? { slower: slower / 1000 } : {}),
     }).then((found) => setHeads(found.traces));
   }, [isFailed, slower, Math.floor(now.value / 3)]);
-  const shown = heads.filter((head) => `${head.service} ${head.name}`.toLowerCase().includes(find.toLowerCase()));
+  const shown = heads.filter((head) => `${head.service} ${head.request} ${head.name}`.toLowerCase().includes(find.toLowerCase()));
   return (
     <section class="page" aria-label="Traces">
       <h2>Requests</h2>
@@ -49,12 +49,15 @@ export function Traces() {
                 <td>{head.service}</td>
                 <td>
                   <button type="button" onClick={() => choose({ trace: head.trace_id })}>
-                    {head.name}
+                    {head.request || head.name}
                   </button>
                 </td>
                 <td>{milliseconds(head.duration * 1000)}</td>
                 <td>{head.spans}</td>
-                <td>{head.failed ? "✕ failed" : "✓ ok"}</td>
+                <td class={head.failed ? "bad" : ""}>
+                  {head.failed ? "✕ failed" : "✓ ok"}
+                  {head.status > 0 && <span class="dim"> {head.status}</span>}
+                </td>
               </tr>
             ))}
           </tbody>

@@ -14,7 +14,7 @@ import grpc
 
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.controlplane.telemetry_store import Labels
-from pushes import metrics, retries, spans
+from pushes import gauges, metrics, retries, spans
 
 BOOKINFO = Path(__file__).parents[2] / "examples" / "bookinfo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -76,6 +76,9 @@ class Town:
 
     def push_retries(self, workload: str, cluster: str, count: int) -> None:
         self._export("metrics.v1.MetricsService", retries(workload, cluster, count, time.time()))
+
+    def gauges(self, resource: Mapping[str, str], told: Mapping[str, Mapping[str, str]]) -> None:
+        self._export("metrics.v1.MetricsService", gauges(resource, told, time.time()))
 
     def _export(self, service: str, body: bytes) -> None:
         with grpc.insecure_channel(self.target) as channel:

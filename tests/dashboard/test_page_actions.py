@@ -101,3 +101,41 @@ def test_what_no_rule_can_say_is_not_sent(page: Any, town: Town) -> None:
     page.get_by_test_id("apply").click()
     page.wait_for_function("document.activeElement.dataset.testid === 'abort'")
     assert rules(town, "details") == before
+
+
+def test_a_circuit_is_opened_and_released_after_its_preview(page: Any, town: Town) -> None:
+    """By keyboard; the policy is what the preview showed, and gone afterwards."""
+    opened(page, town, "details")
+
+    def policies() -> list[str]:
+        answer = httpx.get(f"{town.url}/v1/objects?kind=BackendTrafficPolicy", trust_env=False)
+        return [each["yaml"] for each in answer.json()["objects"]]
+
+    assert policies() == []
+    page.get_by_test_id("circuit-open").focus()
+    page.keyboard.press("Enter")
+    shown = page.get_by_test_id("circuit-preview").inner_text()
+    assert "forced: OPEN" in shown
+    assert Axe().run(page).response["violations"] == []
+    assert policies() == []
+    page.get_by_test_id("circuit-apply").focus()
+    page.keyboard.press("Enter")
+    page.get_by_test_id("circuit").filter(has_text="held open by details").wait_for()
+    (policy,) = policies()
+    assert policy.split() == shown.split()
+    page.get_by_test_id("circuit-release").click()
+    page.get_by_test_id("circuit-apply").click()
+    page.get_by_test_id("circuit").filter(has_text="none").wait_for()
+    assert policies() == []
+
+
+def test_what_callers_tell_of_a_service_is_in_its_panel_and_on_its_node(page: Any, town: Town) -> None:
+    """An open circuit and an endpoint that is left alone, as marks and in words."""
+    traffic(town)
+    told = {"istio.workload": "productpage-v1", "service.namespace": "default"}
+    cluster = {"cluster": "outbound|9080||ratings.default.svc.cluster.local"}
+    town.gauges(told, {"meshlib_breaker_open": cluster, "meshlib_endpoints_ejected": cluster})
+    page.goto(f"{town.url}/#seconds=300&selected=service:default/ratings")
+    for badge in ("breaker-open", "ejected"):
+        page.locator(f'[data-testid="node:default/ratings"] [data-badge="{badge}"]').wait_for(state="attached")
+    page.get_by_test_id("circuit").filter(has_text="1 open").wait_for()

@@ -25,7 +25,7 @@ pytestmark = [
 def graph(page: Any, town: Town) -> None:
     page.goto(f"{town.url}/#seconds=300&theme=light&selected=workload:default/reviews-v2")
     page.get_by_test_id("panel").filter(has_text="Called by").wait_for()
-    page.locator(".uplot").wait_for()
+    page.locator(".uplot").first.wait_for()
 
 
 def actions(page: Any, town: Town) -> None:

@@ -57,6 +57,7 @@ COMMANDS = {
     "meshctl traces": "help",
     "meshctl access": "help",
     "meshctl audit": "help",
+    "meshctl breaker": "help",
     "meshctl logs": "help",
     "meshctl authz": "help",
     "meshctl ca ": "help",

@@ -308,3 +308,31 @@ def test_counts_stay_true_whatever_happens(events: list[tuple[str, int]], probes
         assert 0 <= window.failures <= window.calls
         if breaker.current_state == pybreaker.STATE_HALF_OPEN:
             assert sum(permit.generation == breaker.generation for permit in out) == breaker._probing
+
+
+def test_an_operators_word_goes_before_what_is_counted() -> None:
+    """Open for as long as it is said, whatever time passes; then probes decide. Closed, however much fails."""
+    breaker, clock = made(consecutive_failures=1)
+    breaker.update(BreakerRules(consecutive_failures=1, forced="open"), False)
+    clock.now += 3600.0
+    assert breaker.acquire(clock.now) is None
+    breaker.close()
+    breaker.adopt(pybreaker.STATE_CLOSED, 0.0)
+    assert breaker.current_state == pybreaker.STATE_OPEN
+    breaker.update(BreakerRules(consecutive_failures=1), False)
+    assert breaker.current_state == pybreaker.STATE_HALF_OPEN
+    succeed(breaker, clock)
+    assert breaker.current_state == pybreaker.STATE_CLOSED
+    breaker.update(BreakerRules(consecutive_failures=1, forced="closed"), False)
+    fail(breaker, clock, 5)
+    assert breaker.current_state == pybreaker.STATE_CLOSED
+    assert "as the configuration says" in repr(breaker)
+    breaker.update(BreakerRules(consecutive_failures=1), False)
+    fail(breaker, clock)
+    assert breaker.current_state == pybreaker.STATE_OPEN
+
+
+def test_one_that_is_made_open_is_open() -> None:
+    """Without any rule by which it would open."""
+    breaker, clock = made(forced="open")
+    assert breaker.acquire(clock.now) is None

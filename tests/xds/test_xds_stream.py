@@ -20,6 +20,7 @@ from meshlib.xds.decode import decode_node, decode_resource
 from meshlib.xds.resource_types import LISTENER
 from meshlib.xds.session import Session, State
 from meshlib.xds.stream import FIRST_PAUSE, LONGEST_PAUSE, Stream, pause_after
+from promises import within
 
 NODE = Node(
     "sidecar~127.0.0.1~a-1.default~default.svc.cluster.local",
@@ -298,4 +299,8 @@ def test_repr_reads_like_a_status_line(peer: AdsPeer) -> None:
         stream.next()
         stream.send(LISTENER, Listener("b:80", "routes"))
         stream.next()
+        # That the server was reached is told after its answer, now and then: two threads tell.
+        deadline = time.monotonic() + within(10)
+        while "opening" in repr(client.stream) and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert repr(client.stream).startswith(f"<Stream {peer.target} answering: <Session delta ready: Listener 1/1")

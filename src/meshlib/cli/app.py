@@ -15,6 +15,7 @@ from meshlib.cli import (
     authority,
     authz,
     bootstrap,
+    breaker,
     config,
     control_plane,
     demo,
@@ -63,6 +64,7 @@ app.command()(demo.demo)
 app.command()(asking(apply.apply))
 app.command()(asking(apply.delete))
 app.command()(asking(get.get))
+app.command()(asking(breaker.breaker))
 app.command("status")(asking(status.proxy_status))
 app.command("proxy-status", help="The same as status, by the name that istioctl gives it.")(asking(status.proxy_status))
 app.command()(asking(status.problems))

@@ -26,7 +26,7 @@ def apply(
         for source, text in yaml_files.read(files, recursive=recursive):
             results = client.apply(text, source, namespace)
             count += len(results.results) + len(results.problems)
-            refused |= _report(results)
+            refused |= report(results)
     if not count:
         raise CommandFailed("no objects passed to apply")
     if refused:
@@ -55,9 +55,9 @@ def delete(
     with AdminClient(control_plane) as client:
         if files:
             for source, text in yaml_files.read(files, recursive=recursive):
-                missing |= _report(client.delete(text, source, namespace))
+                missing |= report(client.delete(text, source, namespace))
         for kind, name in _kinds_and_names(named or []):
-            missing |= _report(client.delete_named(kind, namespace, name))
+            missing |= report(client.delete_named(kind, namespace, name))
     if missing:
         raise typer.Exit(1)
 
@@ -95,7 +95,7 @@ def _kinds_and_names(words: list[str]) -> list[tuple[str, str]]:
     return [(kind, name) for name in names]
 
 
-def _report(results: api.Results) -> bool:
+def report(results: api.Results) -> bool:
     """Print what became of each object; whether anything was refused or not found."""
     failed = bool(results.problems)
     for result in results.results:

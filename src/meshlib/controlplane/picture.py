@@ -24,6 +24,8 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.access_rules import EVERYWHERE, Role
 from meshlib.controlplane.admin import query_of
 from meshlib.controlplane.audit import redacted
+from meshlib.controlplane.breakers import BreakerDetail, Ejected, Gauges, breaker_of, ejected_of, live_badges
+from meshlib.controlplane.concerns import Concerned
 from meshlib.controlplane.gate import JSON, Admission, admission_of
 from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
@@ -31,8 +33,10 @@ from meshlib.controlplane.hops import hops, overhead
 from meshlib.controlplane.log_store import LogStore
 from meshlib.controlplane.otlp import Receiver
 from meshlib.controlplane.series import Remembered, Series, SeriesUnavailable
+from meshlib.controlplane.taps import request_of
 from meshlib.controlplane.telemetry_store import MAX_TRACES, Labels, Span, TelemetryStore, Trace
 from meshlib.istio import resources as r
+from meshlib.istio.mesh_settings import mesh_settings
 from meshlib.istio.resources import Object
 
 logger = logging.getLogger("meshlib.controlplane.picture")
@@ -63,7 +67,8 @@ class SeriesOf(msgspec.Struct, frozen=True):
 
 
 class TraceHead(msgspec.Struct, frozen=True):
-    """duration: seconds. failed: some span is an error."""
+    """duration: seconds. failed: some span is an error. request, status: of the span it began with, `GET /productpage`;
+    "" and 0 where that is not told."""
 
     trace_id: str
     service: str
@@ -72,6 +77,8 @@ class TraceHead(msgspec.Struct, frozen=True):
     duration: float
     spans: int
     failed: bool
+    request: str = ""
+    status: int = 0
 
 
 class Traces(msgspec.Struct, frozen=True):
@@ -113,10 +120,19 @@ class Steering(msgspec.Struct, frozen=True):
     timeout: float = 0.0
 
 
+class Certificate(msgspec.Struct, frozen=True):
+    """Of one process. expires: seconds since 1970; 0: it has told of none."""
+
+    process: str
+    workload: str
+    expires: float = 0.0
+
+
 class ServiceDetail(msgspec.Struct, frozen=True):
     """One service, as its part of the page shows it. subsets: of its DestinationRule. split, steering: what the last
     route of its VirtualService does, and where that goes to subsets. objects: that say something of it. rule: the
-    VirtualService. rule_name: its name, where it is in the service's namespace and of this service only."""
+    VirtualService. rule_name: its name, where it is in the service's namespace and of this service only. breaker,
+    ejected: what its callers tell. certificates: of the processes behind it."""
 
     name: str
     namespace: str
@@ -129,6 +145,9 @@ class ServiceDetail(msgspec.Struct, frozen=True):
     rule: str = ""
     rule_name: str = ""
     steering: Steering = Steering()
+    breaker: BreakerDetail | None = None
+    ejected: tuple[Ejected, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -187,12 +206,16 @@ class Picture:
     ) -> Graph:
         """The last `seconds` before `end`, with what the configuration does and who is connected. Raises
         SeriesUnavailable."""
+        is_now = end is None
         end = self._clock() if end is None else end
         start = end - seconds
         known_cells = await self._figures.window(start, end)
         cells = {labels: cell for labels, cell in known_cells.items() if _is_seen(labels, sees)}
         made = graph(cells, start, end, self._figures.overflowed, services=services)
         badges = {name: told for name, told in self._view.badges().items() if sees(_namespace_of_node(name))}
+        if is_now:  # of the past nobody remembers them
+            for name, told in live_badges(self._states(sees), lambda host: _service_of(host, "")).items():
+                badges[name] = tuple(sorted({*badges.get(name, ()), *told}))
         clients = [client for client in self._view.clients() if sees(client.namespace)]
         instances: dict[str, int] = {}
         gateways = set()
@@ -222,6 +245,25 @@ class Picture:
                 nodes.append(idle)
         nodes.sort(key=lambda node: node.id)
         return msgspec.structs.replace(made, nodes=tuple(nodes))
+
+    def _states(self, sees: Sees) -> list[tuple[str, dict[str, str], float]]:
+        """What processes have told of their own state in the last minute."""
+        told = self._store.gauges(self._clock())
+        return [each for each in told if sees(each[1].get("service.namespace", ""))]
+
+    def _certificates(self, service: api.ServiceEndpoints, states: Gauges) -> tuple[Certificate, ...]:
+        """Of the connected processes behind it."""
+        expiry = {
+            told.get("service.instance.id", ""): value
+            for name, told, value in states
+            if name == "meshlib_certificate_expiry_timestamp_seconds"
+        }
+        workloads = {each.workload for each in service.endpoints if each.workload}
+        return tuple(
+            Certificate(each.name, each.workload, expiry.get(each.id, 0.0))
+            for each in self._view.clients()
+            if each.namespace == service.namespace and each.workload in workloads
+        )
 
     async def _graph(self, request: Request) -> Response:
         query = query_of(request, "seconds", "end", "services")
@@ -272,9 +314,24 @@ class Picture:
         for each in self._view.endpoints():
             if (each.namespace, each.name) == (namespace, name) and powers.sees(namespace):
                 detail = detail_of(each, [told for told in self._view.objects() if powers.sees(told.namespace)])
+                node, states = f"service:{namespace}/{name}", self._states(powers.sees)
+
+                def is_it(host: str, where: str, node: str = node) -> bool:
+                    return _service_of(host, where) == node
+
+                breaker = breaker_of(name, namespace, is_it, self._view.objects(), states)
                 if not powers.has(Role.OPERATOR, namespace):
                     detail = msgspec.structs.replace(detail, rule=redacted(detail.rule))
-                return JSON(detail)
+                    texts = {key: redacted(getattr(breaker, key)) for key in ("before", "open", "close", "release")}
+                    breaker = msgspec.structs.replace(breaker, **texts)
+                return JSON(
+                    msgspec.structs.replace(
+                        detail,
+                        breaker=breaker,
+                        ejected=ejected_of(is_it, namespace, states),
+                        certificates=self._certificates(each, states),
+                    )
+                )
         raise HTTPException(404, f"there is no service {namespace}/{name}")
 
     async def _traces(self, request: Request) -> Response:
@@ -435,6 +492,8 @@ def badges_of(objects: Sequence[Object]) -> dict[str, tuple[str, ...]]:
             )
             if has_breaker and "*" not in spec.host:
                 found.setdefault(_service_of(spec.host, each.namespace), set()).add("circuit-breaker")
+        elif isinstance(spec, r.BackendTrafficPolicy) and spec.breaker is not None and "*" not in spec.host:
+            found.setdefault(_service_of(spec.host, each.namespace), set()).add("circuit-breaker")
     return {name: tuple(sorted(told)) for name, told in found.items()}
 
 
@@ -443,6 +502,9 @@ def detail_of(service: api.ServiceEndpoints, objects: Sequence[Object]) -> Servi
     subsets: tuple[Subset, ...] = ()
     split: tuple[Share, ...] = ()
     named, rule, rule_name, steering = [], "", "", Steering()
+    labels = tuple(each.labels for each in service.endpoints)
+    root = mesh_settings(objects).root_namespace
+    concerned = Concerned(service.namespace, frozenset((service.host,)), frozenset((service.name,)), labels, root)
     for each in objects:
         spec = each.spec
         if isinstance(spec, r.VirtualService):
@@ -461,7 +523,7 @@ def detail_of(service: api.ServiceEndpoints, objects: Sequence[Object]) -> Servi
             if _service_of(spec.host, each.namespace) != node:
                 continue
             subsets = subsets or tuple(Subset(subset.name, dict(subset.labels)) for subset in spec.subsets)
-        else:
+        elif isinstance(spec, r.Service) or not concerned.by(each):
             continue
         named.append(each.title)
     return ServiceDetail(
@@ -517,8 +579,17 @@ def _selection(query: Mapping[str, str]) -> Callable[[Labels], bool]:
 
 def _head(trace: Trace) -> TraceHead:
     root = trace.root
+    told = request_of(root)
     return TraceHead(
-        trace.trace_id, root.service, root.name, trace.began, trace.duration, len(trace.spans), trace.has_failed
+        trace.trace_id,
+        root.service,
+        root.name,
+        trace.began,
+        trace.duration,
+        len(trace.spans),
+        trace.has_failed,
+        f"{told.method} {told.path}" if told is not None else "",
+        told.status if told is not None else 0,
     )
 
 

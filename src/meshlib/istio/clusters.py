@@ -523,6 +523,7 @@ def _breaker(given: r.Breaker | None) -> BreakerRules | None:
         _or(given.minimum_calls, default.minimum_calls),
         _seconds(given.open_for, default.open_for),
         _or(given.probes, default.probes),
+        (given.forced or "").lower(),
     )
 
 

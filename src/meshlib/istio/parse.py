@@ -994,8 +994,8 @@ def _check_backend_policy(spec: r.BackendTrafficPolicy) -> None:
 
 
 def _check_breaker(given: r.Breaker) -> None:
-    if not (given.consecutive_failures or given.failure_rate or given.slow_call_rate):
-        raise Refused("breaker", "never opens: give consecutiveFailures, failureRate or slowCallRate")
+    if not (given.consecutive_failures or given.failure_rate or given.slow_call_rate or given.forced):
+        raise Refused("breaker", "never opens: give consecutiveFailures, failureRate or slowCallRate, or forced")
     if given.slow_call_rate and given.slow_call is None:
         raise Refused("breaker.slowCall", "is missing: from how long on is a call slow?")
     for name in ("slow_call", "window", "open_for"):

@@ -953,6 +953,7 @@ class Breaker(_Istio, frozen=True):
     minimum_calls: Annotated[int, Meta(ge=1)] | None = None
     open_for: Duration | None = None
     probes: Annotated[int, Meta(ge=1)] | None = None
+    forced: Literal["OPEN", "CLOSED"] | None = None
 
 
 class RateBudget(_Istio, frozen=True):

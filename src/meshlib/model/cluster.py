@@ -174,6 +174,7 @@ class BreakerRules:
     consecutive_failures: 0 switches it off. failure_rate, slow_call_rate: percent of the calls of the last `window`
     seconds, judged from `minimum_calls` on; 0 switches them off. slow_call: seconds from which a call counts as slow.
     open_for: seconds before probes are let through. probes: how many at a time, and how many successes close it again.
+    forced: `open` or `closed`, whatever is counted: an operator has said so; "" is by what is counted.
     """
 
     consecutive_failures: int = 0
@@ -184,6 +185,7 @@ class BreakerRules:
     minimum_calls: int = 20
     open_for: float = 30.0
     probes: int = 1
+    forced: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ class Breaker(pybreaker.CircuitBreaker):
         """Counts the changes of state."""
         self.refused = 0
         """Calls that were not let through; in shadow mode, that would not have been."""
+        self._is_forced = False
         self.is_adopted = False
         """Whether the present state was taken over from another process."""
         self.changed: Callable[[], object] = _nothing
@@ -137,6 +138,25 @@ class Breaker(pybreaker.CircuitBreaker):
             self._counts_rates = bool(rules.failure_rate or rules.slow_call_rate)
         self._fail_max, self._reset_timeout = rules.consecutive_failures, rules.open_for
         self._success_threshold = rules.probes
+        self._obey()
+
+    def _obey(self) -> None:
+        """An operator's word goes before what is counted. When it is taken back, an open circuit lets probes through
+        at once: how its destination does is not known."""
+        forced, was = self.rules.forced, self._is_forced
+        self._is_forced = bool(forced)
+        if forced:
+            wanted = pybreaker.STATE_OPEN if forced == "open" else pybreaker.STATE_CLOSED
+        elif was and self._phase is pybreaker.STATE_OPEN:
+            wanted = pybreaker.STATE_HALF_OPEN
+        else:
+            return
+        with self._own:
+            if self._phase is wanted and was:
+                return
+            # The others have the same configuration: there is nothing to tell them.
+            self._become(wanted, self._clock(), is_adopted=True)
+        self._publish()
 
     # What calls ask
 
@@ -149,7 +169,8 @@ class Breaker(pybreaker.CircuitBreaker):
         changed = False
         permit: Permit | None = None
         with self._own:
-            if self._phase is pybreaker.STATE_OPEN and now - self._opened >= self.rules.open_for:
+            has_waited = not self._is_forced and now - self._opened >= self.rules.open_for
+            if self._phase is pybreaker.STATE_OPEN and has_waited:
                 self._become(pybreaker.STATE_HALF_OPEN, now)
                 changed = True
             if self._phase is pybreaker.STATE_CLOSED:
@@ -173,7 +194,7 @@ class Breaker(pybreaker.CircuitBreaker):
         if not failed and not self._in_a_row and not self._counts_rates and self._phase is pybreaker.STATE_CLOSED:
             return  # nothing that it could change
         with self._own:
-            if permit.generation != self.generation:
+            if permit.generation != self.generation or self._is_forced:
                 return
             before = self._phase
             rules = self.rules
@@ -256,7 +277,8 @@ class Breaker(pybreaker.CircuitBreaker):
                 _log.exception("a listener of the breaker of %s raised", self.name)
 
     def open(self) -> bool:
-        """Let nothing through for `open_for` seconds. As pybreaker's."""
+        """Let nothing through for `open_for` seconds. As pybreaker's. While the configuration forces a state, this, and
+        the two below, have no effect."""
         return self._set(pybreaker.STATE_OPEN)
 
     def half_open(self) -> None:
@@ -269,6 +291,8 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _set(self, phase: str) -> bool:
         with self._own:
+            if self._is_forced:
+                return False
             self._become(phase, self._clock())
         self._publish()
         return False
@@ -277,6 +301,8 @@ class Breaker(pybreaker.CircuitBreaker):
         """Another process says that the circuit is open or closed, since `age` seconds (state/shared_breaker)."""
         now = self._clock()
         with self._own:
+            if self._is_forced:
+                return
             self._become(_PHASES[_PHASES.index(phase)], now, now - age, is_adopted=True)
         self._publish()
 
@@ -351,6 +377,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def __repr__(self) -> str:
         shadow = ", as another process says" if self.is_adopted else ""
+        shadow = ", as the configuration says" if self._is_forced else shadow
         shadow += ", shadow" if self.is_shadow else ""
         return (
             f"<Breaker {self.name} {self._phase}, {self._in_a_row} failures in a row, {self.refused} refused{shadow}>"

@@ -27,6 +27,7 @@ HELP: Mapping[str, str] = {
     "meshlib_ejections_refused_total": "Ejections that max_ejection_percent forbade.",
     "meshlib_requests_in_flight": "Calls that are not finished.",
     "meshlib_retries_in_flight": "Retries that are not finished.",
+    "meshlib_endpoint_ejected": "1 for each endpoint that outlier detection has ejected.",
     "meshlib_endpoints_ejected": "Endpoints that outlier detection has ejected.",
     "meshlib_breaker_open": "1 while the destination's breaker is open, 0.5 half-open, 0 closed.",
     "meshlib_breaker_changes_total": "How often the destination's breaker has opened, half opened or closed.",
@@ -89,6 +90,10 @@ def values(
         ):
             if amount or (name == "meshlib_endpoints_ejected" and cluster.cluster.outlier_detection is not None):
                 yield Value(name, told, amount, is_counter)
+        if state.ejected:
+            for target in cluster.everyone:
+                if target.state.is_ejected:
+                    yield Value("meshlib_endpoint_ejected", (*told, ("endpoint", target.endpoint.authority)), 1, False)
         if cluster.breaker is not None:
             yield Value("meshlib_breaker_open", told, _BREAKER.get(cluster.breaker.current_state, 0.0), False)
             yield Value("meshlib_breaker_changes_total", told, cluster.breaker.generation, True)

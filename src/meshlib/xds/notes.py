@@ -164,6 +164,7 @@ _CHECKS: Mapping[type, Mapping[str, Check]] = {
         "minimum_calls": whole(1),
         "open_for": _SECONDS,
         "probes": whole(1),
+        "forced": one_of("", "open", "closed"),
     },
     RetryBudget: {"percent": _PERCENT, "min_concurrency": whole(0)},
     RateBudget: {"ratio": number(0, 1000), "min_per_second": number(0, _MOST), "ttl": _SOME_SECONDS},
