@@ -54,6 +54,23 @@ async def test_it_lives_before_it_is_ready_and_says_when_it_is() -> None:
             await client.get(f"{home}/healthz")
 
 
+async def test_what_is_the_clusters_is_not_applied_here() -> None:
+    """A second replica would not know it, nor would this one after a restart."""
+    settings = ControlPlaneSettings(xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), is_read_only=True)
+    plane = ControlPlane(settings)
+    await plane.start()
+    try:
+        async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=PATIENCE) as client:
+            for path in ("/v1/apply", "/v1/delete"):
+                answer = await client.post(path, content="{}", headers={"content-type": "application/yaml"})
+                assert (answer.status_code, "kubectl" in answer.json()["error"]) == (409, True)
+            may = (await client.get("/v1/whoami")).json()["may"]
+            assert [may[name]["namespaces"] for name in ("view", "steer", "apply")] == [["*"], [], []]
+            assert "kubectl" in may["apply"]["reason"]
+    finally:
+        await plane.stop()
+
+
 async def test_an_address_that_is_taken_is_named() -> None:
     """Before anything else was begun."""
     port = unused_port()

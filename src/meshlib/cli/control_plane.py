@@ -65,6 +65,10 @@ def control_plane(
     inject_control_plane: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="How injected pods call this control plane.")
     ] = "",
+    read_only: Annotated[
+        bool,
+        typer.Option("--read-only", help="Let nothing be applied through the admin API: objects are the cluster's."),
+    ] = False,
     access: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Who may do what through the admin API. Needed off loopback."),
@@ -146,6 +150,7 @@ def control_plane(
         audit=audit_log.resolve() if audit_log else None,
         prometheus_url=_prometheus(prometheus_url),
         metrics=address("--metrics", metrics) if metrics else None,
+        is_read_only=read_only,
     )
     if kubernetes or context:
         cluster = cluster_of(context)

@@ -30,7 +30,7 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.access_rules import Powers, Role
 from meshlib.controlplane.administrators import Administrators, certificate_of
 from meshlib.controlplane.audit import AuditLog, redacted
-from meshlib.controlplane.gate import JSON, Gate, SignIn, admission_of
+from meshlib.controlplane.gate import JSON, READ_ONLY, Gate, SignIn, admission_of
 from meshlib.controlplane.monitoring import health_routes
 from meshlib.controlplane.sources import ObjectStore, StateError, UnknownKind, problem_of
 from meshlib.version import __version__
@@ -50,9 +50,11 @@ def admin_app(
     administrators: Administrators | None = None,
     audit: AuditLog | None = None,
     is_loopback: bool = True,
+    is_read_only: bool = False,
 ) -> Starlette:
     """The admin API over this store and this view of the mesh. allowed_hosts: Host names besides loopback's. routes:
-    further ones, under the same guard. administrators: None lets anybody be one: for loopback only."""
+    further ones, under the same guard. administrators: None lets anybody be one: for loopback only. is_read_only:
+    whether objects can't be applied or deleted here: 409."""
     administrators = Administrators() if administrators is None else administrators
 
     async def version(request: Request) -> Response:
@@ -93,7 +95,12 @@ def admin_app(
             )
         )
 
+    def demand_writable() -> None:
+        if is_read_only:
+            raise HTTPException(409, READ_ONLY)
+
     async def apply(request: Request) -> Response:
+        demand_writable()
         query = query_of(request, "source", "namespace")
         text = await yaml_body(request)
         source, namespace = query["source"] or "admin API", query["namespace"] or "default"
@@ -104,6 +111,7 @@ def admin_app(
         return _results(applied)
 
     async def delete(request: Request) -> Response:
+        demand_writable()
         query = query_of(request, "source", "kind", "namespace", "name")
         text = await yaml_body(request)
         namespace, who = query["namespace"] or "default", admission_of(request)
@@ -141,7 +149,7 @@ def admin_app(
             Route("/v1/endpoints", endpoints),
             Route("/v1/apply", apply, methods=["POST"]),
             Route("/v1/delete", delete, methods=["POST"]),
-            *SignIn(administrators, audit).routes(),
+            *SignIn(administrators, audit, is_read_only=is_read_only).routes(),
             *routes,
         ],
         middleware=[

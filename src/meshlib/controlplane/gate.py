@@ -270,6 +270,7 @@ def _unknown(reason: str) -> HTTPException:
 # What a page asks: who am I, what may I; let me in, let me out
 
 
+READ_ONLY = "objects are the cluster's here, the same for all replicas: use kubectl"
 _ABILITIES = {
     "view": Role.VIEWER,
     "steer": Role.OPERATOR,
@@ -280,7 +281,7 @@ _ABILITIES = {
 }
 
 
-def whoami(admission: Admission, is_open: bool) -> api.WhoAmI:
+def whoami(admission: Admission, is_open: bool, is_read_only: bool = False) -> api.WhoAmI:
     powers = admission.powers
     may = {}
     for name, role in _ABILITIES.items():
@@ -290,6 +291,8 @@ def whoami(admission: Admission, is_open: bool) -> api.WhoAmI:
         held = f"; {admission.who.name} has it in {', '.join(where)}" if where else f"; {admission.who.name} has not"
         reason = "" if EVERYWHERE in where else f"needs the role {role}{held}"
         may[name] = api.Ability(where, reason)
+        if is_read_only and name in ("steer", "apply"):
+            may[name] = api.Ability((), READ_ONLY)
     return api.WhoAmI(
         admission.who.name,
         admission.who.method,
@@ -308,8 +311,10 @@ class _Login(msgspec.Struct, forbid_unknown_fields=True):
 class SignIn:
     """The routes that begin and end a session of the page."""
 
-    def __init__(self, administrators: Administrators, audit: AuditLog | None = None) -> None:
-        self._administrators, self._audit = administrators, audit
+    def __init__(
+        self, administrators: Administrators, audit: AuditLog | None = None, *, is_read_only: bool = False
+    ) -> None:
+        self._administrators, self._audit, self._is_read_only = administrators, audit, is_read_only
 
     def routes(self) -> list[Route]:
         return [
@@ -319,7 +324,7 @@ class SignIn:
         ]
 
     async def _whoami(self, request: Request) -> Response:
-        return JSON(whoami(admission_of(request), self._administrators.is_open))
+        return JSON(whoami(admission_of(request), self._administrators.is_open, self._is_read_only))
 
     async def _login(self, request: Request) -> Response:
         """The token is in the body, in JSON: not in a URL, which is logged, nor in what a form can send."""
@@ -327,7 +332,7 @@ class SignIn:
             raise HTTPException(415, "content-type must be application/json")
         admission = admission_of(request)
         if self._administrators.is_open:
-            return JSON(whoami(admission, True))
+            return JSON(whoami(admission, True, self._is_read_only))
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -350,7 +355,7 @@ class SignIn:
         if self._audit is not None:
             self._audit.write(actor, "sign in")
         found = Admission(who, lambda: self._administrators.powers(who), actor, self._audit, session)
-        answer = JSON(whoami(found, False))
+        answer = JSON(whoami(found, False, self._is_read_only))
         answer.set_cookie(
             COOKIE,
             text,

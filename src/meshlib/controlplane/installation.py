@@ -260,7 +260,7 @@ def _deployment(given: Installation) -> Object:
 
 
 def _arguments(given: Installation) -> Iterator[str]:
-    yield from ("control-plane", "--kubernetes", "--write-status", "--state", f"{_STATE}/state")
+    yield from ("control-plane", "--kubernetes", "--write-status", "--read-only", "--state", f"{_STATE}/state")
     yield from ("--xds", f"0.0.0.0:{XDS}", "--trust-domain", given.trust_domain)
     for name in (given.host, f"{given.host}.cluster.local", f"{NAME}.{given.namespace}"):
         yield from ("--san", name)

@@ -102,6 +102,8 @@ class ControlPlaneSettings:
     audit: where every change is written, besides memory; None: `audit.jsonl` in `state`.
     metrics: (host, port) of `/metrics`, `/healthz` and `/readyz`, by plain HTTP and for everybody; None serves them on
       the admin API alone.
+    is_read_only: whether nothing can be applied or deleted through the admin API: what is in force is the folders' and
+      the cluster's, the same on all replicas.
     prometheus_url: of the Prometheus that the graph's figures are asked of; "" takes what processes push.
     cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
       with its objects is written to their status. webhook: (host, port) of the admission webhooks, by TLS; injection:
@@ -128,6 +130,7 @@ class ControlPlaneSettings:
     audit: Path | None = None
     prometheus_url: str = ""
     metrics: tuple[str, int] | None = None
+    is_read_only: bool = False
 
     @property
     def is_admin_local(self) -> bool:
@@ -434,6 +437,7 @@ class ControlPlane:
             administrators=self._administrators,
             audit=self._audit,
             is_loopback=settings.is_admin_local,
+            is_read_only=settings.is_read_only,
         )
         tls = None
         if not settings.is_admin_local:
