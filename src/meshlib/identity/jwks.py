@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from meshlib.model import JwtProvider
 from meshlib.policy.jwt import Keys
+from meshlib.state import forks
 
 _log = logging.getLogger("meshlib.identity")
 
@@ -44,7 +45,7 @@ class JwksCache:
 
     def __init__(self, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
         self._fetch, self._clock = fetch, clock
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._sets: dict[str, _Set] = {}
 
     def at_hand(self, provider: JwtProvider, unknown: str = "") -> Keys | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshlib.identity.jwks import MAX_BYTES, JwksCache
 from meshlib.policy.admission import Authorize, FetchKeys, Question
+from meshlib.state import forks
 
 if TYPE_CHECKING:
     import grpc
@@ -29,7 +29,7 @@ class AuthorizationEdge:
     ) -> None:
         self._transport, self._open = transport, channel
         self._channels: dict[str, grpc.Channel] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._made: httpx.Client | None = None
         self._keys = JwksCache(self._fetch, clock)
 

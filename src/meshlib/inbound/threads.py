@@ -19,10 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from meshlib.policy.propagation import Carried, current
+from meshlib.state import forks
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _is_installed = False
 _start: Any = None
 _submit: Any = None

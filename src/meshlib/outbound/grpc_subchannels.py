@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,6 +28,7 @@ from meshlib.model import Cluster, ClusterType, Endpoint, SpiffeId, UpstreamTls
 from meshlib.outbound.connections import may_serve
 from meshlib.policy.live import Live
 from meshlib.policy.steps import Send
+from meshlib.state import forks
 
 Options = tuple[tuple[str, Any], ...]
 Open = Callable[[str, Options, grpc.ChannelCredentials | None], Any]
@@ -90,7 +90,7 @@ class SubChannels:
     ) -> None:
         """options: the user's. own: the user's, too, for clusters that say nothing about TLS."""
         self._make, self._options, self._contexts, self._own = make, options, contexts, own
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._pid = os.getpid()
         self._open: dict[tuple[str, str, str], SubChannel] = {}
         self._retired: list[SubChannel] = []

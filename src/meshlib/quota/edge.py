@@ -7,12 +7,12 @@ Nothing is opened before the first question. No lock is held while one is out.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from meshlib.model import QuotaService
 from meshlib.policy.quota import Answer, Question
+from meshlib.state import forks
 
 if TYPE_CHECKING:
     import grpc
@@ -39,7 +39,7 @@ class QuotaEdge:
 
     def __init__(self, channel: Callable[[QuotaService], grpc.Channel]) -> None:
         self._channel = channel
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._counters: dict[QuotaService, Counter] = {}
         self._failing: set[QuotaService] = set()
 

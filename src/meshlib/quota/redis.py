@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 import time
 import weakref
 from typing import Any
@@ -15,6 +14,7 @@ from urllib.parse import quote
 from meshlib.errors import SettingsError
 from meshlib.model import Quota, QuotaService
 from meshlib.policy.quota import Answer, Question
+from meshlib.state import forks
 
 _NAMESPACE = "meshlib"
 _LONGEST = 128
@@ -46,7 +46,7 @@ class RedisCounter:
         retry: Any = Retry
         self._storage: Any = storage_from_string(service.address, retry=retry(*self._never), **self._options)
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
 
     def ask(self, question: Question) -> Answer:

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import inspect
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ import pybreaker
 
 from meshlib.errors import UpstreamFailure
 from meshlib.model import BreakerRules
+from meshlib.state import forks
 
 _log = logging.getLogger("meshlib")
 _BUCKETS = 10
@@ -111,7 +111,8 @@ class Breaker(pybreaker.CircuitBreaker):
         self._phase: str = pybreaker.STATE_CLOSED
         super().__init__(name=name, throw_new_error_on_trip=False)
         self._clock = clock
-        self._own = threading.Lock()
+        forks.reopen(self._lock)  # pybreaker's
+        self._own = forks.lock()
         self._opened = 0.0
         self._in_a_row = 0
         self._probing = 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from meshlib.state import forks
 
 NEVER = float("inf")
 
@@ -95,7 +96,7 @@ class ClusterState:
     )
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = forks.lock()
         self.requests = 0
         """Calls that were admitted and are not finished (a call with three tries is one)."""
         self.retries = 0

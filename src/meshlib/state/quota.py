@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol
+
+from meshlib.state import forks
 
 
 class Told(Protocol):
@@ -24,7 +25,7 @@ class QuotaUse:
     __slots__ = ("_lock", "allowed", "failed", "limited", "remaining")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self.allowed = self.limited = self.failed = 0
         self.remaining: int | None = None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+
+from meshlib.state import forks
 
 MAX_KEYS = 10_000
 """Buckets of one limit. Beyond that the one that was asked for longest ago is forgotten, which is full again when it is
@@ -60,7 +61,7 @@ class Buckets:
 
     def __init__(self, most: int, per_fill: int, interval: float, max_keys: int = MAX_KEYS) -> None:
         self._most, self._per_fill, self._interval = most, per_fill, interval
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
         self.max_keys = max_keys
         self.allowed = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from meshlib.model import AS_SET, Node, ProcessState, Reporting
 from meshlib.policy.observer import Observer
+from meshlib.state import forks
 from meshlib.telemetry.access_log import AccessLog
 from meshlib.telemetry.gauges import values
 from meshlib.telemetry.lines import Lines, LinesHandler
@@ -66,7 +67,7 @@ class Telemetry:
         self._forget_threads()
 
     def _forget_threads(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from meshlib.state import forks
 from meshlib.telemetry.gauges import HELP, LEAST
 from meshlib.telemetry.recorder import BOUNDS, LABELS, Exemplar, Series, Value
 
@@ -152,7 +153,7 @@ class Folder:
             raise PermissionError(f"{path} belongs to another user")
         self.path = path
         self._own = path / f"{os.getpid()}-{os.urandom(4).hex()}.counts"
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @classmethod
     def of(cls, port: int) -> Folder:

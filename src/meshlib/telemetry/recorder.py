@@ -9,13 +9,13 @@ that sums stay true and the loss is seen.
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from meshlib.policy.observer import Messages
+from meshlib.state import forks
 
 BOUNDS = (
     *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
@@ -136,7 +136,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Begin anew: a forked child has counted nothing yet."""
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._found: dict[Hashable, Series] = {}
         self._series: dict[tuple[str, ...], Series] = {}
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}

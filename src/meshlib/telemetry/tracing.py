@@ -14,7 +14,6 @@ import os
 import random
 import re
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshlib.model import AS_SET, HeaderOperations, HeaderView, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
+from meshlib.state import forks
 from meshlib.telemetry.labels import UNKNOWN, Described, is_grpc, of_endpoint, peer_of
 from meshlib.telemetry.scrub import scrubbed
 
@@ -66,7 +66,7 @@ class Tracer:
         self._inner, self._default, self._rng, self._epoch = inner, round(sampling * 10_000), rng, epoch
         self.rules = AS_SET
         self._spans: deque[Ended] = deque()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self.dropped = 0
 
     def taken(self) -> list[Ended]:
