@@ -1,4 +1,4 @@
-"""A service that writes down what it carries out: `python ledger_service.py PORT LEDGER NAME`. Needs no library.
+"""A service that writes down what it carries out: `python ledger_service.py HOST PORT LEDGER NAME`. Needs no library.
 
 Each request has a number in `x-call`. Before it is answered the ledger gets the line `NAME METHOD NUMBER`, in one
 write: it is there whatever becomes of this process. `/?SIZE` answers so many bytes, which begin with the number.
@@ -11,7 +11,7 @@ import os
 import sys
 
 
-async def serve(port: int, ledger: int, name: str) -> None:
+async def serve(host: str, port: int, ledger: int, name: str) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
@@ -30,11 +30,11 @@ async def serve(port: int, ledger: int, name: str) -> None:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connection, "127.0.0.1", port, backlog=4096)
+    server = await asyncio.start_server(connection, host, port, backlog=4096)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    kept = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    asyncio.run(serve(int(sys.argv[1]), kept, sys.argv[3]))
+    kept = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), kept, sys.argv[4]))

@@ -72,21 +72,24 @@ def configuration(
 class Ledgers:
     """Processes of ledger_service, which share one ledger. Each keeps its port for life, and comes back to it."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, addresses: Sequence[tuple[str, int]] = ()) -> None:
+        """addresses: where each listens; default a port of 127.0.0.1 for each."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "ledger"
         self.path.touch()
-        self.ports = [unused_port() for _ in range(count)]
+        self.addresses = addresses or [("127.0.0.1", unused_port()) for _ in range(count)]
+        self.ports = [port for _, port in self.addresses]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, *numbers: int) -> None:
         """Returns once they accept."""
         for number in numbers:
             script = str(Path(__file__).with_name("ledger_service.py"))
-            command = [sys.executable, "-S", "-E", script, str(self.ports[number]), str(self.path), f"ledger-{number}"]
+            host, port = self.addresses[number]
+            command = [sys.executable, "-S", "-E", script, host, str(port), str(self.path), f"ledger-{number}"]
             self.running[number] = subprocess.Popen(command)
         for number in numbers:
-            eventually(lambda port=self.ports[number]: _accepts(port), f"ledger-{number} accepts")  # type: ignore[misc]
+            eventually(lambda at=self.addresses[number]: _accepts(at), f"ledger-{number} accepts")  # type: ignore[misc]
 
     def signal(self, number: int, what: signal.Signals) -> None:
         self.running[number].send_signal(what)
@@ -101,9 +104,6 @@ class Ledgers:
         lines = (line.split() for line in self.path.read_text().splitlines())
         return Counter((method, int(number)) for _, method, number in lines)
 
-    def by_instance(self) -> Counter[str]:
-        return Counter(line.split()[0] for line in self.path.read_text().splitlines())
-
     def __enter__(self) -> Self:
         self.start(*range(len(self.ports)))
         return self
@@ -115,9 +115,9 @@ class Ledgers:
             process.wait(20)
 
 
-def _accepts(port: int) -> bool:
+def _accepts(address: tuple[str, int]) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 5).close()
+        socket.create_connection(address, 5).close()
     except OSError:
         return False
     return True
@@ -168,7 +168,12 @@ class Calls:
 
 @asynccontextmanager
 async def calling(
-    client: httpx.AsyncClient, *, rate: float, size: int = 0, methods: Sequence[str] = ("GET", "GET", "POST", "GET")
+    client: httpx.AsyncClient,
+    *,
+    rate: float,
+    size: int = 0,
+    methods: Sequence[str] = ("GET", "GET", "POST", "GET"),
+    host: str = HOST,
 ) -> AsyncIterator[Calls]:
     """Calls at `rate` a second, whatever becomes of those before (an open loop), until the block ends; then waits for
     those that are on their way. A body that is not its own call's, or not whole, is a failure."""
@@ -177,7 +182,7 @@ async def calling(
     async def one(number: int, method: str) -> None:
         began, instance, failure = time.monotonic(), "", ""
         try:
-            response = await client.request(method, f"{HOST}/?{size}", headers={"x-call": str(number)})
+            response = await client.request(method, f"{host}/?{size}", headers={"x-call": str(number)})
             whole = f"{number} ".ljust(size, "x")
             if response.status_code != 200:
                 failure = f"{response.status_code} {response.text} {response.extensions}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +15,9 @@ import httpx
 import pytest
 
 import meshlib
+from chaos.echoes import start_echo
 from chaos.recording import IS_FULL, Promise, Promising
 from e2e.town import Town
-from peers import unused_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -68,21 +67,7 @@ class Chaos:
     def start(self) -> str:
         self.made += 1
         name = f"echo-{self.made}"
-        port = self.town.ports[name] = unused_port()
-        self.town.start(
-            name,
-            [sys.executable, str(Path(__file__).with_name("chaos_service.py")), str(port)],
-            {
-                "MESHLIB_CONTROL_PLANE": self.town.target,
-                "MESHLIB_SERVICE": "echo",
-                "MESHLIB_LABELS": "app=echo",
-                "MESHLIB_WORKLOAD": "echo",
-                "MESHLIB_ADDRESS": f"127.0.0.1:{port}",
-                "MESHLIB_CACHE_DIR": "-",
-                "HOSTNAME": name,
-            },
-        )
-        self.town.await_registered(name)
+        start_echo(self.town, name)
         self.running.append(name)
         return name
 

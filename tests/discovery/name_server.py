@@ -26,15 +26,15 @@ Answer = Callable[[dns.message.QueryMessage, bool], list[bytes]]
 class NameServer:
     """`with NameServer() as server: server.set("a.example. 1 A 127.0.0.1")`. answer: in place of the zone; it gets the
     question and whether it came by TCP, and yields the datagrams to send. spoof: what somebody else sends before, from
-    another port, to a question that came by UDP."""
+    another port, to a question that came by UDP. port: 0 takes one that is free."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.zone: dict[tuple[str, str], dns.rrset.RRset] = {}
         self.asked: list[tuple[str, str, bool]] = []
         self.answer: Answer = self.by_zone
         self.spoof: Callable[[dns.message.QueryMessage], bytes] | None = None
         self.spoofed = 0
-        self.port = 0
+        self.port = port
         self._changed = threading.Condition()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="name-server")
@@ -122,7 +122,7 @@ class NameServer:
             writer.close()
 
         for _ in range(20):  # a port that is free for both
-            listener = await asyncio.start_server(tcp, "127.0.0.1", 0)
+            listener = await asyncio.start_server(tcp, "127.0.0.1", self.port)
             self.port = listener.sockets[0].getsockname()[1]
             try:
                 transport, _ = await self._loop.create_datagram_endpoint(Udp, local_addr=("127.0.0.1", self.port))

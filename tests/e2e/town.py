@@ -67,7 +67,7 @@ class Town:
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin}"
 
-    def start_control_plane(self) -> None:
+    def start_control_plane(self, is_awaited: bool = True) -> None:
         self.start(
             "control-plane",
             [
@@ -76,6 +76,10 @@ class Town:
             ],
             {},
         )
+        if is_awaited:
+            self.await_control_plane()
+
+    def await_control_plane(self) -> None:
         eventually(lambda: answers(f"{self.admin_url}/readyz"), "the control plane is ready")
 
     def start_service(self, service: str, version: str, name: str = "", **environment: str) -> str:
@@ -171,12 +175,13 @@ class Town:
 
 
 class Load:
-    """Threads that call without a pause, until the block ends. failures: everything that was not a 200.
+    """Threads that call, with so many seconds between, until the block ends. failures: everything that was not a 200.
 
     cut: those of which the head had come, and the body did not: what has begun to be answered can't be tried again.
     """
 
-    def __init__(self, client: httpx.Client, url: str, threads: int) -> None:
+    def __init__(self, client: httpx.Client, url: str, threads: int, pause: float = 0.0) -> None:
+        self.pause = pause
         self.calls, self.failures, self.cut = 0, list[str](), list[str]()
         self._client, self._url = client, url
         self._stop = threading.Event()
@@ -197,6 +202,7 @@ class Load:
                 if response.status_code != 200:
                     self.failures.append(f"{response.status_code} {response.text} {response.extensions}")
             self.calls += 1
+            self._stop.wait(self.pause)
 
     def some_more(self, calls: int = 100) -> None:
         """Waits until so many more calls were made."""
@@ -215,8 +221,8 @@ class Load:
 
 
 @contextmanager
-def load(client: httpx.Client, url: str, threads: int = 4) -> Iterator[Load]:
-    with Load(client, url, threads) as running:
+def load(client: httpx.Client, url: str, threads: int = 4, pause: float = 0.0) -> Iterator[Load]:
+    with Load(client, url, threads, pause) as running:
         yield running
 
 
