@@ -15,7 +15,7 @@ from meshlib.inbound.admit import Reception, answer_of, seen_by_application, wit
 from meshlib.inbound.body import ReplayedBody
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
-from meshlib.policy.observer import Observer, Served, head_of
+from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 Scope = MutableMapping[str, Any]
@@ -218,7 +218,7 @@ def _served(scope: Scope, now: float) -> Served:
     client = scope.get("client")
     served.client = client[0] if client else ""
     served.peer = peers.of_scope(scope)
-    served.request_bytes = head_of(headers).size
+    served.request_bytes = size_of(headers)
     return served
 
 
@@ -229,7 +229,7 @@ def _watching(served: Served, send: Send) -> Send:
         kind = message["type"]
         if kind == "http.response.start":
             served.status = message["status"]
-            served.response_bytes += head_of(Headers(headers := list(message.get("headers", ())))).size
+            served.response_bytes += size_of(Headers(headers := list(message.get("headers", ()))))
             served.grpc_status = _grpc_status(headers)
         elif kind == "http.response.body":
             served.response_bytes += len(message.get("body", b""))

@@ -39,7 +39,7 @@ from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, seen_by_application
 from meshlib.model import Headers, Peer, Request, SpiffeId
 from meshlib.policy.admission import ALLOW, Allow, Deny, Verdict
-from meshlib.policy.observer import Messages, Observer, Served, head_of
+from meshlib.policy.observer import Messages, Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current
 
 Pairs = list[tuple[bytes, bytes]]
@@ -100,7 +100,7 @@ class Visit:
         if self.observer is not None:
             self.served = served = Served("POST", method, self.request.headers, porch.clock(), "HTTP/2")
             served.authority, served.client, served.peer = self.request.authority, self.peer.address, self.peer
-            served.request_bytes = head_of(self.request.headers).size
+            served.request_bytes = size_of(self.request.headers)
             served.messages = self.messages
 
     def refusal(self, verdict: Verdict) -> tuple[grpc.StatusCode, str] | None:

@@ -16,7 +16,7 @@ from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE, nobody
 from meshlib.inbound.body import ReplayedInput
 from meshlib.model import Headers, Peer, Request
 from meshlib.policy.admission import Allow, Deny
-from meshlib.policy.observer import Observer, Served, head_of
+from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _served(environ: WSGIEnvironment, now: float) -> Served:
     served.authority = environ.get("HTTP_HOST", "")
     served.client = environ.get("REMOTE_ADDR", "")
     length = environ.get("CONTENT_LENGTH") or "0"  # no WSGI server shows what it reads
-    served.request_bytes = (int(length) if length.isdigit() else 0) + head_of(served.headers).size
+    served.request_bytes = (int(length) if length.isdigit() else 0) + size_of(served.headers)
     served.peer = peers.of_environ(environ)
     return served
 

@@ -25,9 +25,12 @@ class Headers:
         self.raw = raw if isinstance(raw, (list, tuple)) else tuple(raw)
 
     def get(self, name: str, /) -> str | None:
-        wanted = name.encode("latin-1")
-        found = [value for key, value in self.raw if key.lower() == wanted]
-        return b", ".join(found).decode("latin-1") if found else None
+        wanted, found = name.encode("latin-1"), None
+        size = len(wanted)
+        for key, value in self.raw:
+            if len(key) == size and key.lower() == wanted:
+                found = value if found is None else b"%b, %b" % (found, value)
+        return None if found is None else found.decode("latin-1")
 
     def __repr__(self) -> str:
         return f"<Headers {len(self.raw)}>"

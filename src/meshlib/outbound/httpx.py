@@ -70,6 +70,8 @@ class _Exchange(Generic[W]):
         "_carried",
         "_endpoint",
         "_error",
+        "_own",
+        "_raw",
         "_response",
         "_sent_timeouts",
         "_timeouts",
@@ -83,7 +85,9 @@ class _Exchange(Generic[W]):
         self.transport = transport
         self.request = request
         self._carried = carried = propagation.current.get()
-        headers = request.headers if carried is None else propagation.CarryingHeaders(request.headers, carried)
+        self._raw: RawHeaders = request.headers.raw
+        self._own = own = Headers(self._raw)  # httpx's own look-up takes three times as long
+        headers = own if carried is None else propagation.CarryingHeaders(own, carried)
         self.view = Request(
             request.method, url.scheme, url.netloc.decode("ascii"), url.raw_path.decode("ascii"), headers
         )
@@ -112,11 +116,11 @@ class _Exchange(Generic[W]):
     def _wire_request(self, step: Send) -> WireRequest:
         cluster = step.cluster.cluster
         self._endpoint = step.endpoint
-        headers: RawHeaders = self.request.headers.raw
+        headers: RawHeaders = self._raw
         if step.authority is not None:
             headers = with_host(headers, step.authority)
         if self._carried is not None or step.timeout is not None:
-            headers = [*headers, *propagation.outbound_headers(self._carried, self.request.headers, step.timeout)]
+            headers = [*headers, *propagation.outbound_headers(self._carried, self._own, step.timeout)]
         if step.headers:
             headers = apply(step.headers, headers)
         # The engine looks at them again when the body is read, so that `deliver` may shorten them.

@@ -30,7 +30,7 @@ from meshlib.model import (
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.hash_key import hash_key
 from meshlib.policy.live import Live
-from meshlib.policy.observer import Call, Observer, observed
+from meshlib.policy.observer import Attempt, Call, Observer, attempted, delivered, ended, replied
 from meshlib.policy.quota import Answer, Quotas
 from meshlib.policy.rate_limit import Limited, Limiter, Taken
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
@@ -97,19 +97,35 @@ class CallContext(NamedTuple):
 
 def outbound_call(request: Request, context: CallContext) -> Flow:
     """One outbound call. The last step is Reply or Deliver; after Deliver it stays suspended until it is closed."""
-    if context.observer is None or context.call is None:
-        return _call(request, context)
-    context.call.request = request
-    context.call.began = context.clock()
-    return observed(_call(request, context), context.call, context.observer, context.clock)
+    call, observer = context.call, context.observer
+    if call is None or observer is None:
+        reply = yield from _call(request, context)
+        if reply is not None:
+            yield reply
+        return
+    call.request, call.began = request, context.clock()
+    observer.call_began(call)
+    try:
+        reply = yield from _call(request, context)
+        if reply is not None:
+            replied(call, reply)
+            yield reply
+    finally:
+        call.ended = context.clock()
+        for attempt in call.racing:
+            if attempt.outcome is None:
+                ended(call, attempt, None, observer, call.ended)
+        if call.status == 0 and not call.flags:
+            call.flags = "DC"  # the caller went away before there was an answer: cancelled, or its process is ending
+        observer.call_ended(call)
 
 
-def _call(request: Request, context: CallContext) -> Flow:
-    clock, rng = context.clock, context.rng
+def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply | None]:
+    """Returns what the mesh answers in the server's place; None after Deliver."""
+    clock, rng, call, observer = context.clock, context.rng, context.call, context.observer
     started = clock()
     if context.deadline is not None and started >= context.deadline:
-        yield _too_late(request)
-        return
+        return _too_late(request)
     decision = _match(context.live(), request, context.route_configuration)
     if decision is None:
         yield Resolve(with_port(request.authority, request.scheme))
@@ -117,24 +133,22 @@ def _call(request: Request, context: CallContext) -> Flow:
         decision = router.match(request) or router.unknown(request)
         started = clock()
 
-    if context.call is not None:
-        context.call.decision = decision
+    if call is not None:
+        call.decision = decision
 
     # Envoy's filter order: fault, then the router, which has the timeout, the retries and the mirrors.
     delayed = False
     if decision.fault is not None:
         if (delay := decision.fault.delay) is not None and rng.random() * _MILLION < delay.per_million:
             delayed = True
-            if context.call is not None:
-                context.call.fault = "delay"
+            if call is not None:
+                call.fault = "delay"
             yield Wait(delay.seconds if context.deadline is None else min(delay.seconds, context.deadline - started))
             started = clock()  # an injected delay does not count against the route's timeout
             if context.deadline is not None and started >= context.deadline:
-                yield _too_late(request)
-                return
+                return _too_late(request)
         if (abort := decision.fault.abort) is not None and rng.random() * _MILLION < abort.per_million:
-            yield _aborted(abort.status, abort.grpc_status)
-            return
+            return _aborted(abort.status, abort.grpc_status)
 
     action = decision.action
     if not isinstance(action, Forward):
@@ -146,33 +160,30 @@ def _call(request: Request, context: CallContext) -> Flow:
                 reply = allowed
             elif allowed is not None:
                 reply = reply._replace(headers=(*reply.headers, *allowed.headers))
-        yield reply
-        return
+        return reply
 
     chosen = decision.choose(rng)
     cluster = context.live().cluster(chosen.cluster)
-    if context.call is not None:
-        context.call.cluster = cluster
+    if call is not None:
+        call.cluster = cluster
     if cluster is None:
-        yield Reply(
+        return Reply(
             action.missing_status,
             flag="NC",
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
-        return
     quota: Taken | None = None  # what is said about rate limits
     if cluster.limiter is not None:
         allowed = yield from _within(cluster, cluster.limiter, request, context, started)
         if isinstance(allowed, Reply):
-            yield allowed
-            return
+            return allowed
         quota = allowed
         started = clock() if cluster.limiter.asks else started
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)
         if permit is None:
-            yield Reply(
+            return Reply(
                 503,
                 _OVERLOADED,
                 b"circuit breaker open",
@@ -180,22 +191,19 @@ def _call(request: Request, context: CallContext) -> Flow:
                 f"{cluster.name}: {cluster.breaker!r}",
                 errors.CircuitOpen,
             )
-            return
     admitted = cluster.admit(started)
     if admitted is False:
         if permit is not None:
             permit.cancel()
-        yield Reply(
+        return Reply(
             503,
             _OVERLOADED,
             b"upstream connect error or disconnect/reset before headers. reset reason: overflow",
             "UO",
             f"{cluster.name}: {cluster.cluster.limits.told}",
         )
-        return
     if admitted is not True and not (yield from _waited(admitted, cluster, decision, context, started, permit)):
-        yield _timed_out(request, decision)
-        return
+        return _timed_out(request, decision)
     holds_retry = False  # a place in the retry budget, from before the pause until its try has ended
     try:
         if action.mirrors and not context.finds_its_way:
@@ -222,8 +230,7 @@ def _call(request: Request, context: CallContext) -> Flow:
             if deadline is not None and now >= deadline:
                 if permit is not None and tried:
                     permit.failure(now - started, now)
-                yield _timed_out(request, decision)
-                return
+                return _timed_out(request, decision)
             current = context.live().cluster(chosen.cluster) or cluster  # a retry sees today's endpoints
             if tried or context.finds_its_way or current.cluster.type is _ORIGINAL_DST:
                 target = _pick(current, request, context, now, tried, key, retrying)
@@ -231,14 +238,14 @@ def _call(request: Request, context: CallContext) -> Flow:
                 target = current.pick(now, (), 0, key)
             if target is None:
                 # An attempt that failed says more than "no healthy upstream", but Envoy's answer is this one.
-                yield Reply(503, (), b"no healthy upstream", "UH", f"{current.name}: no endpoint can be called")
-                return
+                return Reply(503, (), b"no healthy upstream", "UH", f"{current.name}: no endpoint can be called")
 
             timeout = None if deadline is None else deadline - now
             if retrying is not None and retrying.policy.per_try_timeout is not None:
                 per_try = retrying.policy.per_try_timeout
                 timeout = per_try if timeout is None else min(per_try, timeout)
             send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout, deadline)
+            attempt: Attempt | None = None
             began = False
             try:
                 if action.hedge is not None and not tried and _may_hedge(action.hedge, request, context, retrying):
@@ -246,16 +253,19 @@ def _call(request: Request, context: CallContext) -> Flow:
                         request, context, decision, action.hedge, cluster, send, target, deadline, key
                     )
                     if raced is None:
+                        if call is not None:
+                            call.last = None
                         if permit is not None:
                             finished = clock()
                             permit.failure(finished - started, finished)
-                        yield _timed_out(request, decision)
-                        return
+                        return _timed_out(request, decision)
                     current, target, tried, outcome, holds_retry = raced
                     began = True
                     retried = holds_retry
                     finished = clock()
                 else:
+                    if call is not None and observer is not None:
+                        attempt, send = attempted(call, send, observer, now)
                     current.begin(target)
                     began = True
                     answer = yield send
@@ -263,6 +273,8 @@ def _call(request: Request, context: CallContext) -> Flow:
                         raise RuntimeError("the edge answered Send without an Outcome")
                     outcome, tried = answer, (*tried, target.endpoint)
                     finished = clock()
+                    if attempt is not None and call is not None and observer is not None:
+                        ended(call, attempt, outcome, observer, finished)
                     if not context.finds_its_way:
                         current.judge(target, outcome, finished - now, finished)
                 if outcome.status is None or outcome.status >= 400:
@@ -290,16 +302,18 @@ def _call(request: Request, context: CallContext) -> Flow:
                     if permit is not None:
                         _record(permit, outcome, finished - started, finished)
                     if outcome.failure == TIMEOUT:
-                        yield _timed_out(request, decision)
-                        return
-                    yield Deliver(
+                        return _timed_out(request, decision)
+                    deliver = Deliver(
                         _response_operations(decision, chosen, set_cookie, quota),
                         deadline,
                         _flag(outcome, retried, delayed),
                         "" if outcome.status else f"{request.authority} at {target.endpoint} ({current.name})",
                         action.idle_timeout,
                     )
-                    return
+                    if call is not None and observer is not None:
+                        delivered(call, deliver)
+                    yield deliver
+                    return None
             finally:
                 if began:
                     current.end(target)
@@ -435,7 +449,7 @@ def _race(
     edge, when it is really over, and is not judged: being slower once is no failure.
     cluster: whose budget it is.
     """
-    clock, retrying = context.clock, decision.retrying
+    clock, retrying, call, observer = context.clock, decision.retrying, context.call, context.observer
     racers: list[_Racer] = []
     tried: tuple[Endpoint, ...] = ()
     out, limit, due = 0, hedge.max_attempts, clock()
@@ -471,6 +485,9 @@ def _race(
             racers.append(starts)
             tried = (*tried, starts.target.endpoint)
             out += 1
+            if call is not None and observer is not None:
+                attempt, send = attempted(call, send, observer, now)
+                call.racing.append(attempt)
             starts.cluster.begin(starts.target)
             answer = yield Race(send, starts.ended, seconds)
         if answer is None:
@@ -481,10 +498,12 @@ def _race(
         out -= 1
         limit = len(racers)
         won = racers[number]
+        finished = clock()
+        if call is not None and observer is not None:
+            ended(call, call.racing[number], outcome, observer, finished)
         if number and outcome.failure == LOCAL:
             pass  # it could not be sent beside the first one
         else:
-            finished = clock()
             won.cluster.judge(won.target, outcome, finished - won.began, finished)
             last = number, outcome
         is_good = outcome.status is not None and outcome.status < 500
@@ -496,6 +515,8 @@ def _race(
             assert last is not None
             number, outcome = last
             won = racers[number]
+            if call is not None and observer is not None:
+                call.last = call.racing[number]
             yield Win(number)
             return _Raced(won.cluster, won.target, tried, outcome, won.budget is not None)
 

@@ -1,4 +1,4 @@
-"""What is told of a call, and to whom? Observer, the contract; and `observed`, which looks on as an outbound call runs.
+"""What is told of a call, and to whom? Observer, the contract, and what the core fills in as an outbound call runs.
 
 Two records, one for each direction. They are plain objects that are filled in while the call runs: by the core, which
 knows route and cluster; by the edge, which knows sizes and peers. Where nobody observes, none is made.
@@ -6,11 +6,12 @@ knows route and cluster; by the edge, which knows sizes and peers. Where nobody 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.model import UNKNOWN_PEER, Endpoint, HeaderOperations, HeaderView, Outcome, Request
-from meshlib.policy.steps import Deliver, Finished, Flow, Race, Reply, Send, Win
+from meshlib.policy.steps import Deliver, Reply, Send
 
 if TYPE_CHECKING:
     from meshlib.policy.cluster import LiveCluster
@@ -72,6 +73,7 @@ class Call:
       is believed. is_grpc: the edge speaks gRPC by itself. grpc_status: "" where the call is not gRPC, or its status is
       not known.
     messages: of a gRPC call; None where nobody counts them.
+    racing: the attempts of a hedged call, in the order of their start.
     carried: what the request being served hands on. mark, tried: the observer's own.
     """
 
@@ -89,6 +91,7 @@ class Call:
         "last",
         "mark",
         "messages",
+        "racing",
         "reason",
         "request",
         "request_bytes",
@@ -112,6 +115,7 @@ class Call:
         self.request_bytes = self.response_bytes = -1
         self.response_headers: HeaderView | None = None
         self.messages: Messages | None = None
+        self.racing: list[Attempt] = []
         self.mark: Any = None
         self.tried: list[Any] = []
 
@@ -188,121 +192,76 @@ class Observer(Protocol):
     def served(self, served: Served) -> None: ...
 
 
-def observed(flow: Flow, call: Call, observer: Observer, clock: Callable[[], float]) -> Flow:
-    """`flow`, with `observer` told what comes of it. The call ends when the flow is closed: with its body."""
-    racing: list[Attempt] = []
-    attempt: Attempt | None = None
-    observer.call_began(call)
-    try:
-        step = next(flow)
-        while True:
-            if isinstance(step, Send):
-                attempt, step = _begin(call, step, observer, clock)
-                answer = yield step
-                attempt.ended = clock()
-                attempt.outcome = answer if isinstance(answer, Outcome) else None
-                observer.attempt_ended(call, attempt)
-            elif isinstance(step, (Deliver, Reply)):
-                _judge(call, step, attempt)
-                yield step
-                return
-            elif isinstance(step, Race):
-                if step.start is not None:
-                    started, send = _begin(call, step.start, observer, clock)
-                    racing.append(started)
-                    step = step._replace(start=send)
-                answer = yield step
-                if isinstance(answer, Finished):
-                    runner = racing[answer.number]
-                    runner.ended, runner.outcome = clock(), answer.outcome
-                    observer.attempt_ended(call, runner)
-            else:
-                if isinstance(step, Win):
-                    attempt = racing[step.number]
-                answer = yield step
-            step = flow.send(answer)
-    finally:
-        flow.close()
-        call.ended = clock()
-        if call.status == 0 and not call.flags:
-            call.flags = "DC"  # the caller went away before there was an answer: cancelled, or its process is ending
-        for runner in racing:
-            if runner.outcome is None:
-                runner.ended = call.ended
-                observer.attempt_ended(call, runner)
-        observer.call_ended(call)
+# What the core tells, as a call runs
 
 
-def _begin(call: Call, step: Send, observer: Observer, clock: Callable[[], float]) -> tuple[Attempt, Send]:
+def attempted(call: Call, send: Send, observer: Observer, now: float) -> tuple[Attempt, Send]:
+    """One more attempt, and `send` with what the observer does to its headers."""
     call.attempts += 1
-    attempt = call.last = Attempt(call.attempts, step, clock())
-    call.cluster = step.cluster
+    attempt = call.last = Attempt(call.attempts, send, now)
+    call.cluster = send.cluster
     operations = observer.attempt_began(call, attempt)
-    if operations is not None:
-        step = step._replace(headers=(*step.headers, operations))
-    return attempt, step
+    if operations is None:
+        return attempt, send
+    cluster, endpoint, authority, path, headers, timeout, deadline = send
+    return attempt, Send(cluster, endpoint, authority, path, (*headers, operations), timeout, deadline)
 
 
-def _judge(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> None:
-    if isinstance(step, Reply):
-        call.status = step.status
-        call.response_bytes = len(step.body)
-        call.last = attempt if step.flag == "UT" else None
-    else:
-        call.last = attempt
-        outcome = None if attempt is None else attempt.outcome
-        if outcome is not None and outcome.status is not None:
-            call.status = outcome.status
-            call.response_headers = outcome.headers
-    flags = step.flag
+def ended(call: Call, attempt: Attempt, outcome: Outcome | None, observer: Observer, now: float) -> None:
+    attempt.ended, attempt.outcome = now, outcome
+    observer.attempt_ended(call, attempt)
+
+
+def delivered(call: Call, step: Deliver) -> None:
+    """The caller gets what the last attempt brought."""
+    outcome = None if call.last is None else call.last.outcome
+    if outcome is not None and outcome.status is not None:
+        call.status = outcome.status
+        call.response_headers = outcome.headers
     if call.is_grpc:
-        call.grpc_status = _grpc_status(call, step, attempt)
+        if outcome is not None and outcome.status is not None:
+            call.grpc_status = str(outcome.grpc_status or 0)
+        else:
+            call.grpc_status = _grpc_status(call.status, step.flag)
         call.status = 200  # as on the wire: gRPC's own status is in the trailers
+    _flagged(call, step.flag, step.reason)
+
+
+def replied(call: Call, step: Reply) -> None:
+    """The mesh answers in the server's place."""
+    if step.flag != "UT":
+        call.last = None
+    call.status = step.status
+    call.response_bytes = len(step.body)
+    if call.is_grpc:
+        told = dict(step.headers).get("grpc-status")
+        call.grpc_status = _grpc_status(step.status, step.flag) if told is None else told
+        call.status = 200
+    _flagged(call, step.flag, step.reason)
+
+
+def _flagged(call: Call, flags: str, reason: str) -> None:
     if call.fault and "DI" not in flags:
         flags = f"DI,{flags}" if flags else "DI"
-    call.flags, call.reason = flags, step.reason
+    call.flags, call.reason = flags, reason
 
 
-def _grpc_status(call: Call, step: Deliver | Reply, attempt: Attempt | None) -> str:
-    outcome = None if attempt is None or isinstance(step, Reply) else attempt.outcome
-    if outcome is not None and outcome.status is not None:
-        return str(outcome.grpc_status or 0)
-    if isinstance(step, Reply):
-        told = dict(step.headers).get("grpc-status")
-        if told is not None:
-            return told
-    return "4" if "UT" in step.flag or "DC" in step.flag else _GRPC_OF.get(call.status, "14")
+def _grpc_status(status: int, flags: str) -> str:
+    return "4" if "UT" in flags or "DC" in flags else _GRPC_OF.get(status, "14")
 
 
 _GRPC_OF = {400: "13", 401: "16", 403: "7", 404: "12"}
 """gRPC's http-grpc-status-mapping, where it is not UNAVAILABLE."""
 
 
-class Head(NamedTuple):
-    """What a message's head says of its size (HTTP/1.1: name, value and four more of each line) and its body."""
-
-    size: int
-    content_length: int
-    is_grpc: bool
-
-
-NO_HEAD = Head(0, 0, False)
+def size_of(headers: HeaderView | None) -> int:
+    """What a head takes on the wire (HTTP/1.1: name, value and four more of each line), in bytes; views that show no
+    pairs have no size."""
+    raw: Collection[tuple[bytes, bytes]] = getattr(headers, "raw", ())
+    return sum(map(len, chain.from_iterable(raw))) + 4 * len(raw)
 
 
-def head_of(headers: HeaderView | None) -> Head:
-    """In one pass, since it is made for each call; views that show no pairs have no size."""
-    raw: Iterable[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
-    if raw is None:
-        return NO_HEAD
-    size, length, is_grpc = 0, 0, False
-    for name, value in raw:
-        named = len(name)
-        size += named + len(value) + 4
-        if named == _CONTENT_TYPE and name.lower() == b"content-type":
-            is_grpc = value.startswith(b"application/grpc") and value[16:17] != b"-"
-        elif named == _CONTENT_LENGTH and name.lower() == b"content-length" and value.isdigit() and len(value) < 16:
-            length = int(value)
-    return Head(size, length, is_grpc)
-
-
-_CONTENT_TYPE, _CONTENT_LENGTH = len("content-type"), len("content-length")
+def content_length(headers: HeaderView | None) -> int:
+    """What a head says of its body; 0 where it says nothing that can be believed."""
+    told = None if headers is None else headers.get("content-length")
+    return int(told) if told is not None and told.isdigit() and len(told) < 16 else 0

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from meshlib.model import HeaderOperations, HeaderView, Reporting, Told
-from meshlib.policy.observer import Attempt, Call, Observer, Served, head_of
+from meshlib.policy.observer import Attempt, Call, Observer, Served, content_length
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.lines import ACCESS, LONGEST, Line, Lines
 from meshlib.telemetry.scrub import scrubbed
@@ -154,7 +154,6 @@ class AccessLog:
         request, chosen = call.request, self._client
         if request is None or not self._wants(chosen):
             return
-        answer = head_of(call.response_headers)
         fields = self._fields(call.began, call.ended, request.headers, call.carried)
         fields["method"], fields["path"], fields["authority"] = (
             request.method,
@@ -164,8 +163,10 @@ class AccessLog:
         fields["response_code"], fields["response_flags"] = call.status, call.flags or "-"
         fields["response_code_details"] = "via_upstream" if call.response_headers is not None else None
         fields["upstream_transport_failure_reason"] = call.reason or None
-        fields["bytes_received"] = max(call.request_bytes, 0) or head_of(request.headers).content_length
-        fields["bytes_sent"] = call.response_bytes if call.response_bytes >= 0 else answer.content_length
+        fields["bytes_received"] = max(call.request_bytes, 0) or content_length(request.headers)
+        fields["bytes_sent"] = (
+            call.response_bytes if call.response_bytes >= 0 else content_length(call.response_headers)
+        )
         if call.last is not None:
             fields["upstream_host"] = call.last.endpoint.authority
             fields["upstream_service_time"] = int((call.last.ended - call.last.began) * 1000)

@@ -173,10 +173,13 @@ def _service(call: Call) -> tuple[str, str, str]:
 
 
 def protocol_of(call: Call) -> str:
-    """`grpc` or `http`."""
-    if call.is_grpc:
+    """`grpc` or `http`. A client of HTTP's may speak gRPC, too, whose requests are all POST."""
+    request = call.request
+    if call.is_grpc or (
+        request is not None and request.method == "POST" and is_grpc(request.headers.get("content-type"))
+    ):
         return "grpc"
-    return "grpc" if call.request is not None and is_grpc(call.request.headers.get("content-type")) else "http"
+    return "http"
 
 
 def is_grpc(content_type: str | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshlib.model import HeaderOperations, Node, Reporting, Told
-from meshlib.policy.observer import Attempt, Call, Served, head_of
+from meshlib.policy.observer import Attempt, Call, Served, content_length, size_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
     METADATA,
@@ -15,6 +15,7 @@ from meshlib.telemetry.labels import (
     metadata_of,
     of_call,
     of_served,
+    protocol_of,
 )
 from meshlib.telemetry.recorder import Recorder, without
 
@@ -67,15 +68,16 @@ class Meter:
         last = call.last
         cluster = "" if call.cluster is None else call.cluster.name
         workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
-        sent, answer = head_of(request.headers), head_of(call.response_headers)
         is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
-        is_grpc = call.is_grpc or sent.is_grpc
+        protocol = protocol_of(call)
         self._recorder.request(
-            (cluster, workload, peer, call.status, call.flags, call.grpc_status, is_grpc, is_tls, last is None),
+            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol, is_tls, last is None),
             lambda: without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels),
             call.ended - call.began,
-            sent.size + (call.request_bytes if call.request_bytes >= 0 else sent.content_length),
-            answer.size + (call.response_bytes if call.response_bytes >= 0 else answer.content_length),
+            size_of(request.headers)
+            + (call.request_bytes if call.request_bytes >= 0 else content_length(request.headers)),
+            size_of(call.response_headers)
+            + (call.response_bytes if call.response_bytes >= 0 else content_length(call.response_headers)),
             None if call.mark is None else call.mark[:2],
             call.messages,
         )
