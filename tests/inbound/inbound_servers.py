@@ -23,15 +23,15 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def uvicorn_server(app: Any, **options: Any) -> Iterator[str]:
+def uvicorn_server(app: Any, *, address: str = "127.0.0.1", **options: Any) -> Iterator[str]:
     """Serves `app`; yields its URL."""
     server = _Server(uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=5, **options))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server((address, 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],), name="uvicorn")
         thread.start()
         try:
             assert server.is_up.wait(10)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://{address}:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(10)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshlib.gateway.hello import NoHello, server_name
-from meshlib.inbound.serve import start_tls
+from meshlib.inbound.serve import GOODBYE, start_tls
 
 if TYPE_CHECKING:
     import ssl
@@ -62,7 +62,12 @@ class Entrance(asyncio.Protocol):
         transport = self._transport
         try:
             starting = self._loop.start_tls(
-                transport, self, self._context(name), server_side=True, ssl_handshake_timeout=self._timeout
+                transport,
+                self,
+                self._context(name),
+                server_side=True,
+                ssl_handshake_timeout=self._timeout,
+                ssl_shutdown_timeout=GOODBYE,
             )
             secured: Any = await start_tls(starting, transport, self._received)
             if secured is None:

@@ -26,6 +26,9 @@ _log = logging.getLogger("meshlib.inbound")
 _T = TypeVar("_T")
 HANDSHAKE = 10.0
 """Seconds."""
+GOODBYE = 1.0
+"""Seconds for which the end of a connection waits for the other side's close_notify. An idle one in a caller's pool
+reads nothing, and asyncio's 30 seconds would be a server's whole time to stop in; Envoy waits for none."""
 _CLIENT_HELLO = b"\x16"
 """The first byte of a TLS record that holds a handshake; no HTTP request begins with it."""
 
@@ -273,6 +276,7 @@ class Door(asyncio.Protocol):
                 await listening.server_context(),
                 server_side=True,
                 ssl_handshake_timeout=listening.handshake,
+                ssl_shutdown_timeout=GOODBYE,
             )
             secured: Any = await start_tls(starting, self._transport, hello)
             if secured is None or self._has_ended:
