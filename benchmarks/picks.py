@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from benchmarks.effort import Effort
 from meshlib.model import Cluster, Endpoint, LoadAssignment, LoadBalancing, Outcome, OutlierDetection
 from meshlib.policy.cluster import LiveCluster
 
@@ -14,14 +14,14 @@ SIZES = (10, 1_000, 10_000)
 
 
 class Pick(NamedTuple):
-    """microseconds: of one pick. ratio: to calling an empty function in the same round. rebuild_ms: what the call pays
-    that ejects an endpoint, or that lets some return."""
+    """By batch. microseconds: of one pick. empty: of calling a function that does nothing, in the same batch.
+    rebuild_ms: what the call pays that ejects an endpoint, or that lets some return."""
 
     policy: str
     endpoints: int
-    microseconds: float
-    ratio: float
-    rebuild_ms: float
+    microseconds: list[float]
+    empty: list[float]
+    rebuild_ms: list[float]
 
 
 def _nothing(now: float, tried: tuple[()], reselect: int, key: int) -> None: ...
@@ -43,17 +43,18 @@ def cluster_of(policy: LoadBalancing, endpoints: int) -> LiveCluster:
     return LiveCluster(cluster, LoadAssignment("c", addresses), random.Random(1), now=1.0)
 
 
-def pick_costs(batches: int, size: int) -> list[Pick]:
+def measure(effort: Effort) -> dict[str, Any]:
+    batches, size = effort.batches, effort.size * 25
     rows = []
     for policy in LoadBalancing:
         for endpoints in SIZES:
             cluster = cluster_of(policy, endpoints)
-            costs, ratios = [], []
+            costs, empties = [], []
             for number in range(batches + 1):
                 empty, cost = _seconds(_nothing, size), _seconds(cluster.pick, size)
                 if number:
                     costs.append(cost * 1e6)
-                    ratios.append(cost / empty)
+                    empties.append(empty * 1e6)
             rebuilds = []
             for target in cluster.targets[:batches]:
                 bad = Outcome(500)
@@ -62,13 +63,5 @@ def pick_costs(batches: int, size: int) -> list[Pick]:
                 began = time.perf_counter()
                 cluster.judge(target, bad, 0.01, 1.0)
                 rebuilds.append((time.perf_counter() - began) * 1e3)
-            rows.append(
-                Pick(
-                    policy.lower(),
-                    endpoints,
-                    statistics.median(costs),
-                    statistics.median(ratios),
-                    statistics.median(rebuilds),
-                )
-            )
-    return rows
+            rows.append(Pick(policy.lower(), endpoints, costs, empties, rebuilds))
+    return {"rows": [row._asdict() for row in rows]}

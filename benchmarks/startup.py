@@ -1,20 +1,19 @@
-"""What does a process pay to begin on the mesh? `python -m benchmarks.startup`: each row is made by processes of its
-own, bare and with the mesh: CPU time to import and to the end of the first call, and the memory that they hold then.
+"""What does a process pay to begin on the mesh? Each row is made by processes of its own, bare and with the mesh:
+time to import and to the end of the first call, and the memory that they hold then.
 
 The call goes to a server beside them, through httpx; the mesh reads a folder of YAML.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from benchmarks.effort import FAST, FULL, Effort
 from meshlib.testing import FakeMesh
 
 MESH = """
@@ -30,13 +29,16 @@ spec:
 CONNECT = "mesh = meshlib.connect('.', cache_dir='-', telemetry='off')\n"
 CALL = "assert client.get(url).status_code == 200\n"
 CLIENT = "import httpx\nclient = httpx.Client(trust_env=False)\n"
+NO_CLIENT = "import sys\nassert not {'httpx', 'requests', 'urllib3', 'aiohttp', 'grpc'} & sys.modules.keys()\n"
+PYTHON, IMPORT = "python", "import meshlib"
+FIRST_BARE, FIRST_MESHED = "httpx, first call", "meshed, first call"
 CONTESTANTS = {
-    "python": "",
+    PYTHON: "",
     "import httpx": "import httpx\n",
-    "import meshlib": "import meshlib\n",
+    IMPORT: f"import meshlib\n{NO_CLIENT}",
     "import grpc": "import grpc\n",
-    "httpx, first call": f"{CLIENT}{CALL}",
-    "meshed, first call": f"import meshlib\n{CONNECT}client = mesh.Client(trust_env=False)\n{CALL}",
+    FIRST_BARE: f"{CLIENT}{CALL}",
+    FIRST_MESHED: f"import meshlib\n{CONNECT}client = mesh.Client(trust_env=False)\n{CALL}",
     "meshlib.instrument, first call": f"import meshlib\n{CONNECT}meshlib.instrument(mesh)\n{CLIENT}{CALL}",
 }
 MEASURE = """
@@ -56,12 +58,12 @@ for made in ("client", "mesh"):
 
 
 class Row(NamedTuple):
-    """cpu, wall: milliseconds from the program's first line on. memory: MiB that are resident then."""
+    """By round. cpu_ms, wall_ms: from the program's first line on. mib: MiB that are resident then."""
 
-    contestant: str
-    cpu: float
-    wall: float
-    memory: float
+    what: str
+    cpu_ms: list[float]
+    wall_ms: list[float]
+    mib: list[float]
 
 
 def measured(program: str, url: str, folder: Path) -> list[float]:
@@ -74,28 +76,17 @@ def measured(program: str, url: str, folder: Path) -> list[float]:
     return found
 
 
-def rows(rounds: int) -> list[Row]:
-    """Medians; the contestants take turns, so that a slow moment of the machine meets all of them."""
-    samples: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
+def measure(effort: Effort) -> dict[str, Any]:
+    """The contestants take turns, so that a slow moment of the machine meets all of them."""
+    rounds = {FULL.name: 15, FAST.name: 3}.get(effort.name, 1)
+    rows = {name: Row(name, [], [], []) for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as name, FakeMesh() as fake:
         folder, port = Path(name), fake.service("reviews").responds(body="ok").address[1]
         (folder / "mesh.yaml").write_text(MESH.format(port=port))
         for _ in range(rounds):
             for contestant, program in CONTESTANTS.items():
                 host = "reviews.example" if "mesh" in contestant else f"127.0.0.1:{port}"
-                samples[contestant].append(measured(program, f"http://{host}/", folder))
-    return [Row(name, *map(statistics.median, zip(*found, strict=True))) for name, found in samples.items()]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    options = parser.parse_args()
-    print(f"{'':32}{'CPU ms':>8}{'wall ms':>9}{'MiB':>8}")
-    for row in rows(1 if options.quick else options.rounds):
-        print(f"{row.contestant:32}{row.cpu:8.0f}{row.wall:9.0f}{row.memory:8.1f}")
-
-
-if __name__ == "__main__":
-    main()
+                found = measured(program, f"http://{host}/", folder)
+                for figures, figure in zip(rows[contestant][1:], found, strict=True):
+                    figures.append(figure)  # type: ignore[attr-defined]
+    return {"rows": [row._asdict() for row in rows.values()]}
