@@ -1,5 +1,6 @@
 """An istiod as a proxyless client meets it: TLS, tokens of service accounts, the certificate service, and ADS with what
-its generator for gRPC writes (pilot/pkg/networking/grpcgen). A stand-in, written from Istio's sources: no istiod.
+its generator for gRPC writes (pilot/pkg/networking/grpcgen). A stand-in that starts in no time; e2e/test_real_istiod.py
+holds the same with the real one.
 
 Its messages are those of xds-protos, not meshlib's own.
 """

@@ -93,7 +93,7 @@ def test_each_condition_that_istio_writes_is_read() -> None:
     every.add(destination_ip={"address_prefix": "10.0.0.0", "prefix_len": {"value": 8}})
     every.add().not_rule.header.name = ":method"
     every[2].not_rule.header.string_match.exact = "POST"
-    template = uri_template_match_pb2.UriTemplateMatchConfig(path_template="/a/{*}")
+    template = uri_template_match_pb2.UriTemplateMatchConfig(path_template="/a/*")
     every.add().uri_template.typed_config.Pack(template)
     every.add().header.name = ":authority"
     every[4].header.present_match = True
@@ -139,6 +139,11 @@ def test_claims_never_allow_and_always_deny() -> None:
     negated.principals.add().not_id.CopyFrom(one)
     assert rule(negated).principal == Not(ALWAYS)
     assert rule(negated, deny=True).principal == Not(NEVER)
+    left = rbac_pb2.Policy()  # `experimental.envoy.filters.`: what another filter has found out
+    left.permissions.add().metadata.filter = "another"
+    left.principals.add(any=True)
+    assert rule(left).permission == NEVER
+    assert rule(left, deny=True).permission == ALWAYS
 
 
 def test_an_allow_filter_without_policies_lets_nobody_in() -> None:
@@ -204,6 +209,9 @@ def of_policy(change: Change) -> Change:
     return add_filter(filter_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies={"p": found})))
 
 
+NAMED = uri_template_match_pb2.UriTemplateMatchConfig(path_template="/a/{name}")
+
+
 def nested(found: rbac_pb2.Policy) -> None:
     principal = found.principals.add()
     for _ in range(40):
@@ -226,7 +234,8 @@ def not_exact(context: Any) -> None:
         (of_policy(lambda p: p.principals.add().filter_state.SetInParent()), "principals[1]"),
         (of_policy(lambda p: p.principals.add().and_ids.SetInParent()), "principals[1].and_ids"),
         (of_policy(nested), "not_id"),
-        (of_policy(lambda p: p.permissions.add().metadata.SetInParent()), "permissions[1]"),
+        (of_policy(lambda p: p.permissions.add().matcher.SetInParent()), "permissions[1]"),
+        (of_policy(lambda p: p.permissions.add().uri_template.typed_config.Pack(NAMED)), "path_template"),
         (of_policy(lambda p: p.permissions.add(destination_port=70000)), "destination_port"),
         (of_policy(lambda p: p.principals.add(remote_ip={"address_prefix": "x"})), "remote_ip"),
         (of_policy(lambda p: p.principals.add(header={"name": ":scheme", "present_match": True})), "header.name"),

@@ -1,14 +1,16 @@
 """Who may call, as Envoy's RBAC filter says it? RBAC -> rules of access: rbac.py backwards, and what pilot writes.
 
 Nothing that restricts is passed over: a condition, a field or an extension that is not known here is refused with its
-name, so that the rules from before stay, or nobody gets in. One condition is known and can't be judged, since whoever
-sends RBAC alone sends nothing to verify tokens with: what a token claims. It never holds where it would allow, and
-always where it would deny. (gRPC has it never hold, gRFC A41: there a DENY of claims lets everybody in.)
+name, so that the rules from before stay, or nobody gets in. One condition is known and can't be judged: metadata, what
+other filters have found out, of which whoever sends RBAC alone sends none; so nothing verifies tokens either. It never
+holds where it would allow, and always where it would deny. (gRPC has it never hold, gRFC A41: there a DENY of claims
+lets everybody in.)
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
@@ -41,6 +43,8 @@ _AUDIT_LOGGING = 3
 _STAT_PREFIX, _SHADOW_MATCHER, _PER_RULE_STATS = 6, 5, 7
 _PSEUDO = frozenset({":method", ":authority", ":path"})
 _MAX_DEPTH = 32
+_WILD = re.compile(r"\*\*?")
+"""As Envoy writes what Istio's rules have in braces (pilot/pkg/security/authz/matcher, PathTemplateMatcher)."""
 _Of = Literal["peer", "remote", "destination"]
 
 
@@ -103,8 +107,6 @@ class _Reader:
             return _address("peer", getattr(message, kind), f"{field}.{kind}")
         if kind == "remote_ip":
             return _address("remote", message.remote_ip, f"{field}.remote_ip")
-        if kind == "metadata":
-            return ALWAYS if self._widen else NEVER
         return self._shared(message, kind, field, "id", _Reader.principal)
 
     def _shared(
@@ -115,6 +117,8 @@ class _Reader:
             return ALWAYS
         if kind == "header":
             return _header(message.header, f"{field}.header")
+        if kind == "metadata":
+            return ALWAYS if self._widen else NEVER
         if kind == f"not_{one}":
             place = f"{field}.{kind}"
             return Not(way(self._deeper(place, widen=not self._widen), getattr(message, kind), place))
@@ -192,9 +196,10 @@ def _ports(message: Any, field: str) -> PortIs:
 
 def _template(message: Any, field: str) -> PathTemplate:
     config = read.unpacked(message.typed_config, m.UriTemplate, f"{field}.typed_config")
-    found = PathTemplate(config.path_template)
+    found = PathTemplate(_WILD.sub(r"{\g<0>}", config.path_template))
     try:
         _ = found.regex
-    except ValueError as error:
-        raise Wrong(f"{field}.typed_config.path_template", str(error)) from None
+    except ValueError:
+        reason = f"is not known: {config.path_template!r}"
+        raise Wrong(f"{field}.typed_config.path_template", reason) from None
     return found
