@@ -138,7 +138,7 @@ def test_a_tap_shows_what_nobody_sampled_and_leaves_nothing_behind(running: Runn
     assert (found.exit_code, found.stderr) == (0, "tapping productpage-v1.default: 1 processes\n")
     first, second = found.stdout.splitlines()[:2]
     ends = "id=1 proxy=out src=productpage-v1.default dst=reviews-v1.default tls=false"
-    assert first == f"req {ends} :method=GET :authority=reviews:9080 :path=/200"
+    assert first == f"req {ends} :method=GET :authority=reviews:9080 :path=/200?access_token=REDACTED&page=1"
     assert re.fullmatch(rf"rsp {ends} :status=200 duration=\d+µs", second)
     assert len(found.stdout.splitlines()) == 4
     eventually(lambda: not any(running.are_watched()), "sampling is as before")
@@ -149,7 +149,7 @@ def test_who_serves_is_looked_at_by_its_service(running: Running, meshctl: Meshc
     found = meshctl("tap", "reviews", "--from", "productpage", "--path", "/200", "--limit", "1", "-o", "json")
     told = json.loads(found.stdout)
     assert (told["direction"], told["workload"], told["peer"]) == ("in", "reviews-v1", "productpage-v1.default")
-    assert told["path"] == "/200"
+    assert told["path"] == "/200?access_token=REDACTED&page=1"
     assert "hunter2" not in found.stdout
     failed = meshctl("tap", "reviews-v1", "--failed", "--method", "get", "--limit", "1", "-o", "wide")
     assert re.search(r":path=/503\nrsp .* :status=503 duration=\d+µs route=- attempts=- trace=\w{32}$", failed.stdout)

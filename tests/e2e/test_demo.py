@@ -160,7 +160,7 @@ def test_a_page_is_one_trace(demo: Demo) -> None:
         answer = httpx.get(f"{admin}/v1/traces/{trace_id}", trust_env=False)
         spans = answer.json()["spans"] if answer.status_code == 200 else []
         known = {caller, *(each["span_id"] for each in spans)}
-        if len(spans) >= 6 and all(each["parent_id"] in known for each in spans):
+        if len(spans) >= 7 and all(each["parent_id"] in known for each in spans):
             break
         assert time.monotonic() - started < 30, f"no whole tree, but {spans}"
         time.sleep(0.1)
@@ -168,6 +168,11 @@ def test_a_page_is_one_trace(demo: Demo) -> None:
     assert {each["service"] for each in spans} >= {"istio-ingressgateway", "productpage", "details", "reviews"}
     servers = {each["service"]: each for each in spans if each["kind"] == "server"}
     by_id = {each["span_id"]: each for each in spans}
+    entry = by_id[servers["productpage"]["parent_id"]]
+    assert (entry["service"], entry["parent_id"]) == (
+        "istio-ingressgateway",
+        servers["istio-ingressgateway"]["span_id"],
+    )
     assert by_id[servers["details"]["parent_id"]]["service"] == "productpage"
     called = dict(by_id[servers["reviews"]["parent_id"]]["attributes"])
     assert called["mesh.cluster"] == "outbound|9080||reviews.default.svc.cluster.local"

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 from meshlib.gateway.limits import Limits
@@ -83,9 +84,16 @@ def everything_to(
 
 
 @asynccontextmanager
-async def gateway(given: Snapshot, *, ports: Mapping[int, int] | None = None, **options: Any) -> AsyncIterator[Gateway]:
+async def gateway(
+    given: Snapshot,
+    *,
+    ports: Mapping[int, int] | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> AsyncIterator[Gateway]:
     """A running gateway on `given`; every listener on a port that is free."""
-    with Mesh(Settings(namespace="istio-system", workload="istio-ingressgateway"), kind=NodeKind.ROUTER) as mesh:
+    wanted_settings = Settings(namespace="istio-system", workload="istio-ingressgateway", **settings)
+    with Mesh(wanted_settings, kind=NodeKind.ROUTER) as mesh:
         mesh.start()
         publish(mesh, given)
         wanted = {each.port: 0 for each in given.listeners} if ports is None else ports

@@ -143,6 +143,7 @@ def test_a_grpc_call_is_named_by_its_method() -> None:
     told = dict(span.attributes)
     assert span.name == "pkg.Svc/Get"
     assert (told["rpc.system.name"], told["rpc.status_code"]) == ("grpc", "UNAVAILABLE")
+    assert span.error == "UNAVAILABLE"
 
 
 def test_a_call_names_the_object_that_its_route_is_of() -> None:
@@ -158,3 +159,56 @@ def test_a_call_names_the_object_that_its_route_is_of() -> None:
         flow.close()
     told = [dict(span.attributes) for span in by.taken()]
     assert [each.get("mesh.object") for each in told] == ["VirtualService a/b (b.yaml:1)", None]
+
+
+def test_a_call_is_told_by_the_conventions_for_http() -> None:
+    """Where it was to go and where it went, with its query but for the credentials in it; a method that nobody knows
+    is not a name."""
+    by = tracer(sampling=100.0)
+    for method in ("GET", "BREW"):
+        given = context(service("reviews:9080", [("10.0.0.1", 81)]))._replace(observer=by, call=Call())
+        flow = outbound_call(request("http://reviews:9080/a?token=S3CRET&b=1", method), given)
+        next(flow)
+        flow.send(Outcome(500))
+        flow.close()
+    get, brew = by.taken()
+    told = dict(get.attributes)
+    assert (get.name, get.error) == ("GET", "500")
+    assert told["url.full"] == "http://reviews:9080/a?token=REDACTED&b=1"
+    assert (told["server.address"], told["server.port"]) == ("reviews", 9080)
+    assert (told["network.peer.address"], told["network.peer.port"]) == ("10.0.0.1", 81)
+    other = dict(brew.attributes)
+    assert (brew.name, other["http.request.method"], other["http.request.method_original"]) == (
+        "HTTP",
+        "_OTHER",
+        "BREW",
+    )
+
+
+def test_a_server_is_told_by_the_conventions_for_http() -> None:
+    """Path and query apart; the client's address as trusted proxies name it, and the one that is connected."""
+    by = tracer(sampling=100.0)
+    served = Served("GET", "/a?token=S3CRET&b=1", propagation.Carried(), 0.0, "HTTP/1.1")
+    served.authority, served.client, served.status, served.route = "[::1]:8080", "10.0.0.9", 404, "/{name}"
+    served.peer = served.peer._replace(remote="192.0.2.1")
+    served.carried = propagation.Carried()
+    by.serving(served)
+    by.served(served)
+    [span] = by.taken()
+    told = dict(span.attributes)
+    assert (span.name, span.error) == ("GET /{name}", "")
+    assert (told["url.path"], told["url.query"]) == ("/a", "token=REDACTED&b=1")
+    assert (told["server.address"], told["server.port"]) == ("::1", 8080)
+    assert (told["client.address"], told["network.peer.address"]) == ("192.0.2.1", "10.0.0.9")
+
+
+@pytest.mark.parametrize(("status", "error"), [("0", ""), ("5", ""), ("13", "INTERNAL"), ("14", "UNAVAILABLE")])
+def test_a_servers_grpc_status_is_an_error_where_it_is_the_servers(status: str, error: str) -> None:
+    """NOT_FOUND is the caller's business, and an error at its side only."""
+    by = tracer(sampling=100.0)
+    served = Served("POST", "/pkg.Svc/Get", propagation.Carried(), 0.0, "HTTP/2")
+    served.status, served.grpc_status, served.carried = 200, status, propagation.Carried()
+    by.serving(served)
+    by.served(served)
+    [span] = by.taken()
+    assert (span.name, span.error) == ("pkg.Svc/Get", error)

@@ -182,7 +182,7 @@ def request_of(span: Span) -> api.MeshRequest | None:
         workload=told.get("istio.workload") or span.service,
         namespace=told.get("service.namespace", ""),
         peer=told.get("mesh.peer") or address or "unknown",
-        method=told["http.request.method"],
+        method=told.get("http.request.method_original", told["http.request.method"]),
         authority=authority,
         path=scrubbed(f"{path}?{query}" if query else path),
         status=_whole(told.get("http.response.status_code", "")),

@@ -33,12 +33,15 @@ from meshlib.outbound.wire import (
 )
 from meshlib.policy.admission import ALLOW, Deny, RawPairs
 from meshlib.policy.call import outbound_call
+from meshlib.policy.observer import Served
 from meshlib.policy.paths import normalized_target
 from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 if TYPE_CHECKING:
     from meshlib.mesh import Mesh
+    from meshlib.policy.observer import Call
+    from meshlib.telemetry.tracing import Tracer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -82,6 +85,9 @@ class Proxy:
         kept = h.to_upstream(raw, client, scope["scheme"] == "https", hops, tunnel is not None)
         query = scope["query_string"]
         path = scope["raw_path"] + (b"?" + query if query else b"")
+        served, traced = self._entering(scope, kept)
+        if traced is not None:
+            kept = [*(pair for pair in kept if pair[0] != traced[0]), traced]
         request = Request(
             scope["method"],
             (h.first(kept, b"x-forwarded-proto") or b"http").decode("latin-1"),
@@ -95,6 +101,8 @@ class Proxy:
             # As the listener is configured, whatever port is behind it here.
             remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
             peer = peers.of_scope(scope)._replace(local_port=listener.port, remote=remote)
+            if served is not None:
+                served.peer = peer
             verdict = await self._reception.admit_async(request, peer, seen.take)
             if isinstance(verdict, Deny):
                 refused = _refusal(verdict, kept)
@@ -107,24 +115,62 @@ class Proxy:
                 request = request._replace(path=target, headers=Headers(kept), claims=verdict.claims)
         body = _Body.of(raw, seen.receive, self._limits.body)
         exchange = _Exchange(self, request, kept, body)
-        if refused is not None:
-            answer = exchange.reply(refused)
-        elif body is not None and body.is_too_large:
-            answer = exchange.reply(_TOO_LARGE)
-        elif chain is None or listener is None:
-            answer = exchange.reply(Reply(404, flag="NR", reason="the listener has changed"))
-        else:
-            may_resend = request.method not in _IDEMPOTENT and h.first(kept, b"idempotency-key") is not None
-            context = self._mesh.call_context(None, may_resend)._replace(route_configuration=chain.route_configuration)
-            answer = await drive_async(outbound_call(request, context), exchange)
+        answer: _Answer | None = None
+        call: Call | None = None
         try:
+            if refused is not None:
+                answer = exchange.reply(refused)
+            elif body is not None and body.is_too_large:
+                answer = exchange.reply(_TOO_LARGE)
+            elif chain is None or listener is None:
+                answer = exchange.reply(Reply(404, flag="NR", reason="the listener has changed"))
+            else:
+                may_resend = request.method not in _IDEMPOTENT and h.first(kept, b"idempotency-key") is not None
+                context = self._mesh.call_context(None, may_resend)._replace(
+                    route_configuration=chain.route_configuration
+                )
+                call = context.call
+                answer = await drive_async(outbound_call(request, context), exchange)
             if answer.status == 101 and tunnel is not None and answer.response is not None:
                 await _relay(answer, tunnel)
             else:
                 answer.headers.extend(told)
                 await self._respond(answer, request, send)
         finally:
-            await answer.close()
+            try:
+                if answer is not None:
+                    await answer.close()
+            finally:
+                if served is not None:
+                    flags = "DC" if answer is None else refused.flag if refused is not None else ""
+                    self._entered(served, 0 if answer is None else answer.status, flags or (call.flags if call else ""))
+
+    def _entering(self, scope: Scope, headers: RawHeaders) -> tuple[Served | None, tuple[bytes, bytes] | None]:
+        """Where spans are taken, the request as the span of it begins here, and the trace context that it goes on with;
+        the call that is made of it is its child."""
+        tracer = self._tracer
+        if tracer is None:
+            return None, None
+        path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        protocol = f"HTTP/{scope.get('http_version', '1.1')}"
+        served = Served(
+            scope["method"], f"{path}?{query}" if query else path, Headers(headers), time.monotonic(), protocol
+        )
+        served.authority = (h.first(headers, b"host") or b"").decode("latin-1").lower()
+        served.client = scope["client"][0] if scope["client"] else ""
+        served.peer = peers.of_scope(scope)
+        traced = tracer.entering(served)
+        return (served if served.mark is not None else None), traced
+
+    def _entered(self, served: Served, status: int, flags: str) -> None:
+        served.ended, served.status, served.flags = time.monotonic(), status, flags
+        if self._tracer is not None:
+            self._tracer.entered(served)
+
+    @property
+    def _tracer(self) -> Tracer | None:
+        telemetry = self._mesh.telemetry
+        return None if telemetry is None else telemetry.tracer
 
     def _listener(self, chain: FilterChain | None) -> Listener | None:
         return next((each for each in self._mesh.live.snapshot.listeners if chain in each.filter_chains), None)

@@ -213,7 +213,11 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, denied: Deny) -> N
 
 def _served(scope: Scope, now: float) -> Served:
     headers = Headers(scope["headers"])
-    served = Served(scope["method"], scope["path"], headers, now, f"HTTP/{scope.get('http_version', '1.1')}")
+    raw, query = scope.get("raw_path"), scope.get("query_string")
+    path = scope["path"] if raw is None else raw.decode("latin-1")
+    if query:
+        path += f"?{query.decode('latin-1')}"
+    served = Served(scope["method"], path, headers, now, f"HTTP/{scope.get('http_version', '1.1')}")
     served.authority = headers.get("host") or ""
     client = scope.get("client")
     served.client = client[0] if client else ""

@@ -203,9 +203,10 @@ def _refuse(environ: WSGIEnvironment, start_response: StartResponse, denied: Den
 
 
 def _served(environ: WSGIEnvironment, now: float) -> Served:
+    query = environ.get("QUERY_STRING")
     served = Served(
         environ["REQUEST_METHOD"],
-        environ.get("PATH_INFO", ""),
+        f"{environ.get('PATH_INFO', '')}?{query}" if query else environ.get("PATH_INFO", ""),
         Headers(_raw_headers(environ)),
         now,
         environ.get("SERVER_PROTOCOL", "HTTP/1.1"),

@@ -155,6 +155,11 @@ class Telemetry:
             self._port.close()
 
     @property
+    def tracer(self) -> Tracer | None:
+        """None where nobody takes spans."""
+        return self._tracer
+
+    @property
     def prometheus_port(self) -> int:
         """The port that this process is scraped on; 0 while another process holds it, or none is wanted."""
         return 0 if self._port is None else self._port.port

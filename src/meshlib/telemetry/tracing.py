@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshlib.model import AS_SET, HeaderOperations, HeaderView, Told
+from meshlib.model import AS_SET, HeaderOperations, HeaderView, Request, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
 from meshlib.state import forks
@@ -127,9 +127,12 @@ class Tracer:
 
     def _attempt_span(self, call: Call, attempt: Attempt, status: int, failure: str) -> None:
         at = Trace(call.mark.trace_id, attempt.mark, call.mark.span_id)
-        method = call.request.method if call.request is not None else ""
+        request = call.request
+        assert request is not None
         attributes: list[tuple[str, object]] = [
-            ("http.request.method", method),
+            *_method(request.method),
+            *_target(request),
+            *_network(attempt.endpoint.authority),
             ("mesh.attempt", attempt.number),
             ("mesh.endpoint", attempt.endpoint.authority),
             ("mesh.cluster", attempt.cluster.name),
@@ -138,7 +141,8 @@ class Tracer:
             attributes.append(("http.request.resend_count", attempt.number - 1))
         if status:
             attributes.append(("http.response.status_code", status))
-        self._keep(Ended(at, _CLIENT, method, attempt.began, attempt.ended, tuple(attributes), _error(status, failure)))
+        name, error = _name(request.method), _error(status, failure)
+        self._keep(Ended(at, _CLIENT, name, attempt.began, attempt.ended, tuple(attributes), error))
 
     def call_ended(self, call: Call) -> None:
         if call.mark is not None and len(call.tried) == 1:
@@ -148,16 +152,12 @@ class Tracer:
         if mark is None or call.request is None or not told.spans:
             return
         request, last = call.request, call.last
-        host, _, port = request.authority.partition(":")
         attributes: list[tuple[str, object]] = [
-            ("http.request.method", request.method),
-            ("server.address", host),
-            ("url.full", f"{request.scheme}://{request.authority}{request.path.partition('?')[0]}"),
+            *_method(request.method),
+            *_target(request),
             ("mesh.response_flags", call.flags or "-"),
             ("mesh.attempts", call.attempts),
         ]
-        if port.isdigit():
-            attributes.append(("server.port", int(port)))
         if call.status:
             attributes.append(("http.response.status_code", call.status))
         if call.decision is not None:
@@ -168,6 +168,7 @@ class Tracer:
             attributes.append(("mesh.cluster", call.cluster.name))
         if last is not None:
             attributes.append(("mesh.endpoint", last.endpoint.authority))
+            attributes += _network(last.endpoint.authority)
             attributes += _peer(of_endpoint(last.endpoint))
         tls = None if call.cluster is None else call.cluster.cluster.tls
         attributes.append(("mesh.mtls", tls is not None and tls.mode != "SIMPLE"))
@@ -178,10 +179,11 @@ class Tracer:
         if len(call.tried) > 1:
             for attempt, status, failure in call.tried:
                 self._attempt_span(call, attempt, status, failure)
-        name = request.method
+        name = _name(request.method)
         if call.is_grpc or is_grpc(request.headers.get("content-type")):
             name = request.path.lstrip("/")
             attributes += _rpc(name, call.grpc_status)
+            error = error or _rpc_error(call.grpc_status)
         self._keep(Ended(mark, _CLIENT, name, call.began, call.ended, tuple(attributes), error))
 
     # Requests
@@ -190,33 +192,55 @@ class Tracer:
         carried = self._inner.serving(served) or served.carried
         if carried is None:
             return None
-        parent = _of_headers(carried)
-        if parent is not None and not parent[2] and not self.rules.server.all_traces:
+        begun = self._begin(carried, served, self.rules.server)
+        return None if begun is None else carried.with_header(begun)
+
+    def entering(self, served: Served) -> tuple[bytes, bytes] | None:
+        """A request comes in that is passed on rather than served, as a gateway does: the header that takes the place
+        of its trace context, if any. Its metrics are those of the call that is made of it; so is Istio's `CLIENT` what
+        the configuration says of it."""
+        return self._begin(served.headers, served, self.rules.client)
+
+    def _begin(self, headers: HeaderView, served: Served, told: Told) -> tuple[bytes, bytes] | None:
+        parent = _of_headers(headers)
+        if parent is not None and not parent[2] and not told.all_traces:
             return None
-        is_sampled = parent is not None or self._is_sampled(self.rules.server)
+        is_sampled = parent is not None or self._is_sampled(told)
         at = Trace(parent[0] if parent else self._id(128), self._id(64), parent[1] if parent else "")
         if is_sampled:
             served.mark = at
-        told = (b"traceparent", f"00-{at.trace_id}-{at.span_id}-{'01' if is_sampled else '00'}".encode("ascii"))
-        return carried.with_header(told)
+        return b"traceparent", f"00-{at.trace_id}-{at.span_id}-{'01' if is_sampled else '00'}".encode("ascii")
 
     def served(self, served: Served) -> None:
-        mark, told = served.mark, self.rules.server
+        mark = served.mark
         self._inner.served(served)
-        if mark is None or not told.spans:
+        if mark is not None:
+            self._served(served, self.rules.server)
+
+    def entered(self, served: Served) -> None:
+        """What `entering` began is over."""
+        if served.mark is not None:
+            self._served(served, self.rules.client)
+
+    def _served(self, served: Served, told: Told) -> None:
+        if not told.spans:
             return
         path, _, query = served.path.partition("?")
+        host, port = _host_and_port(served.authority)
         attributes: list[tuple[str, object]] = [
-            ("http.request.method", served.method),
+            *_method(served.method),
             ("url.path", path),
             ("url.scheme", "https" if served.peer.is_tls else "http"),
-            ("client.address", served.client),
-            ("server.address", served.authority.partition(":")[0]),
+            ("client.address", served.peer.remote or served.client),
+            ("network.peer.address", served.client),
+            ("server.address", host),
             ("network.protocol.version", served.protocol.rpartition("/")[2]),
             ("mesh.response_flags", served.flags or "-"),
             ("mesh.mtls", served.peer.identity is not None),
             *_peer(peer_of(served)),
         ]
+        if port:
+            attributes.append(("server.port", port))
         if query:
             attributes.append(("url.query", scrubbed(query)))
         if served.status:
@@ -227,11 +251,12 @@ class Tracer:
             attributes.append(("http.route", served.route))
         attributes += _tags(told, served.headers)
         error = _error(served.status, served.flags) if served.status >= 500 or not served.status else ""
-        name = f"{served.method} {served.route}".rstrip()
+        name = f"{_name(served.method)} {served.route}".rstrip()
         if served.grpc_status or is_grpc(served.headers.get("content-type")):
             name = path.lstrip("/")
             attributes += _rpc(name, served.grpc_status)
-        self._keep(Ended(mark, _SERVER, name, served.began, served.ended, tuple(attributes), error))
+            error = error or _rpc_error(served.grpc_status, _SERVERS_FAULT)
+        self._keep(Ended(served.mark, _SERVER, name, served.began, served.ended, tuple(attributes), error))
 
     def _keep(self, span: Ended) -> None:
         with self._lock:
@@ -265,6 +290,46 @@ class Tracer:
         return found
 
 
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
+
+
+def _method(method: str) -> list[tuple[str, object]]:
+    """A method that nobody knows is `_OTHER`: anyone can make them up."""
+    if method in _METHODS:
+        return [("http.request.method", method)]
+    return [("http.request.method", "_OTHER"), ("http.request.method_original", method[:32])]
+
+
+def _name(method: str) -> str:
+    """Of a span: "HTTP if the method is _OTHER"."""
+    return method if method in _METHODS else "HTTP"
+
+
+def _target(request: Request) -> list[tuple[str, object]]:
+    """Where a call was to go, as its caller wrote it, without credentials."""
+    host, port = _host_and_port(request.authority)
+    told: list[tuple[str, object]] = [
+        ("server.address", host),
+        ("url.full", f"{request.scheme}://{request.authority.rpartition('@')[2]}{scrubbed(request.path)}"),
+    ]
+    return [*told, ("server.port", port)] if port else told
+
+
+def _network(authority: str) -> list[tuple[str, object]]:
+    """Where it went."""
+    host, port = _host_and_port(authority)
+    told: list[tuple[str, object]] = [("network.peer.address", host)]
+    return [*told, ("network.peer.port", port)] if port else told
+
+
+def _host_and_port(authority: str) -> tuple[str, int]:
+    """`[::1]:80` -> `::1`, 80; 0 where none is written."""
+    host, mark, port = authority.rpartition(":")
+    if not mark or not port.isdecimal() or len(port) > 5 or (":" in host and not host.startswith("[")):
+        return authority.strip("[]"), 0
+    return host.strip("[]"), int(port)
+
+
 def _peer(there: Described) -> list[tuple[str, object]]:
     """Who is at the other end: `reviews-v1.default`; nothing where that is not known."""
     if there.workload == UNKNOWN:
@@ -296,6 +361,16 @@ _GRPC = (
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
     *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
+
+
+_SERVERS_FAULT = frozenset(("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"))
+"""What makes a server's span an error; the others are its caller's (OpenTelemetry's conventions for gRPC)."""
+
+
+def _rpc_error(status: str, of: frozenset[str] = frozenset(_GRPC) - {"OK"}) -> str:
+    """error.type of a gRPC call: its status, where that is one of these; "" if it is none."""
+    name = _GRPC[int(status)] if status.isdigit() and int(status) < len(_GRPC) else ""
+    return name if name in of else ""
 
 
 def _error(status: int, told: str) -> str:
