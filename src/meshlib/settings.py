@@ -166,6 +166,7 @@ class Settings:
             workload=workload,
             kind=kind,
             user_agent=f"meshlib/{__version__}",
+            takes_ttl=True,
             trust_domain=self.trust_domain,
             cluster_id=self.cluster_id,
             metrics_port=host_and_port(self.prometheus)[1] if self.prometheus else 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 import grpc.aio
@@ -50,11 +50,11 @@ def mesh(*clusters: str, route_to: str = "", endpoints: int = 1, port: int = 100
 class Serving:
     """`publish` what everybody shall see; `connect` clients; `until` waits for what the registry shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, ttls: Mapping[str, float] | None = None) -> None:
         self.snapshot = mesh("a")
         self.translations = 0
         self.cache, self.registry = Cache(self._translate), Registry()
-        self.ads = AggregatedDiscoveryService(self.cache, self.registry)
+        self.ads = AggregatedDiscoveryService(self.cache, self.registry, ttls=ttls or {})
         self.server = grpc.aio.server()
         self.ads.add_to(self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"

@@ -41,11 +41,11 @@ def node(
     *,
     user_agent: str = "other",
     locality: Mapping[str, str] | None = None,
+    features: tuple[str, ...] = (),
     **metadata: Any,
 ) -> Node:
-    return ParseDict(
-        {"id": identity, "user_agent_name": user_agent, "metadata": metadata, "locality": locality or {}}, Node()
-    )
+    found = {"id": identity, "user_agent_name": user_agent, "metadata": metadata, "locality": locality or {}}
+    return ParseDict({**found, "client_features": features}, Node())
 
 
 def workload(service: str, port: int, version: str = "v1", *, ready: bool = True) -> Node:

@@ -480,9 +480,12 @@ def test_a_long_nack_is_cut() -> None:
 
 
 def test_the_table_is_complete() -> None:
-    """Every state says what each event makes of it, but for the timer, which runs only while REQUESTED."""
+    """Every state says what each event makes of it, but for the timer, which runs only while REQUESTED, and for the end
+    of a time to live, which only what has a value has."""
     for state in State:
         expected = set(Event) if state is State.REQUESTED else set(Event) - {Event.TIMEOUT}
+        if state in (State.REQUESTED, State.DOES_NOT_EXIST):
+            expected -= {Event.LAPSED}
         assert set(TRANSITIONS[state]) == expected
 
 

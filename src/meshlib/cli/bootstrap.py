@@ -133,7 +133,7 @@ class _Plan:
             # Callers learn by it that the port takes mutual TLS.
             labels = {**dict(workload.labels), TLS_MODE: "istio"}
             workload = replace(workload, labels=tuple(sorted(labels.items())))
-        node = replace(node, workload=workload, ready=bool(workload.port), user_agent="")
+        node = replace(node, workload=workload, ready=bool(workload.port), user_agent="", takes_ttl=False)
         if not self.is_envoy:
             from meshlib.xds.encode_tls import PROVIDER
 

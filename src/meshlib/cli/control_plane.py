@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
     from meshlib.kube.settings import KubeSettings
 
+SHORTEST_TTL = 3
+"""Seconds: it is renewed three times, and each costs every client an answer."""
+
 
 def control_plane(
     config: Annotated[
@@ -124,6 +127,13 @@ def control_plane(
             help="Ask this Prometheus for the figures of graph and stat, rather than remember what is pushed.",
         ),
     ] = "",
+    ttl: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE=SECONDS",
+            help="Clients drop what is not renewed for so long (LDS, RDS, CDS, EDS). Repeatable. Default: never.",
+        ),
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Tell the mesh what to do: serve xDS, from folders of YAML, Kubernetes, and what is applied. Until Ctrl-C."""
@@ -151,6 +161,7 @@ def control_plane(
         prometheus_url=_prometheus(prometheus_url),
         metrics=address("--metrics", metrics) if metrics else None,
         is_read_only=read_only,
+        ttls=dict(map(_ttl, ttl or ())),
     )
     if kubernetes or context:
         cluster = cluster_of(context)
@@ -181,6 +192,17 @@ def plugged(
     if certificate is None or key is None or root is None:
         raise CommandFailed("a CA is plugged in by --ca-cert, --ca-key and --root-cert together (and --cert-chain)")
     return PluggedAuthority(certificate.resolve(), key.resolve(), root.resolve(), chain.resolve() if chain else None)
+
+
+def _ttl(text: str) -> tuple[str, float]:
+    from meshlib.xds.resource_types import PUSH_ORDER, SHORT_NAMES
+
+    name, _, seconds = text.partition("=")
+    types = {SHORT_NAMES[type_url]: type_url for type_url in PUSH_ORDER}
+    if name.upper() not in types or not seconds.isdecimal() or int(seconds) < SHORTEST_TTL:
+        known = ", ".join(sorted(types))
+        raise CommandFailed(f"--ttl {text!r}: is written TYPE=SECONDS; {known}; {SHORTEST_TTL} seconds at least")
+    return types[name.upper()], float(seconds)
 
 
 def _prometheus(url: str) -> str:

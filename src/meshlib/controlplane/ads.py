@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -179,7 +180,16 @@ def _as_one(streams: Sequence[api.Client]) -> api.Client:
 class AggregatedDiscoveryService:
     """Serves views from `cache`, and tells `registry` who is connected. Belongs to one event loop."""
 
-    def __init__(self, cache: Cache, registry: Registry, metrics: OwnMetrics | None = None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        registry: Registry,
+        metrics: OwnMetrics | None = None,
+        *,
+        ttls: Mapping[str, float] = {},
+    ) -> None:
+        """ttls: for how many seconds resources of a type are good, where a client heeds it."""
+        self._ttls = ttls
         self._cache, self._registry, self._metrics = cache, registry, metrics
         self._numbers = itertools.count(1)
         self._connections: dict[int, Connection] = {}
@@ -312,7 +322,8 @@ class AggregatedDiscoveryService:
                         # What a client may ask for depends on who it is.
                         if said is None:
                             raise BadRequest("the first request must say who asks: node is missing")
-                        state = make_state(has_catch_all=said.user_agent.startswith("meshlib"))
+                        is_ours = said.user_agent.startswith("meshlib")
+                        state = make_state(has_catch_all=is_ours, ttls=self._ttls if said.takes_ttl else {})
                         connection = self._connections[number] = Connection(said, state, context.peer(), identity, only)
                         connection.secrets = SecretsOf(self._authority, identity)
                         logger.debug("%s connected from %s", said.id, connection.peer)
@@ -334,11 +345,12 @@ class AggregatedDiscoveryService:
                     return
                 if connection is not None:
                     seen = connection.with_secrets(await self._cache.seen(connection.node, connection.reader))
-                    if was_asked or seen is not connection.seen:  # else the change was for others
+                    is_due = (connection.state.renew_at or math.inf) <= time.monotonic()
+                    if was_asked or is_due or seen is not connection.seen:  # else the change was for others
                         if connection.seen is not None and connection.seen is not seen:
                             connection.behind_since = connection.behind_since or self._cache.changed_at
                         connection.seen = seen
-                        for answer in connection.state.due(seen):
+                        for answer in connection.state.due(seen, time.monotonic()):
                             await context.write(write(answer))
                             if self._metrics is not None:
                                 self._metrics.pushed(_short(answer.type_url))
@@ -346,12 +358,12 @@ class AggregatedDiscoveryService:
                             if self._metrics is not None:
                                 self._metrics.converged(connection.behind_since)
                             connection.behind_since = None
-                renewal = _wake_at(connection.secrets.renew_at if connection is not None else 0.0, news)
+                waking = _wake_for(connection, news)
                 try:
                     await news.wait()
                 finally:
-                    if renewal is not None:
-                        renewal.cancel()
+                    for timer in waking:
+                        timer.cancel()
                 news.clear()
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -393,9 +405,16 @@ class AggregatedDiscoveryService:
         return f"<AggregatedDiscoveryService {len(self._connections)} streams>"
 
 
-def _wake_at(at: float, news: asyncio.Event) -> asyncio.TimerHandle | None:
-    """at: seconds since 1970; 0 is never."""
-    return asyncio.get_running_loop().call_later(max(0.0, at - time.time()), news.set) if at else None
+def _wake_for(connection: Connection | None, news: asyncio.Event) -> list[asyncio.TimerHandle]:
+    """When secrets or times to live have to be renewed."""
+    if connection is None:
+        return []
+    waits = []
+    if connection.secrets.renew_at:
+        waits.append(connection.secrets.renew_at - time.time())
+    if (renew_at := connection.state.renew_at) is not None:
+        waits.append(renew_at - time.monotonic())
+    return [asyncio.get_running_loop().call_later(max(0.0, wait), news.set) for wait in waits]
 
 
 class BadRequest(Exception):
@@ -476,6 +495,8 @@ def _delta_request(message: Any) -> Request:
 def sotw_response(answer: Answer) -> bytes:
     head = m.DiscoveryResponse(version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
     head.control_plane.identifier = IDENTIFIER
+    if answer.ttl:
+        return b"".join((m.serialize(head), *_timed(answer, is_sotw=True)))
     return b"".join((m.serialize(head), *(each.in_sotw_response for each in answer.resources)))
 
 
@@ -483,7 +504,13 @@ def delta_response(answer: Answer) -> bytes:
     head = m.DeltaDiscoveryResponse(system_version_info=answer.version, type_url=answer.type_url, nonce=answer.nonce)
     head.control_plane.identifier = IDENTIFIER
     head.removed_resources.extend(answer.removed)
+    if answer.ttl:
+        return b"".join((m.serialize(head), *_timed(answer, is_sotw=False)))
     return b"".join((m.serialize(head), *(each.in_delta_response for each in answer.resources)))
+
+
+def _timed(answer: Answer, *, is_sotw: bool) -> Iterable[bytes]:
+    return (each.timed(answer.ttl, is_sotw=is_sotw, is_heartbeat=answer.is_heartbeat) for each in answer.resources)
 
 
 IDENTIFIER = f"meshlib {__version__}"

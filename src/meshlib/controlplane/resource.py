@@ -38,6 +38,16 @@ class Resource:
         resource = m.Resource(name=self.name, version=self.version, resource=self._any)
         return m.serialize(m.DeltaDiscoveryResponse(resources=[resource]))
 
+    def timed(self, ttl: float, *, is_sotw: bool, is_heartbeat: bool) -> bytes:
+        """The same, good for `ttl` seconds; a heartbeat has no content."""
+        resource = m.Resource(name=self.name, version=self.version)
+        resource.ttl.FromNanoseconds(round(ttl * 1e9))
+        if not is_heartbeat:
+            resource.resource.CopyFrom(self._any)
+        if is_sotw:
+            return m.serialize(m.DiscoveryResponse(resources=[m.pack(resource)]))
+        return m.serialize(m.DeltaDiscoveryResponse(resources=[resource]))
+
     @property
     def _any(self) -> Any:
         return m.Any_(type_url=self.type_url, value=self.data)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +108,7 @@ class ControlPlaneSettings:
     cluster: the Kubernetes cluster whose objects are in force too; None is none. writes_status: whether what is wrong
       with its objects is written to their status. webhook: (host, port) of the admission webhooks, by TLS; injection:
       what they add to pods, None for nothing.
+    ttls: by type URL, for how many seconds a resource is good without being renewed; a missing type is for good.
     """
 
     folders: tuple[Path, ...] = ()
@@ -131,6 +132,7 @@ class ControlPlaneSettings:
     prometheus_url: str = ""
     metrics: tuple[str, int] | None = None
     is_read_only: bool = False
+    ttls: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_admin_local(self) -> bool:
@@ -151,7 +153,7 @@ class ControlPlane:
         self._cache = Cache()
         self._registry = Registry(settings.state / "workloads.json" if settings.state is not None else None)
         self._metrics = OwnMetrics(self._state)
-        self._ads = AggregatedDiscoveryService(self._cache, self._registry, self._metrics)
+        self._ads = AggregatedDiscoveryService(self._cache, self._registry, self._metrics, ttls=settings.ttls)
         self._loads = LoadReports()
         self._admin: AdminServer | None = None
         self._server: grpc.aio.Server | None = None

@@ -37,6 +37,10 @@ Order (make before break)
 13. SotW: a cluster that is gone and that no route leads to any more is left, with its endpoints, to a client that still
     names it: C-core accepts routes at once, follows them when their clusters are ready, and names the old one for as
     long as calls may still take it. (Delta is spoken by clients that hold on to it themselves.)
+
+Time to live
+14. What has one is renewed three times in it, by a heartbeat: an answer whose resources are names without content. It
+    says nothing of a refusal that stands, and is itself one of the answers that rule 10 counts.
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ WHOLE_SET = frozenset({LISTENER, CLUSTER})
 WILDCARD = "*"
 _BEFORE = {LISTENER: (CLUSTER, ENDPOINT), ROUTE: (CLUSTER, ENDPOINT, LISTENER)}
 """Rule 11: what has to be answered first."""
+RENEWALS = 3
+"""In one time to live: two may be lost, or come late."""
 ABSENT = ""
 """The version of what a client was told not to exist."""
 
@@ -71,13 +77,16 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """removed: delta's only."""
+    """removed: delta's only. ttl: seconds for which the resources are good; 0 is without end. is_heartbeat: they come
+    without their content."""
 
     type_url: str
     version: str
     nonce: str
     resources: tuple[Resource, ...]
     removed: tuple[str, ...] = ()
+    ttl: float = 0.0
+    is_heartbeat: bool = False
 
 
 class Subscription:
@@ -112,6 +121,10 @@ class Subscription:
         self.accepted = ""
         """The version that was accepted last."""
         self.in_flight = False
+        self.is_heartbeat = False
+        """What is in flight."""
+        self.renew_at = 0.0
+        """When its time to live has to be renewed, on the clock of `due`."""
         self.error = ""
         self.unaccepted: Answer | None = None
         """The latest answer, until it is accepted."""
@@ -120,6 +133,11 @@ class Subscription:
     def sent(self) -> Mapping[str, str]:
         """name -> version, as the client has it now."""
         return {**self.told, **{name: resource.version for name, resource in self.kept.items()}}
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was sent that the client may still have."""
+        return bool(self.told or self.kept)
 
     @property
     def latest(self) -> frozenset[str]:
@@ -170,7 +188,7 @@ class Subscription:
         if self.in_flight:
             return "STALE"
         # A client that reconnects with all that there is has been sent nothing, and is not behind.
-        return "SYNCED" if self.nonce or self.told or self.kept else "NOT SENT"
+        return "SYNCED" if self.nonce or self.has_any else "NOT SENT"
 
 
 def _own(names: AbstractSet[str]) -> set[str]:
@@ -181,7 +199,9 @@ def _own(names: AbstractSet[str]) -> set[str]:
 class Stream:
     """One stream's state. A request goes into `received`; whatever may be sent then comes out of `due`."""
 
-    def __init__(self, *, has_catch_all: bool) -> None:
+    def __init__(self, *, has_catch_all: bool, ttls: Mapping[str, float] = {}) -> None:
+        """ttls: seconds by type; only for a client that heeds them."""
+        self._ttls = ttls
         self.subscriptions: dict[str, Subscription] = {}
         self.has_catch_all = has_catch_all
         self._count = 0
@@ -210,8 +230,28 @@ class Stream:
             each.follow(view)
         return any(each.pending for each in self.subscriptions.values())
 
-    def due(self, view: Seen) -> list[Answer]:
-        """What can be sent now, in this order. Each Answer counts as sent."""
+    def due(self, view: Seen, now: float = 0.0) -> list[Answer]:
+        """What can be sent now, in this order. Each Answer counts as sent. now: of any monotonic clock."""
+        answers = self._news(view)
+        for type_url, ttl in self._ttls.items():
+            subscription = self.subscriptions.get(type_url)
+            if subscription is None or not subscription.has_any:
+                continue
+            if not subscription.in_flight and subscription.renew_at <= now:
+                answers.append(self._heartbeat(subscription, view))
+                subscription.renew_at = now + ttl / RENEWALS
+            elif not subscription.renew_at:
+                subscription.renew_at = now + ttl / RENEWALS
+        return answers
+
+    @property
+    def renew_at(self) -> float | None:
+        """When `due` has a heartbeat to send, if nothing happens before."""
+        known = (self.subscriptions.get(type_url) for type_url in self._ttls)
+        waiting = (each for each in known if each is not None and each.has_any and not each.in_flight)
+        return min((each.renew_at for each in waiting), default=None)
+
+    def _news(self, view: Seen) -> list[Answer]:
         answers: list[Answer] = []
         for each in self.subscriptions.values():
             each.follow(view)
@@ -269,14 +309,30 @@ class Stream:
             self._warming.difference_update(removed)
         elif subscription.type_url == ENDPOINT and self._warming:
             self._warming.difference_update(removed, (each.name for each in resources))
-        answer = Answer(subscription.type_url, version, subscription.nonce, resources, removed)
+        subscription.is_heartbeat = False
+        ttl = self._ttls.get(subscription.type_url, 0.0)
+        answer = Answer(subscription.type_url, version, subscription.nonce, resources, removed, ttl)
         subscription.unaccepted = answer
         return answer
+
+    def _heartbeat(self, subscription: Subscription, view: Seen) -> Answer:
+        """All that the client has. It leaves what is known of the client's answer to the last content."""
+        self._count += 1
+        type_url = subscription.type_url
+        version = subscription.version or view.versions.get(type_url, "0")
+        subscription.nonce = f"{self._count}-{version}"
+        subscription.in_flight = subscription.is_heartbeat = True
+        beats = tuple(
+            Resource(type_url, name, at, b"") for name, at in sorted(subscription.sent.items()) if at != ABSENT
+        )
+        return Answer(type_url, version, subscription.nonce, beats, (), self._ttls[type_url], is_heartbeat=True)
 
     def _acknowledge(self, subscription: Subscription, request: Request) -> None:
         if not request.nonce or request.nonce != subscription.nonce:
             return
-        if subscription.in_flight or request.error is not None:
+        if subscription.is_heartbeat and request.error is None:
+            pass
+        elif subscription.in_flight or request.error is not None:
             subscription.error = request.error or ""
             if request.error is None:
                 subscription.accepted, subscription.unaccepted = subscription.version, None

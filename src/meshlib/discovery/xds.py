@@ -192,7 +192,11 @@ class XdsSource:
         if self._cache is None:
             return
         resources: dict[str, dict[str, bytes | None]] = {
-            type_url: {name: entry.data if entry.value is not None else None for name, entry in sorted(parts.items())}
+            type_url: {
+                name: entry.data if entry.value is not None else None
+                for name, entry in sorted(parts.items())
+                if not self._session.has_ttl(type_url, name)  # it is not to be used without the control plane
+            }
             for type_url, parts in self._assembly.parts.items()
         }
         resources.setdefault(LISTENER, {}).update(dict.fromkeys(self._published.absent))

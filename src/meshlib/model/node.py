@@ -52,6 +52,7 @@ class Node:
       takes calls that go out.
     discovery_cluster: of an Envoy without ADS, what its bootstrap calls the cluster of the control plane.
     metrics_port: where Prometheus may scrape it; 0 is nowhere.
+    takes_ttl: it lets go of a resource whose time to live has passed.
     """
 
     id: str
@@ -66,3 +67,4 @@ class Node:
     outbound: str = ""
     metrics_port: int = 0
     discovery_cluster: str = ""
+    takes_ttl: bool = False

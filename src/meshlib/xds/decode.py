@@ -148,6 +148,7 @@ def decode_node(message: Any) -> Node:
         outbound=read.text(metadata, "MESHLIB_OUTBOUND"),
         metrics_port=_port(metadata.get("MESHLIB_METRICS_PORT")),
         discovery_cluster=read.text(metadata, "MESHLIB_DISCOVERY_CLUSTER"),
+        takes_ttl=m.TTL_FEATURE in message.client_features,
     )
 
 

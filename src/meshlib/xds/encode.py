@@ -107,6 +107,8 @@ def encode_node(node: Node) -> Any:
     if version:
         message.user_agent_version = version
     set_locality(message.locality, workload.locality)
+    if node.takes_ttl:
+        message.client_features.append(m.TTL_FEATURE)
     message.metadata.update(node_metadata(node))
     return message
 

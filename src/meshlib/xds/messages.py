@@ -22,6 +22,9 @@ ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_STREAM = f"/{ADS_SERVICE}/StreamAggregatedResources"
 ADS_DELTA = f"/{ADS_SERVICE}/DeltaAggregatedResources"
 
+TTL_FEATURE = "xds.config.supports-resource-ttl"
+"""By which a client says that it heeds Resource.ttl (Envoy's "client features")."""
+
 CSDS_SERVICE = "envoy.service.status.v3.ClientStatusDiscoveryService"
 LRS_SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 LRS_STREAM = f"/{LRS_SERVICE}/StreamLoadStats"

@@ -42,7 +42,10 @@ from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 #     SotW: a response for LDS or CDS is the whole set, so a value missing from it is deleted; a name never seen waits
 #     for its timer, since the response may have been on its way before the name was asked for. For the other types
 #     absence means nothing: they end when no parent names them.
-# 11. A subscription outlives an answer: what does not exist today is pushed the day it is born.
+# 11. A resource that comes with a time to live is gone when that has passed, unless it was sent again, or renewed by a
+#     heartbeat ("the resource field is unset"); also while no server can be reached, which is what it is for. Sent or
+#     renewed without one, it stays. Delta: what has run out on a stream that is open is asked for anew.
+# 12. A subscription outlives an answer: what does not exist today is pushed the day it is born.
 #
 # One resource, as a table. A pair that is not in it cannot happen.
 
@@ -61,6 +64,7 @@ class Event(StrEnum):
     INVALID = "invalid"
     REMOVED = "removed"
     OMITTED = "omitted"
+    LAPSED = "lapsed"
     TIMEOUT = "timeout"
 
 
@@ -83,12 +87,14 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.INVALID: State.NACKED,
         Event.REMOVED: State.DOES_NOT_EXIST,
         Event.OMITTED: State.DOES_NOT_EXIST,
+        Event.LAPSED: State.DOES_NOT_EXIST,
     },
     State.NACKED: {
         Event.VALID: State.ACKED,
         Event.INVALID: State.NACKED,
         Event.REMOVED: State.DOES_NOT_EXIST,
         Event.OMITTED: State.DOES_NOT_EXIST,
+        Event.LAPSED: State.DOES_NOT_EXIST,
     },
 }
 
@@ -105,12 +111,15 @@ Decode = Callable[[str, bytes], Value]
 
 class Resource(NamedTuple):
     """As it came. `name` and `version` are "" in SotW, where the resource itself knows its name. `type_url` may differ
-    from the response's, which is the server's mistake."""
+    from the response's, which is the server's mistake. ttl: seconds for which it is good; 0 is without end.
+    is_heartbeat: there is no data, and what is known by this name is good for `ttl` more."""
 
     type_url: str
     name: str
     version: str
     data: bytes
+    ttl: float = 0.0
+    is_heartbeat: bool = False
 
 
 class Response(NamedTuple):
@@ -171,6 +180,7 @@ class _Subscription:
         "deadlines",
         "entries",
         "error",
+        "lapses",
         "nacks",
         "named",
         "nonce",
@@ -188,6 +198,7 @@ class _Subscription:
         self.wildcard = wildcard
         self.wanted: frozenset[str] = frozenset()
         self.entries: dict[str, Entry] = {}
+        self.lapses: dict[str, float] = {}
         self.version = ""
         self.answered = False
         self.unconfirmed: set[str] = set()
@@ -313,6 +324,10 @@ class Session:
         for resource in response.resources:
             if resource.name and not subscription.covers(resource.name):
                 continue  # unsubscribed while it was on its way
+            if resource.is_heartbeat:
+                self._live(subscription, resource.name, resource.ttl, now)
+                mentioned.add(resource.name)
+                continue
             try:
                 old = subscription.entries.get(resource.name) if resource.name else known.get(resource.data)
                 if old is not None and old.value is not None and old.data == resource.data:
@@ -333,6 +348,7 @@ class Session:
             mentioned.add(name)
             if subscription.covers(name):
                 self._move(subscription, name, Event.VALID, now, value, resource.data, resource.version)
+                self._live(subscription, name, resource.ttl, now)
         for name in response.removed:
             if subscription.covers(name):
                 self._move(subscription, name, Event.REMOVED, now)
@@ -363,10 +379,27 @@ class Session:
                 expired.append((subscription.type_url, name))
         return expired
 
+    def lapse(self, now: float) -> list[tuple[str, str]]:
+        """Let go of what was good for a time that is over (rule 11), on a stream or without one; returns the types and
+        names."""
+        lapsed: list[tuple[str, str]] = []
+        for subscription in self._subscriptions.values():
+            for name in [name for name, at in subscription.lapses.items() if at <= now]:
+                self._move(subscription, name, Event.LAPSED, now)
+                lapsed.append((subscription.type_url, name))
+                if self.delta and subscription.sent is not None:
+                    subscription.sent -= {name}
+        return lapsed
+
+    def has_ttl(self, type_url: str, name: str) -> bool:
+        """Whether what is known by this name is good for some time only."""
+        return name in self._subscriptions[type_url].lapses
+
     @property
     def next_deadline(self) -> float | None:
-        """When `expire` has something to do."""
-        return min((at for each in self._subscriptions.values() for at in each.deadlines.values()), default=None)
+        """When `expire` or `lapse` has something to do."""
+        times = (each for known in self._subscriptions.values() for each in (known.deadlines, known.lapses))
+        return min((at for each in times for at in each.values()), default=None)
 
     # What is to be sent.
 
@@ -518,7 +551,16 @@ class Session:
             return
         subscription.entries[name] = new
         subscription.deadlines.pop(name, None)
+        if new.value is None:
+            subscription.lapses.pop(name, None)
         self.revision += 1
+
+    def _live(self, subscription: _Subscription, name: str, ttl: float, now: float) -> None:
+        entry = subscription.entries.get(name)
+        if ttl > 0 and entry is not None and entry.value is not None:
+            subscription.lapses[name] = now + ttl
+        else:
+            subscription.lapses.pop(name, None)
 
     def _start_timers(self, subscription: _Subscription, names: Iterable[str], now: float) -> None:
         for name in names:
@@ -532,6 +574,7 @@ class Session:
                 continue
             del subscription.entries[name]
             subscription.deadlines.pop(name, None)
+            subscription.lapses.pop(name, None)
 
     def __repr__(self) -> str:
         kind = "delta" if self.delta else "SotW"

@@ -37,6 +37,7 @@ begins with 1 s and ends with 120 s; a call to a host that is not known yet wait
 PAUSE_JITTER = 0.4
 """Up to this share of a pause is left out, so that a mesh does not come back in step."""
 
+_WRAPPER = m.type_url(m.Resource)
 _OPTIONS = (
     # A control plane of a large mesh sends more than gRPC's 4 MB at once (Envoy has no limit either).
     ("grpc.max_receive_message_length", -1),
@@ -158,7 +159,8 @@ class Stream:
             except Exception:
                 _log.exception("configuration from control plane %s can't be brought up to date", self._target)
                 due = None
-            self._wait(until if due is None else min(due, until))
+            self._wait(_earliest(due, until, self._session.next_deadline))
+            self._lapse()
 
     def _wait(self, until: float | None) -> list[bytes | _Ended | bool]:
         """What has happened on the current stream; returns at `until` with nothing."""
@@ -213,6 +215,7 @@ class Stream:
                             return "sent what is no discovery response"
                     else:
                         session.stream_ready(self._clock())
+                self._lapse()
                 for type_url, name in session.expire(self._clock()):
                     _log.warning(
                         "control plane %s says nothing of %s %r, which counts as absent until it does",
@@ -262,6 +265,15 @@ class Stream:
             message.node.CopyFrom(self._encode_node(node))
         return m.serialize(message)
 
+    def _lapse(self) -> None:
+        for type_url, name in self._session.lapse(self._clock()):
+            _log.warning(
+                "control plane %s has not renewed %s %r in time, which is not used any more",
+                self._target,
+                SHORT_NAMES[type_url],
+                name,
+            )
+
     def _receive(self, data: bytes) -> None:
         response = _decode(data, self._session.delta)
         if not self._answered:
@@ -310,7 +322,7 @@ def _read(call: Any, events: SimpleQueue[_Event], attempt: int) -> None:
 def _decode(data: bytes, delta: bool) -> Response:
     if not delta:
         message = m.DiscoveryResponse.FromString(data)
-        resources = tuple(Resource(each.type_url, "", "", each.value) for each in message.resources)
+        resources = tuple(_unwrapped(each, message.type_url) for each in message.resources)
         return Response(message.type_url, message.nonce, message.version_info, resources)
     message = m.DeltaDiscoveryResponse.FromString(data)
     return Response(
@@ -318,12 +330,35 @@ def _decode(data: bytes, delta: bool) -> Response:
         message.nonce,
         message.system_version_info,
         tuple(
-            Resource(each.resource.type_url, each.name, each.version, each.resource.value)
+            Resource(
+                each.resource.type_url,
+                each.name,
+                each.version,
+                each.resource.value,
+                ttl=_seconds(each.ttl),
+                is_heartbeat=not each.HasField("resource"),
+            )
             for each in message.resources
-            if each.HasField("resource")  # without one it is a heartbeat (xDS TTL): nothing has changed
         ),
         tuple(message.removed_resources),
     )
+
+
+def _unwrapped(packed: Any, type_url: str) -> Resource:
+    """SotW: a resource as it is, or in a Resource, which may say for how long it is good."""
+    if packed.type_url == _WRAPPER:
+        try:
+            each = m.Resource.FromString(packed.value)
+        except DecodeError:
+            return Resource(packed.type_url, "", "", packed.value)
+        if not each.HasField("resource"):
+            return Resource(type_url, each.name, "", b"", ttl=_seconds(each.ttl), is_heartbeat=True)
+        return Resource(each.resource.type_url, each.name, "", each.resource.value, ttl=_seconds(each.ttl))
+    return Resource(packed.type_url, "", "", packed.value)
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def _earliest(*times: float | None) -> float | None:
