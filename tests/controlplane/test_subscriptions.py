@@ -362,6 +362,18 @@ def test_a_cluster_stays_while_the_route_that_does_without_it_is_refused(make: t
 
 
 @pytest.mark.parametrize("make", [delta, sotw])
+def test_a_refusal_of_what_was_given_up_holds_nothing_back(make: type[Client]) -> None:
+    """Nobody uses the old form of it any more, and nothing will come that would end the refusal."""
+    client = full(make, view("old", "new", routes=[("r", "old")], listeners=["l"]))
+    after = view("new", routes=[("r", "new")], listeners=["l"])
+    assert client.due(after) == ["RDS r"]
+    assert client.ack(ROUTE, *(("r",) if make is sotw else ()), now=after, error="no such match") == []
+    unsubscribe = () if make is sotw else ("r",)
+    gone = client.ask(ROUTE, now=after, unsubscribe=unsubscribe, nonce=client.last[ROUTE].nonce)
+    assert gone[0] == ("CDS -old" if make is delta else "CDS new")
+
+
+@pytest.mark.parametrize("make", [delta, sotw])
 def test_a_client_that_names_its_clusters_waits_for_nothing(make: type[Client]) -> None:
     """gRPC asks for a cluster because a route names it; it may also give up a type and never answer for it."""
     client, now = make(), view("a", routes=[("r", "a")], listeners=["l"])

@@ -88,13 +88,15 @@ class Client:
         self.answers: deque[Answer] = deque()
         for type_url, names in self.names.items():
             held = self.held[type_url]
+            if not names:  # never without names at first: that would be the legacy wildcard
+                continue
             self.requests.append(Request(type_url, tuple(sorted(names)), initial=dict(held) if self.delta else {}))
 
     def want(self, type_url: str, names: set[str]) -> None:
         before, self.names[type_url] = self.names.get(type_url), names
         if WILDCARD not in names:
             self.held[type_url] = {name: at for name, at in self.held[type_url].items() if name in names}
-        if before is None:  # never without names: that would be the legacy wildcard
+        if before is None:
             self.requests.append(Request(type_url, tuple(sorted(names))))
         elif self.delta:
             self.requests.append(Request(type_url, tuple(sorted(names - before)), tuple(sorted(before - names))))
@@ -156,7 +158,8 @@ def test_a_client_ends_with_exactly_what_it_wants(delta: bool, changes: list[Vie
         if step == "ask":
             client.stream.received(client.requests.popleft())
         elif step == "answer":
-            client.receive(client.answers.popleft(), refuse=data.draw(st.integers(0, 4)) == 0)
+            answer = client.answers.popleft()
+            client.receive(answer, refuse=bool(answer.resources) and data.draw(st.integers(0, 4)) == 0)
         elif step == "change":
             now = upcoming.popleft()
         elif step == "connect":

@@ -33,7 +33,7 @@ Order (make before break)
     them. A client that names its clusters asks for one because a route
     names it; there is nothing to wait for.
 12. Clusters and endpoints that are gone are taken away last, when everything else was accepted: who has refused the new
-    routes still uses the old.
+    routes still uses the old, unless it has given them up.
 13. SotW: a cluster that is gone and that no route leads to any more is left, with its endpoints, to a client that still
     names it: C-core accepts routes at once, follows them when their clusters are ready, and names the old one for as
     long as calls may still take it. (Delta is spoken by clients that hold on to it themselves.)
@@ -133,6 +133,13 @@ class Subscription:
     def sent(self) -> Mapping[str, str]:
         """name -> version, as the client has it now."""
         return {**self.told, **{name: resource.version for name, resource in self.kept.items()}}
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the client still uses what was before something that it has refused; not if it has given that up."""
+        if not self.error or self.unaccepted is None:
+            return False
+        return self.is_wildcard or any(each.name in self.names for each in self.unaccepted.resources)
 
     @property
     def has_any(self) -> bool:
@@ -265,7 +272,7 @@ class Stream:
                 answers += self._answers(subscription, view, may_remove=type_url not in (CLUSTER, ENDPOINT))
         if any(each.in_flight for each in self.subscriptions.values()):
             return answers
-        if any(self.subscriptions[type_url].error for type_url in (LISTENER, ROUTE) if type_url in self.subscriptions):
+        if any(self.subscriptions[each].is_refused for each in (LISTENER, ROUTE) if each in self.subscriptions):
             return answers
         for type_url in (CLUSTER, ENDPOINT):
             if type_url in self.subscriptions:
