@@ -47,11 +47,13 @@ def view(
     return View(
         Snapshot(
             "",
-            tuple(Listener(name, "rs"[number % 2]) for name in sorted(listeners)),
+            tuple(Listener(name, f"r{number}") for name in sorted(listeners)),
             tuple(RouteConfiguration(name, (VirtualHost(str(number), ("*",), (route,)),)) for name in sorted(routes)),
             tuple(Cluster(name, connect_timeout=1.0 + number) for name in sorted(clusters)),
             tuple(LoadAssignment(name, (Endpoint("127.0.0.1", 1 + number),)) for name in sorted(clusters)),
-            inbound=(Inbound("i", tls=(TlsMode.STRICT, TlsMode.PERMISSIVE)[number % 2]),) if inbound else (),
+            inbound=(Inbound("i", tls=(TlsMode.STRICT, TlsMode.PERMISSIVE, TlsMode.DISABLE)[number]),)
+            if inbound
+            else (),
         ),
         (),
         Encoder(),
@@ -86,18 +88,23 @@ class Client:
         self.stream = DeltaStream(has_catch_all=True) if self.delta else SotwStream(has_catch_all=True)
         self.requests: deque[Request] = deque()
         self.answers: deque[Answer] = deque()
+        self.asked: set[str] = set()
+        """The types that were asked for on this stream. Never without names at first: that would be a wildcard."""
         for type_url, names in self.names.items():
             held = self.held[type_url]
-            if not names:  # never without names at first: that would be the legacy wildcard
+            if not names:
                 continue
+            self.asked.add(type_url)
             self.requests.append(Request(type_url, tuple(sorted(names)), initial=dict(held) if self.delta else {}))
 
     def want(self, type_url: str, names: set[str]) -> None:
-        before, self.names[type_url] = self.names.get(type_url), names
+        before, self.names[type_url] = self.names.get(type_url, set()), names
         if WILDCARD not in names:
             self.held[type_url] = {name: at for name, at in self.held[type_url].items() if name in names}
-        if before is None:
-            self.requests.append(Request(type_url, tuple(sorted(names))))
+        if type_url not in self.asked:
+            if names:
+                self.asked.add(type_url)
+                self.requests.append(Request(type_url, tuple(sorted(names))))
         elif self.delta:
             self.requests.append(Request(type_url, tuple(sorted(names - before)), tuple(sorted(before - names))))
         else:
@@ -144,8 +151,8 @@ def check(client: Client, now: View) -> None:
         assert held == wanted, type_url
 
 
-@settings(max_examples=60)
-@given(st.booleans(), st.lists(views(), min_size=1, max_size=5), views(numbers=(7,)), st.data())
+@settings(max_examples=60, derandomize=True)
+@given(st.booleans(), st.lists(views(), min_size=1, max_size=5), views(numbers=(2,)), st.data())
 def test_a_client_ends_with_exactly_what_it_wants(delta: bool, changes: list[View], last: View, data: Any) -> None:
     """Whatever was changed, asked for, given up, refused or cut off before. What was refused comes when it has changed,
     so at last all of it does."""
