@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from meshlib.cli import bookinfo, running
-from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.demo_display import Display
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.ports import NoFreePort, free_port, is_free
 from meshlib.cli.serving import Address, address
 from meshlib.cli.tables import age, table

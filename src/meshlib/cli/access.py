@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 
 
 class Action(StrEnum):

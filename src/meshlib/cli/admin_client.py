@@ -11,16 +11,13 @@ import httpx
 import msgspec
 
 from meshlib.cli import connection
+from meshlib.cli.failure import CommandFailed
 from meshlib.controlplane import admin_api as api
 from meshlib.version import __version__
 
 TIMEOUT = 30.0
 T = TypeVar("T")
 Query = Mapping[str, str] | Sequence[tuple[str, str]]
-
-
-class CommandFailed(Exception):
-    """The command can't do what was asked. The message is for the person who typed it; exit code 1."""
 
 
 class AdminClient:

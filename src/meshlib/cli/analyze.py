@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from meshlib.cli import yaml_files
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.kubernetes import cluster_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from meshlib.cli import yaml_files
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl, Files, Namespace, Recursive
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.kinds import find_kind

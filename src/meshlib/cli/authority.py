@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.controlplane.admin_api import Authority

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meshlib.cli import yaml_files
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.model import Inbound, Node, Peer, SpiffeId, Workload

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.ports import free_port
 from meshlib.cli.supervisor import Program
 

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
 from meshlib.cli.apply import report
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.controlplane.breakers import KIND, BreakerDetail

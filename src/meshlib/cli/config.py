@@ -11,7 +11,8 @@ import msgspec
 import typer
 import yaml
 
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.controlplane.inspection import Configuration

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import typer
 
 from meshlib.cli import running
-from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.kubernetes import cluster_of
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
 from meshlib.identity.access import is_loopback

@@ -25,10 +25,10 @@ import typer
 from rich.console import Console
 
 from meshlib.cli import bookinfo
-from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import Part, Plan
 from meshlib.cli.demo_display import Display
 from meshlib.cli.demo_tokens import TokenFiles
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.ports import NoFreePort
 from meshlib.cli.supervisor import Change, Event, Supervisor
 from meshlib.cli.traffic import Traffic

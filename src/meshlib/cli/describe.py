@@ -10,7 +10,8 @@ import typer
 import yaml
 
 from meshlib.cli import yaml_files
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.stored import objects_of
 from meshlib.controlplane import admin_api as api

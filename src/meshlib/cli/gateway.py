@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meshlib.cli import running
-from meshlib.cli.admin_client import CommandFailed
 from meshlib.cli.bookinfo import HOST, XDS_PORT
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.serving import LogLevel, log_to_stderr, until_signal
 from meshlib.errors import SettingsError
 

@@ -13,7 +13,8 @@ import typer
 import yaml
 
 from meshlib.cli import status
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age, table
 from meshlib.controlplane import admin_api as api

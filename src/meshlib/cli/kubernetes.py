@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 
 if TYPE_CHECKING:
     from meshlib.kube.settings import KubeSettings

@@ -10,7 +10,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.controlplane import admin_api as api
 

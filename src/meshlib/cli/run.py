@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import meshlib
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 from meshlib.errors import SettingsError
 from meshlib.instrumentation import EXCLUDE, excluded_by
 

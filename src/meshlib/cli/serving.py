@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 
 LogLevel = Annotated[
     str, typer.Option("--log-level", envvar="MESHLIB_LOG_LEVEL", help="debug, info, warning or error.")

@@ -10,7 +10,8 @@ import msgspec
 import typer
 
 from meshlib.cli import running, yaml_files
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age, table
 from meshlib.controlplane import admin_api as api

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from meshlib.cli.admin_client import AdminClient, CommandFailed
+from meshlib.cli.admin_client import AdminClient
+from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age
 from meshlib.controlplane.admin_api import Authority, WhoAmI

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from meshlib.cli.admin_client import CommandFailed
+from meshlib.cli.failure import CommandFailed
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 
