@@ -40,7 +40,7 @@ def view() -> View:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[tuple[str, list[ObjectStore | View]]]:
     """One server for all tests here: stopping one takes longer than any of them. The tests put their store in."""
-    current: list[ObjectStore | View] = []
+    current: list[ObjectStore | View] = [ObjectStore(), View()]
 
     class Current:
         def __init__(self, place: int) -> None:
