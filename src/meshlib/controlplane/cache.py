@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from meshlib.controlplane.changes import Comparable
+from meshlib.controlplane.located import located
 from meshlib.controlplane.resource import Resource, combined_version, digest, resource_of
 from meshlib.controlplane.sight import Form, Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
@@ -35,6 +36,7 @@ from meshlib.model.domains import DomainTable
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from meshlib.xds.xdstp import SCHEME
 
 Value = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 RENAMED_LIMIT = 10_000
@@ -119,6 +121,8 @@ class View(Comparable):
         the catch-all, that; in both cases it bears the name that was asked for. So does the one for calls that come in.
         """
         found = self.resources.get(type_url, {}).get(name)
+        if found is None and name.startswith(SCHEME):
+            return located(type_url, name, partial(self.find, type_url, has_catch_all=has_catch_all))
         if found is not None or type_url != LISTENER:
             return found
         asked = (name, has_catch_all)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.controlplane.changes import ChangesByType, Comparable
+from meshlib.controlplane.located import located
 from meshlib.controlplane.resource import Resource, combined_version, resource_of
 from meshlib.model import (
     INBOUND_PREFIX,
@@ -37,6 +39,7 @@ from meshlib.xds.http_filters import not_carried_out
 from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.upstreams import Upstreams
+from meshlib.xds.xdstp import SCHEME
 
 if TYPE_CHECKING:
     from meshlib.controlplane.cache import View
@@ -196,6 +199,8 @@ class Sight(Comparable):
 
     def find(self, type_url: str, name: str, *, has_catch_all: bool) -> Resource | None:
         found = self.resources.get(type_url, {}).get(name)
+        if found is None and name.startswith(SCHEME):
+            return located(type_url, name, partial(self.find, type_url, has_catch_all=has_catch_all))
         if found is not None or type_url != LISTENER or self._form.reader.dialect is not Dialect.GRPC:
             return found
         for prefix in (INBOUND_PREFIX, SERVER_PREFIX):

@@ -53,6 +53,7 @@ from meshlib.controlplane.changes import NOTHING
 from meshlib.controlplane.resource import Resource, empty_assignment
 from meshlib.controlplane.sight import Seen
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
+from meshlib.xds.xdstp import SCHEME
 
 WHOLE_SET = frozenset({LISTENER, CLUSTER})
 WILDCARD = "*"
@@ -101,6 +102,8 @@ class Subscription:
         self.is_wildcard = False
         self.has_named = False
         self.names: AbstractSet[str] = frozenset()
+        self.has_uris = False
+        """Whether it names, or named, any by `xdstp://`: what changes is known by plain names."""
         self.said: AbstractSet[str] | None = None
         """SotW: the names of the last request, as they came."""
         self.told: dict[str, str] = {}
@@ -153,11 +156,15 @@ class Subscription:
         return frozenset() if answer is None else frozenset(each.name for each in answer.resources) | {*answer.removed}
 
     def add(self, names: frozenset[str]) -> None:
+        self.note_uris(names)
         if not self.names:
             self.names = names
         elif names:
             self.names = _own(self.names)
             self.names |= names
+
+    def note_uris(self, names: AbstractSet[str]) -> None:
+        self.has_uris = self.has_uris or any(name.startswith(SCHEME) for name in names)
 
     def remove(self, names: frozenset[str]) -> None:
         if names:
@@ -181,6 +188,8 @@ class Subscription:
             return
         changes = view.changes_since(before).get(self.type_url, NOTHING)
         self.pending |= changes.names if self.is_wildcard else changes.names & self.names
+        if self.has_uris and changes is not NOTHING:
+            self.pending.update(name for name in self.names if name.startswith(SCHEME))
         if changes.renamed:
             self.pending |= self.names - existing.keys()
         if len(self.pending) > len(existing) + len(self.names) + len(self.told) + len(self.kept):
@@ -456,6 +465,7 @@ class SotwStream(Stream):
             if not gone.isdisjoint(subscription.kept):
                 subscription.kept = {name: each for name, each in subscription.kept.items() if name not in gone}
         subscription.names = names
+        subscription.note_uris(names)
 
     def _answer(self, subscription: Subscription, view: Seen, *, may_remove: bool) -> Answer | None:
         if subscription.type_url in WHOLE_SET:
