@@ -29,8 +29,13 @@ from benchmarks.processes import module
 from benchmarks.rounds import Call, Row, play_async, play_sync
 from meshlib.mesh import Mesh
 
-EVERY = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-"""Bare httpx's best case: its defaults keep 20 connections, so that a 21st concurrent call pays for a new one."""
+KEEP = 3600.0
+"""Seconds for which an idle connection is kept, by everybody: contestants take turns, and httpx would close after 5
+seconds what the next round needs."""
+DEFAULT = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEEP)
+"""httpx's own numbers: a 21st concurrent call pays for a new connection."""
+EVERY = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP)
+"""Bare httpx's best case."""
 KEPT = 256
 """Connections that bare requests and urllib3 keep: more than there are callers, which is their best case."""
 TLS = ", mTLS"
@@ -51,7 +56,7 @@ class Place(NamedTuple):
 
 def _httpx_sync(stack: ExitStack, place: Place) -> dict[str, Call]:
     def client(**options: Any) -> httpx.Client:
-        options = {"verify": place.context, "timeout": 60, "trust_env": False, **options}
+        options = {"verify": place.context, "timeout": 60, "trust_env": False, "limits": DEFAULT, **options}
         return stack.enter_context(httpx.Client(**options))
 
     meshed = client(transport=place.mesh.transport())
@@ -67,7 +72,7 @@ def _httpx_sync(stack: ExitStack, place: Place) -> dict[str, Call]:
 
 async def _httpx_async(stack: AsyncExitStack, place: Place) -> dict[str, Call]:
     async def client(**options: Any) -> httpx.AsyncClient:
-        options = {"verify": place.context, "timeout": 60, "trust_env": False, **options}
+        options = {"verify": place.context, "timeout": 60, "trust_env": False, "limits": DEFAULT, **options}
         return await stack.enter_async_context(httpx.AsyncClient(**options))
 
     core = await client(transport=place.mesh.async_transport())
@@ -131,7 +136,7 @@ def _urllib3(stack: ExitStack, place: Place) -> dict[str, Call]:
 
 async def _aiohttp(stack: AsyncExitStack, place: Place) -> dict[str, Call]:
     async def session(*middlewares: Any) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, ssl=place.context)
+        connector = aiohttp.TCPConnector(limit=0, ssl=place.context, keepalive_timeout=KEEP)
         return await stack.enter_async_context(aiohttp.ClientSession(connector=connector, middlewares=middlewares))
 
     async def get(through: aiohttp.ClientSession, url: str) -> bytes:

@@ -44,6 +44,11 @@ spec:
   resolution: STATIC
   ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]
   endpoints: [{{address: 127.0.0.1}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: reviews, namespace: istio-system}}
+spec: {{host: reviews.example, trafficPolicy: {{connectionPool: {{http: {{idleTimeout: 3600s}}}}}}}}
 """
 
 

@@ -67,7 +67,12 @@ class _Server(uvicorn.Server):
 def _serve(kind: str, folder: Path) -> None:
     logging.disable()
     own = folder / SERVER
-    options: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "access_log": False}
+    options: dict[str, Any] = {
+        "log_level": "critical",
+        "lifespan": "off",
+        "access_log": False,
+        "timeout_keep_alive": 3600,
+    }
     with ExitStack() as stack:
         # With its protocol named, as uvicorn's own socket has it: asyncio sets TCP_NODELAY on no other.
         listening = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP))

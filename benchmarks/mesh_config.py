@@ -35,7 +35,9 @@ spec:
   host: {host}
   trafficPolicy:
     tls: {{mode: {mode}}}
-    connectionPool: {{http: {{http2MaxRequests: 1024, maxRetries: 64}}, tcp: {{maxConnections: 1024}}}}
+    connectionPool:
+      tcp: {{maxConnections: 1024}}
+      http: {{http2MaxRequests: 1024, maxRetries: 64, idleTimeout: 3600s}}
     outlierDetection: {{consecutive5xxErrors: 5, interval: 10s, baseEjectionTime: 30s, maxEjectionPercent: 50}}
   subsets: [{{name: v1, labels: {{version: v1}}}}]
 ---

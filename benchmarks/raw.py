@@ -55,9 +55,8 @@ class RawClient:
         ).encode()
 
     async def get(self) -> None:
-        if self._idle:
-            connection = self._idle.pop()
-        else:
+        connection = self._idle.pop() if self._idle else None
+        if connection is None or connection.transport.is_closing():
             _, connection = await asyncio.get_running_loop().create_connection(
                 _Connection,
                 "127.0.0.1",

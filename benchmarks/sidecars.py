@@ -180,7 +180,8 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     keepalive_requests 1000000000;
-    upstream to {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; }}
+    keepalive_timeout 1h;
+    upstream to {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; keepalive_timeout 1h; }}
     server {{
         listen 127.0.0.1:{listen}{tls};
         {downstream}
