@@ -287,6 +287,7 @@ def test_each_kind_of_rule_is_read_as_istiod_writes_it(istiod: RealIstiod, calle
         "to: [{operation: {hosts: ['reviews*'], methods: [GET], notPaths: [/closed]}}]": 200,
         "when: [{key: source.trustDomain, values: [cluster.local]}]": 200,
         "when: [{key: 'request.headers[x-user]', notValues: ['j*']}]": 200,
+        "when: [{key: connection.sni, values: ['outbound_.9080_*']}]": 200,
         "when: [{key: 'experimental.envoy.filters.a.b[c]', values: [x]}]": 403,
     }
     for rule, status in rules.items():

@@ -51,7 +51,8 @@ def by_uvicorn(held: Held, graceful: int = 5) -> Iterator[int]:
         if scope["type"] != "http":
             return
         held.seen.append(scope["path"])
-        body = str(of_scope(scope).identity).encode()
+        peer = of_scope(scope)
+        body = str(peer.sni if scope["path"] == "/sni" else peer.identity).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-scheme", scope["scheme"].encode())]})
         await send({"type": "http.response.body", "body": body})
 
@@ -76,7 +77,8 @@ def by_werkzeug(held: Held) -> Iterator[int]:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         held.seen.append(environ["PATH_INFO"])
         start_response("200 OK", [("x-scheme", environ["wsgi.url_scheme"])])
-        return [str(of_environ(environ).identity).encode()]
+        peer = of_environ(environ)
+        return [str(peer.sni if environ["PATH_INFO"] == "/sni" else peer.identity).encode()]
 
     serve.register(held.listening)
     server = werkzeug.serving.make_server("127.0.0.1", 0, app, threaded=True, request_handler=RequestHandler)
@@ -227,6 +229,18 @@ def test_trust_that_is_taken_away_is_gone_and_open_connections_go_on() -> None:
         assert ask(port, context_of(new.credentials("ratings"))).status_code == 200
         with pytest.raises(httpx.TransportError):
             ask(port, context_of(CA.credentials("ratings", trusts=[new])))
+
+
+@SERVERS
+def test_the_name_that_the_handshake_asks_for_is_known(serving: Any) -> None:
+    """Rules about connection.sni look at it."""
+    with (
+        serving(Held(SERVER)) as port,
+        httpx.Client(verify=context_of(CA.credentials("ratings")), trust_env=False, timeout=20) as client,
+    ):
+        asked = {"sni_hostname": "outbound_.9080_._.reviews.default.svc.cluster.local"}
+        told = client.get(f"https://127.0.0.1:{port}/sni", headers={"connection": "close"}, extensions=asked)
+        assert told.text == asked["sni_hostname"]
 
 
 def test_without_valid_credentials_nothing_secured_is_served_or_called() -> None:

@@ -8,7 +8,7 @@ from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
 from meshlib.model import Inbound, Node, Peer, SpiffeId, Workload
 
-SLEEP = Peer(SpiffeId.of("cluster.local", "foo", "sleep"), True, "10.0.0.9", 8080)
+SLEEP = Peer(SpiffeId.of("cluster.local", "foo", "sleep"), True, "10.0.0.9", 8080, "reviews.foo")
 OTHER = Peer(SpiffeId.of("cluster.local", "bar", "other"), True, "10.1.0.9", 8080)
 PLAIN = Peer(None, False, "192.168.0.7", 8080)
 
@@ -100,6 +100,7 @@ def _table() -> list[Decision]:
         ("destination.port", "values: ['8080']", True),
         ("destination.port", "values: ['81']", False),
         ("connection.sni", "values: [a]", False),
+        ("connection.sni", "values: ['reviews.*']", True),
         ("request.auth.claims[group]", "values: [admin]", False),
         ("request.auth.claims[group]", "notValues: [admin]", True),
     ):

@@ -179,10 +179,22 @@ def test_grpc_decides_as_the_specification_says() -> None:
                 copy_context().run(serve, b"", context)  # gRPC has one for each call
             except RuntimeError:
                 assert context.code is grpc.StatusCode.PERMISSION_DENIED
-        if (context.code is grpc.StatusCode.OK) is not given.is_allowed:
+        is_judged = "connection.sni" not in given.spec  # which gRPC does not tell: so nobody is let in
+        if (context.code is grpc.StatusCode.OK) is not (given.is_allowed and is_judged):
             wrong.append((given, context.code))
     assert not wrong
     assert asked >= 180
+
+
+@pytest.mark.parametrize("action", ["ALLOW", "DENY"])
+def test_a_server_name_that_is_not_told_denies(action: str) -> None:
+    """By TLS whose name nobody knows, a DENY of names must not let everybody pass. In plaintext there is none."""
+    rule = "{when: [{key: connection.sni, values: [a]}]}"
+    guard = Guard([inbound(f"{{action: {action}, rules: [{rule}]}}")])
+    request = Request("GET", "http", "reviews", "/", Headers(()))
+    assert not isinstance(guard.admit(request, SLEEP._replace(sni=""), 0.0), Allow)
+    plain = guard.admit(request, SLEEP._replace(sni="", is_tls=False, identity=None), 0.0)
+    assert isinstance(plain, Allow) is (action == "DENY")
 
 
 def test_a_denial_names_rule_file_and_line() -> None:

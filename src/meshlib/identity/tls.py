@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meshlib.identity.credentials import Credentials
-from meshlib.model import SpiffeId, UpstreamTls, mesh_alpn
+from meshlib.model import Peer, SpiffeId, UpstreamTls, mesh_alpn
 
 Connection = ssl.SSLSocket | ssl.SSLObject
 Verify = Callable[[Connection], None]
@@ -25,6 +25,7 @@ Verify = Callable[[Connection], None]
 
 _ALPN = {False: ("http/1.1",), True: ("h2", "http/1.1")}
 _MAX_CONTEXTS = 4096
+_ASKED = "_meshlib_asked_name"
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
@@ -114,6 +115,11 @@ class TlsContexts:
         return f"<TlsContexts {self._made[0]!r} {len(self._made[1])} contexts>"
 
 
+def secured(peer: Peer, connection: Connection) -> Peer:
+    """`peer` with what a handshake by a context of ours has proven. Raises what peer_identity raises."""
+    return peer._replace(identity=peer_identity(connection), is_tls=True, sni=asked_name(connection))
+
+
 def peer_identity(connection: Connection) -> SpiffeId:
     """The one SPIFFE ID of the peer's certificate. Its chain was verified by the handshake.
 
@@ -128,6 +134,11 @@ def peer_identity(connection: Connection) -> SpiffeId:
         return SpiffeId.parse(uris[0])
     except ValueError as error:
         raise _refused(str(error)) from None
+
+
+def asked_name(connection: Connection) -> str:
+    """The server name that the client's handshake asked for; "" for none, or where the context is not ours."""
+    return str(getattr(connection, _ASKED, ""))
 
 
 def bears(names: tuple[str, ...]) -> Verify:
@@ -197,12 +208,18 @@ def _context(protocol: int, credentials: Credentials, names: tuple[str, ...], al
         context.load_verify_locations(cadata=bundle.decode("ascii"))
     load_credentials(context, credentials)
     if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.sni_callback = _keep_asked_name
         context.num_tickets = 0  # a resumed session would bring the identity that was proven before a rotation
         context.options |= ssl.OP_NO_TICKET
     _verify_with(context, _of_the_mesh(credentials, names))
     context.set_alpn_protocols(alpn)
     context.is_sealed = True
     return context
+
+
+def _keep_asked_name(connection: Connection, name: str | None, _: ssl.SSLContext) -> None:
+    """Python's ssl tells it here and nowhere else."""
+    setattr(connection, _ASKED, name or "")
 
 
 def _of_files(tls: UpstreamTls, http2: bool) -> Context:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from meshlib.identity.tls import Context, peer_identity
+from meshlib.identity.tls import Context, secured
 from meshlib.model import Peer
 
 PEER, PRINCIPAL, CLAIMS = "meshlib.peer", "meshlib.principal", "meshlib.claims"
@@ -87,6 +87,6 @@ def _of_socket(connection: socket.socket) -> Peer:
     if not isinstance(connection, ssl.SSLSocket) or not isinstance(connection.context, Context):
         return peer
     try:
-        return peer._replace(identity=peer_identity(connection))
+        return secured(peer, connection)
     except ssl.SSLError:
         return peer

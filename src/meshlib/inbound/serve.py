@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from meshlib.identity.tls import TlsContexts, peer_identity
+from meshlib.identity.tls import TlsContexts, secured
 from meshlib.inbound.peer import PEER, present
 from meshlib.model import Peer, TlsMode
 
@@ -147,7 +147,7 @@ class Listening:
                 context = await self.server_context(http2=True)
                 starting = writer.start_tls(context, ssl_handshake_timeout=self.handshake)
                 await start_tls(starting, transport, early)
-            return peer._replace(identity=peer_identity(writer.get_extra_info("ssl_object")), is_tls=True)
+            return secured(peer, writer.get_extra_info("ssl_object"))
         except OSError as error:
             transport.abort()
             log_refusal(peer.address, peer.local_port, error)
@@ -278,16 +278,15 @@ class Door(asyncio.Protocol):
                 ssl_handshake_timeout=listening.handshake,
                 ssl_shutdown_timeout=GOODBYE,
             )
-            secured: Any = await start_tls(starting, self._transport, hello)
-            if secured is None or self._has_ended:
+            transport: Any = await start_tls(starting, self._transport, hello)
+            if transport is None or self._has_ended:
                 raise ConnectionResetError("it was closed in the handshake")
-            connection = secured.get_extra_info("ssl_object")
-            peer = self._peer._replace(identity=peer_identity(connection), is_tls=True)
+            peer = secured(self._peer, transport.get_extra_info("ssl_object"))
         except (OSError, asyncio.CancelledError) as error:
             self._refuse(error if isinstance(error, OSError) else ConnectionAbortedError("the server stops"))
             return
         self._connections.discard(self)
-        inner = self._hand_over(secured, peer)
+        inner = self._hand_over(transport, peer)
         for chunk in self._early:
             inner.data_received(chunk)
 

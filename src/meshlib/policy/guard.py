@@ -57,6 +57,10 @@ class AuthorityUntold(Exception):
     """The server does not tell whom the call was made for (grpc.aio), or the caller has not said it."""
 
 
+class ServerNameUntold(Exception):
+    """The server does not tell which name the caller's handshake asked for (gRPC), or it asked for none."""
+
+
 class Call:
     """One call, while it is judged."""
 
@@ -75,6 +79,13 @@ class Call:
         if not self._authority:
             raise AuthorityUntold
         return self._authority
+
+    @property
+    def server_name(self) -> str:
+        """ "" in plaintext. Raises ServerNameUntold: the same."""
+        if self.peer.is_tls and not self.peer.sni:
+            raise ServerNameUntold
+        return self.peer.sni
 
     def address(self, of: str) -> str:
         if of != "remote":
@@ -152,7 +163,7 @@ def _compile(condition: Condition) -> Holds:
         return _compile_principal(condition.match)
     if isinstance(condition, ServerNameIs):
         fits_name = compile_string(condition.match)
-        return lambda call: fits_name(call.peer.sni)
+        return lambda call: fits_name(call.server_name)
     has_claim = compile_claim(condition.path, condition.match)
     return lambda call: has_claim(call.claims)
 
@@ -380,6 +391,8 @@ def guard_of(snapshot: Snapshot, previous: Guard | None, before: Snapshot | None
 def _failed(error: Exception) -> Deny:
     if isinstance(error, AuthorityUntold):
         return _denied("rbac_access_denied", reason="a rule asks for the host, and this call has none that is known")
+    if isinstance(error, ServerNameUntold):
+        return _denied("rbac_access_denied", reason="a rule asks for the TLS server name, and none is known")
     _log.exception("a decision failed, and denies", exc_info=error)
     return _denied("rbac_access_denied", reason=f"the decision failed: {type(error).__name__}")
 
