@@ -40,6 +40,7 @@ def in_child(client: httpx.Client, child: int, calls: int, told: int) -> None:
 
 
 def main(config: str, children: int, calls: int) -> None:
+    faulthandler.enable()  # the stack of a child that crashes
     failures: list[str] = []
     over, numbers = threading.Event(), itertools.count(1)
     with meshlib.connect(config) as mesh, mesh.Client(timeout=60) as client:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,54 @@ def test_a_fork_waits_for_an_import_that_is_under_way(tmp_path: Path, monkeypatc
     finally:
         thread.join(10)
         sys.modules.pop("imported_while_forking", None)
+
+
+def test_a_fork_waits_for_what_must_not_be_cut_in_two() -> None:
+    """msgspec's knowledge of a type, say: with half of it the child crashes."""
+    held, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with forks.whole:
+            held.set()
+            time.sleep(0.2)
+            done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert held.wait(10)
+
+    def see() -> None:
+        assert done.is_set()
+        assert forks.whole.acquire(timeout=0)
+
+    assert in_child(see) == 0
+    thread.join(10)
+    with forks.whole:  # the parent's is free again
+        pass
+
+
+def test_an_import_that_takes_too_long_is_begun_anew_by_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As is one that begins while others' hooks run. The child gets the module whole, and the parent its own."""
+    (tmp_path / "imported_for_long.py").write_text(
+        "import threading\nparent = not threading.begun.is_set()\nthreading.begun.set()\n"
+        "parent and threading.over.wait(60)\nwhole = True\n"
+    )
+    begun, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "begun", begun, raising=False)
+    monkeypatch.setattr(threading, "over", over, raising=False)
+    monkeypatch.setattr(forks, "LONGEST_IMPORT", 0.0)
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=importlib.import_module, args=("imported_for_long",))
+    thread.start()
+    try:
+        assert begun.wait(10)
+        assert in_child(lambda: importlib.import_module("imported_for_long").whole) == 0
+    finally:
+        over.set()
+        thread.join(10)
+    assert sys.modules.pop("imported_for_long").whole
 
 
 def test_a_fork_from_within_an_import_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from meshlib.model import Node
+from meshlib.state import forks
 
 _log = logging.getLogger("meshlib.discovery")
 
@@ -72,7 +73,8 @@ class DiskCache:
         try:
             if not data.startswith(_MAGIC) or _DIGEST(payload).digest() != digest:
                 raise ValueError("the file is damaged, or another version's")
-            memory = msgspec.msgpack.decode(payload, type=Memory)
+            with forks.whole:
+                memory = msgspec.msgpack.decode(payload, type=Memory)
         except (ValueError, msgspec.MsgspecError) as error:
             _log.warning("the last good configuration in %s is ignored: %s", self.path, error)
             return None
@@ -81,7 +83,8 @@ class DiskCache:
 
     def save(self, memory: Memory) -> None:
         """Replace the file as a whole, unless it says so already. A reader sees the old one or the new one."""
-        payload = msgspec.msgpack.encode(memory)
+        with forks.whole:
+            payload = msgspec.msgpack.encode(memory)
         data = _MAGIC + _DIGEST(payload).digest() + payload
         if data == self._last:
             return

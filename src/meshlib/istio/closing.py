@@ -20,6 +20,7 @@ from meshlib.istio import resources as r
 from meshlib.istio.documents import Document
 from meshlib.istio.problems import Refused
 from meshlib.istio.security_checks import check_selector
+from meshlib.state import forks
 
 KINDS = frozenset({"AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication"})
 _POLICY, _TLS = "AuthorizationPolicy", "PeerAuthentication"
@@ -175,7 +176,8 @@ def _selector(spec: Mapping[str, Any]) -> r.WorkloadSelector | None:
     if spec.get("selector") is None:
         return None
     try:
-        found = msgspec.convert(spec["selector"], r.WorkloadSelector)
+        with forks.whole:
+            found = msgspec.convert(spec["selector"], r.WorkloadSelector)
         check_selector(found)
     except (msgspec.ValidationError, Refused):
         return None
@@ -185,7 +187,8 @@ def _selector(spec: Mapping[str, Any]) -> r.WorkloadSelector | None:
 def _target_refs(spec: Mapping[str, Any], namespace: str) -> list[r.TargetRef]:
     given = spec.get("targetRefs") or ([spec["targetRef"]] if spec.get("targetRef") is not None else [])
     try:
-        found = msgspec.convert(given, list[r.TargetRef])
+        with forks.whole:
+            found = msgspec.convert(given, list[r.TargetRef])
     except msgspec.ValidationError:
         return []
     is_known = all(each.kind in _TARGETS and each.name and each.namespace in ("", namespace) for each in found)

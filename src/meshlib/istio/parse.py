@@ -28,6 +28,7 @@ from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.istio.security_checks import check_security
 from meshlib.istio.telemetry_checks import check_telemetry, telemetry_warnings
 from meshlib.model import SHADOWABLE
+from meshlib.state import forks
 
 MAX_TEXT = 16 * 1024 * 1024
 """Characters. Far above any real file; a text beyond it is a mistake."""
@@ -165,6 +166,12 @@ def _items(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, 
     yield value, path
 
 
+def _converted(content: Any, wanted: Any) -> Any:
+    """Raises msgspec.ValidationError."""
+    with forks.whole:
+        return msgspec.convert(content, wanted, dec_hook=_decode)
+
+
 def _object(value: Any, place: Callable[[Path], str], path: Path, default_namespace: str) -> r.Object:
     """place: where what a path names stands, for messages."""
     where = place(path)
@@ -221,7 +228,7 @@ def _object(value: Any, place: Callable[[Path], str], path: Path, default_namesp
             content = {}
         try:
             content = _without_nulls(content)
-            spec = msgspec.convert(content, shape.spec, dec_hook=_decode)
+            spec = _converted(content, shape.spec)
             _check((kind, namespace, name), spec)
         except msgspec.ValidationError as error:
             field, reason = _explained(_with_key(str(error), content, shape.spec), "" if shape.whole else "spec")
@@ -286,7 +293,7 @@ def _with_key(message: str, content: Any, wanted: type) -> str:
         table = table[step]
     for key, value in table.items():
         try:
-            msgspec.convert(_replaced(content, path, {key: value}), wanted, dec_hook=_decode)
+            _converted(_replaced(content, path, {key: value}), wanted)
         except msgspec.ValidationError as error:
             if str(error) == message:
                 return message.replace("[...]", f".{key}", 1)
@@ -932,7 +939,7 @@ def mesh_config(spec: r.MeshConfigMap) -> r.MeshConfig:
     text = spec.data.get("mesh", "")
     try:
         content = yaml.safe_load(text) or {}
-        config = msgspec.convert(_without_nulls(content), r.MeshConfig, dec_hook=_decode)
+        config: r.MeshConfig = _converted(_without_nulls(content), r.MeshConfig)
     except yaml.YAMLError as error:
         raise Refused("data.mesh", f"is no YAML: {' '.join(str(error).split())}") from None
     except msgspec.ValidationError as error:

@@ -5,21 +5,30 @@
 - An import that is under way in another thread is waited for before the fork. A module's lock is otherwise held in the
   child by a thread that it does not have (CPython renews the lock of all imports, and not those of single modules), and
   the child stops at its own first use of that module.
+- `with whole:` is for what a fork must not cut in two. msgspec makes what it knows of a type at the first use of it,
+  and crashes a process that finds half of that.
+- An import that began all the same, since other libraries' hooks run between, is begun anew by the child: the half of
+  the module that is there is dropped, with its lock.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 LONGEST_IMPORT = 10.0
 """Seconds for which a fork waits. An import that takes longer may itself wait for whoever forks."""
 _POLL = 0.002
+
+whole = threading.RLock()
+"""Held for a moment only, and never while something is waited for: a fork waits for it, and it for a fork."""
+_has_whole = False
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -36,28 +45,46 @@ def reopen(lock: Any) -> None:
     _locks.add(lock)
 
 
-def _reopen() -> None:
+def _repair() -> None:
+    """In the child, before anything else of ours."""
+    whole._at_fork_reinit()  # type: ignore[attr-defined]
     for each in list(_locks):
         each._at_fork_reinit()  # what the standard library does with its own
+    by_name = _module_locks()
+    for name in [name for name, held in list(by_name.items()) if _is_elsewhere(held)]:
+        del by_name[name]
+        if getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+            del sys.modules[name]
 
 
-def _await_imports() -> None:
+def _await_others() -> None:
+    global _has_whole
     until = time.monotonic() + LONGEST_IMPORT
     while _importing_elsewhere() and time.monotonic() < until:
         time.sleep(_POLL)
+    _has_whole = whole.acquire(timeout=LONGEST_IMPORT)
+
+
+def _go_on() -> None:
+    """In the parent."""
+    if _has_whole:
+        whole.release()
 
 
 def _importing_elsewhere() -> bool:
-    """Whether another thread is within an import."""
-    me = threading.get_ident()
-    return any(getattr(each, "owner", None) not in (None, me) for each in _module_locks())
+    return any(_is_elsewhere(held) for held in list(_module_locks().values()))
 
 
-def _module_locks() -> Iterable[Any]:
+def _is_elsewhere(held: Callable[[], Any]) -> bool:
+    """Whether another thread is within the import of the module whose lock this is, by a weak reference."""
+    return getattr(held(), "owner", None) not in (None, threading.get_ident())
+
+
+def _module_locks() -> dict[str, Callable[[], Any]]:
     # Nothing public tells. Where a Python has it otherwise, forks are as they were.
-    by_name: dict[str, Any] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
-    return [found for reference in list(by_name.values()) if (found := reference()) is not None]
+    found: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+    return found
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_await_imports, after_in_child=_reopen)
+    os.register_at_fork(before=_await_others, after_in_parent=_go_on, after_in_child=_repair)
