@@ -7,7 +7,8 @@ from views import node, objects, view
 
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import view_key
-from meshlib.model import AS_SET, NodeKind, Reporting, SpanTag
+from meshlib.model import AS_SET, NewLabel, NodeKind, Reporting, SpanTag
+from meshlib.xds.access import read, write
 
 HEAD = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: %s, namespace: %s}\nspec:\n"
 EVERY = (
@@ -82,6 +83,27 @@ metrics:
     assert (found.client.no_metrics, found.client.no_labels) == ((), ("source_version",))
 
 
+def test_labels_are_made_said_otherwise_and_taken_back() -> None:
+    """The last word holds; of one metric, it is made for all, and a warning says that."""
+    given = telemetry(
+        """
+metrics:
+- overrides:
+  - {match: {metric: REQUEST_COUNT}, tagOverrides: {request_method: {value: request.method}, bad-name: {value: "1"}}}
+  - {tagOverrides: {tenant: {value: "'x'"}, source_app: {value: "'y'"}}}
+  - {match: {mode: SERVER}, tagOverrides: {tenant: {operation: REMOVE}}}
+"""
+    )
+    found = reporting(given)
+    assert found.client.new_labels == (
+        *(NewLabel("request_method", "request.method"), NewLabel("source_app", "'y'")),
+        NewLabel("tenant", "'x'"),
+    )
+    assert [each.name for each in found.server.new_labels] == ["request_method", "source_app"]
+    assert found.server.no_labels == ("tenant",)
+    assert read(Reporting, write(found), "reporting") == found
+
+
 def test_tags_come_from_three_places() -> None:
     """A header's name is compared in lower case."""
     tags = (
@@ -146,8 +168,12 @@ def test_what_can_not_be_meant_is_refused(spec: str, field: str, reason: str) ->
         ("metrics: [{reportingInterval: 5s}]", "spec.metrics[0].reportingInterval"),
         ("metrics: [{overrides: [{match: {metric: TCP_SENT_BYTES}}]}]", "spec.metrics[0].overrides[0].match"),
         (
-            "metrics: [{overrides: [{tagOverrides: {a: {value: request.host}}}]}]",
+            "metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, tagOverrides: {a: {value: request.host}}}]}]",
             "spec.metrics[0].overrides[0].tagOverrides.a",
+        ),
+        (
+            "metrics: [{overrides: [{tagOverrides: {reporter: {value: request.host}}}]}]",
+            "spec.metrics[0].overrides[0].tagOverrides.reporter",
         ),
         (
             "metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, tagOverrides: {a: {operation: REMOVE}}}]}]",

@@ -9,13 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inbound.inbound_servers import uvicorn_server
 from meshlib.mesh import Mesh
-from meshlib.model import Inbound, Reporting, Snapshot, SpanTag, Told
+from meshlib.model import Inbound, NewLabel, Reporting, Snapshot, SpanTag, Told
+from meshlib.telemetry.otlp import Deltas
+from meshlib.telemetry.recorder import LABELS, Recorder, with_new
 from meshlib.telemetry.tracing import Ended
 from snapshots import mesh, publish, service
+from telemetry.receiver import attributes
 from telemetry.test_both_ends import _asgi
 
 PUSHED = {"telemetry": "http://127.0.0.1:9", "telemetry_interval": 3600.0}
@@ -127,3 +131,54 @@ def test_metrics_and_labels_are_left_out() -> None:
         assert found["istio_requests_total"][1]["source_workload"] == ""
         assert "istio_request_bytes_count" not in found
         assert "istio_response_bytes_count" in found
+
+
+def test_labels_are_made_by_expressions() -> None:
+    """Of the request and of its answer; one of Istio's may be said otherwise; what can't be told is `unknown`. The text
+    for Prometheus and the push have them, at both ends."""
+    made = (
+        NewLabel("request_method", "request.method"),
+        NewLabel("is_slow", "request.duration > 100000"),
+        NewLabel("tenant", "request.headers['x-tenant']"),
+        NewLabel("destination_app", "'front-' + string(response.code)"),
+        NewLabel("broken", "no.such.thing("),
+    )
+    with (
+        mesh(service="reviews", **PUSHED) as server,
+        uvicorn_server(server.asgi(_asgi)) as url,
+        mesh(service="productpage", **PUSHED) as client,
+        client.Client() as http,
+    ):
+        publish(server, with_rules(service("x:80", []), server=Told(new_labels=made)))
+        host, _, port = url.removeprefix("http://").partition(":")
+        reviews = service("reviews:9080", [(host, int(port))])
+        publish(client, with_rules(reviews, client=Told(new_labels=made)))
+        for tenant in ("a", "b"):
+            http.get("http://reviews:9080/404", headers={"x-tenant": tenant})
+        http.get("http://reviews:9080/404")
+        for end in (client, server):
+            found = counted(end)["istio_requests_total"]
+            assert [each["tenant"] for each in found] == ["a", "b", "unknown"]
+            expected = {
+                "request_method": "GET",
+                "is_slow": "false",
+                "destination_app": "front-404",
+                "broken": "unknown",
+            }
+            assert all({**expected, "broken": "unknown"}.items() <= each.items() for each in found)
+            assert end.telemetry is not None
+            body = Deltas({}, 0.0).request(end.telemetry.recorder.series(), (), 1.0)
+            message = ExportMetricsServiceRequest.FromString(body or b"")
+            points = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
+            assert [attributes(each)["tenant"] for each in points] == ["a", "b", "unknown"]
+
+
+def test_what_is_made_beyond_the_limit_is_counted_together() -> None:
+    """Whoever makes a label of a header lets callers make series."""
+    recorder = Recorder(lambda: 0.0, max_series=2)
+    for number in range(5):
+        labels = with_new(("source", *["x"] * (len(LABELS) - 1)), [("tenant", str(number))])
+        recorder.request(number, lambda labels=labels: labels, 0.1, 1, 1)  # type: ignore[misc]
+    found = recorder.series()
+    assert [each.count for each in found] == [1, 1, 3]
+    assert len(found[2].labels) == len(LABELS)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from meshlib.istio import resources as r
 from meshlib.istio import targets
 from meshlib.istio.mesh_settings import MeshSettings
-from meshlib.istio.telemetry_checks import EVERY_METRIC, metrics_of
-from meshlib.model import Node, Reporting, SpanTag, Told
+from meshlib.istio.telemetry_checks import EVERY_METRIC, is_label, metrics_of
+from meshlib.model import NewLabel, Node, Reporting, SpanTag, Told
 
 _CLIENT, _SERVER = "CLIENT", "SERVER"
 
@@ -59,6 +59,7 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
     log_filter = ""
     off: set[str] = set()
     bare: set[str] = set()
+    made: dict[str, str] = {}
     for spec in specs:
         for tracing in spec.tracing:
             if not _concerns(tracing.match, side):
@@ -80,8 +81,12 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
             if override.disabled is not None:
                 off = off | set(names) if override.disabled else off - set(names)
             for label, change in override.tag_overrides.items():
-                if names == EVERY_METRIC:
-                    bare = bare | {label} if change.operation == "REMOVE" else bare - {label}
+                if change.operation == "UPSERT" and names and is_label(label):
+                    made[label] = change.value
+                    bare.discard(label)
+                elif change.operation == "REMOVE" and names == EVERY_METRIC:
+                    made.pop(label, None)
+                    bare.add(label)
     return Told(
         None if sampling is None else round(sampling * 10_000),
         spans,
@@ -90,6 +95,7 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
         log_filter,
         tuple(sorted(off)),
         tuple(sorted(bare)),
+        new_labels=tuple(NewLabel(name, value) for name, value in sorted(made.items())),
     )
 
 

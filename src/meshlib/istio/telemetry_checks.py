@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from meshlib.istio import resources as r
@@ -26,6 +27,15 @@ def metrics_of(match: r.MetricSelector | None) -> tuple[str, ...]:
     if match.custom_metric:
         return (match.custom_metric,) if match.custom_metric in EVERY_METRIC else ()
     return (METRICS[match.metric],) if match.metric in METRICS else ()
+
+
+def is_label(name: str) -> bool:
+    """Whether Prometheus has labels of such a name; `le` and those with two underscores are its own,
+    and `reporter` says which end has counted."""
+    return _LABEL.fullmatch(name) is not None and name not in ("le", "reporter") and not name.startswith("__")
+
+
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def check_telemetry(spec: r.Telemetry) -> None:
@@ -73,8 +83,11 @@ def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
             if not metrics_of(override.match):
                 yield warn(f"{at}.match", "names a metric that is not counted here")
             for name, change in override.tag_overrides.items():
-                if change.operation == "UPSERT":
-                    yield warn(f"{at}.tagOverrides.{name}", "has no effect yet: labels can be removed, not made")
-                elif metrics_of(override.match) != EVERY_METRIC:
+                if not is_label(name):
+                    yield warn(f"{at}.tagOverrides.{name}", "has no effect: that name can't be given, or is taken")
+                elif change.operation == "UPSERT" and metrics_of(override.match) not in (EVERY_METRIC, ()):
+                    reason = "is made for every metric of requests, since they are counted together"
+                    yield warn(f"{at}.tagOverrides.{name}", reason)
+                elif change.operation == "REMOVE" and metrics_of(override.match) != EVERY_METRIC:
                     reason = "has no effect: a label is removed from ALL_METRICS, since they are counted together"
                     yield warn(f"{at}.tagOverrides.{name}", reason)

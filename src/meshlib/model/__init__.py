@@ -55,7 +55,7 @@ from meshlib.model.domains import DomainTable
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
 from meshlib.model.process import FeedState, ProcessState
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
-from meshlib.model.reporting import AS_SET, Reporting, SpanTag, Told
+from meshlib.model.reporting import AS_SET, NewLabel, Reporting, SpanTag, Told
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -145,6 +145,7 @@ __all__ = [
     "Locality",
     "LocalityWeight",
     "Mirror",
+    "NewLabel",
     "Node",
     "NodeKind",
     "Not",

@@ -18,12 +18,21 @@ class SpanTag:
 
 
 @dataclass(frozen=True, slots=True)
+class NewLabel:
+    """A label of Istio's metrics that the configuration makes, or says otherwise. expression: CEL, of its value."""
+
+    name: str
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """What is told of the calls of one direction. None: as the process itself is set.
 
     sampling: of traces that begin here, per million. spans: whether any are made; who is called next is told all the
     same. access_log: whether there is a line for each. log_filter: a CEL expression that must hold; "" is all.
-    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without. all_traces:
+    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without. new_labels:
+    those that are made. all_traces:
     whatever the sampling here, or of who calls, every call leaves its spans: somebody looks at them as they happen.
     """
 
@@ -35,6 +44,7 @@ class Told:
     no_metrics: tuple[str, ...] = ()
     no_labels: tuple[str, ...] = ()
     all_traces: bool = False
+    new_labels: tuple[NewLabel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import msgspec
 from meshlib.model import HeaderOperations, HeaderView, Reporting, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served, content_length
 from meshlib.policy.propagation import Carried
+from meshlib.telemetry.cel import NotUsable, attributes, compiled, evaluated
 from meshlib.telemetry.lines import ACCESS, LONGEST, Line, Lines
 from meshlib.telemetry.scrub import scrubbed
 
@@ -54,15 +55,9 @@ class _Chosen:
         self._program: Any = None
         if is_on and expression:
             try:
-                from cel_expr_python import cel  # the evaluator that Envoys use
-            except ImportError:
-                LOGGER.warning("the filter %r takes everything: install meshlib-proxyless[telemetry]", expression)
-                return
-            group = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
-            try:
-                self._program = cel.NewEnv(variables=dict.fromkeys(_GROUPS, group)).compile(expression)
-            except RuntimeError as error:
-                LOGGER.warning("the filter %r takes everything: %s", expression, _first_line(error))
+                self._program = compiled(expression)
+            except NotUsable as error:
+                LOGGER.warning("the filter %r takes everything: %s", expression, error)
 
     @classmethod
     def by(cls, told: Told, is_set: bool) -> Self:
@@ -72,55 +67,16 @@ class _Chosen:
         program = self._program
         if program is None:
             return True
+        found: object
         try:
-            found = program.eval(data=_attributes(fields, request, response)).value()
-        except RuntimeError as error:  # a line must not cost a request
-            found = _first_line(error)
+            found = evaluated(program, attributes(fields, request, response))
+        except NotUsable as error:  # a line must not cost a request
+            found = error
         if isinstance(found, bool):
             return found
         self._program = None
         LOGGER.warning("the filter %r takes everything from now on: it answers %s", self._expression, found)
         return True
-
-
-_GROUPS = ("request", "response", "xds")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _attributes(fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> dict[str, Any]:
-    """Envoy's attributes, as Istio's filters name them."""
-    path, _, query = str(fields["path"] or "").partition("?")
-    return {
-        "request": {
-            "method": fields["method"] or "",
-            "path": fields["path"] or "",
-            "url_path": path,
-            "query": query,
-            "host": fields["authority"] or "",
-            "headers": _pairs(request),
-            "useragent": fields["user_agent"] or "",
-            "id": fields["request_id"] or "",
-            "size": fields["bytes_received"] or 0,
-            "duration": fields["duration"],
-            "protocol": fields["protocol"] or "HTTP/1.1",
-        },
-        "response": {
-            "code": fields["response_code"],
-            "flags": fields["response_flags"],
-            "code_details": fields["response_code_details"] or "",
-            "headers": _pairs(response),
-            "size": fields["bytes_sent"] or 0,
-        },
-        "xds": {"cluster_name": fields["upstream_cluster"] or "", "route_name": fields["route_name"] or ""},
-    }
-
-
-def _pairs(headers: HeaderView | None) -> dict[str, str]:
-    raw = getattr(headers, "raw", ())
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
 
 
 class AccessLog:

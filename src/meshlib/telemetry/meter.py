@@ -17,7 +17,8 @@ from meshlib.telemetry.labels import (
     of_served,
     protocol_of,
 )
-from meshlib.telemetry.recorder import Recorder, without
+from meshlib.telemetry.made_labels import MadeLabels, made_labels
+from meshlib.telemetry.recorder import Recorder, with_new, without
 
 
 class Meter:
@@ -26,6 +27,8 @@ class Meter:
     def __init__(self, recorder: Recorder, node: Node, strict: bool = False) -> None:
         self._recorder, self._strict = recorder, strict
         self._client = self._server = Told()
+        self._client_made: MadeLabels | None = None
+        self._server_made: MadeLabels | None = None
         self._here = described(node)
         workload = node.workload
         self._principal = f"spiffe://{node.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
@@ -36,8 +39,9 @@ class Meter:
         self._grpc_introduction = HeaderOperations(set=((METADATA, told), (METADATA_GRPC, told), who))
 
     def follow(self, rules: Reporting) -> None:
-        """What the configuration leaves out. May be called at any time; what was counted stays."""
+        """What the configuration leaves out, and adds. May be called at any time; what was counted stays."""
         self._client, self._server = rules.client, rules.server
+        self._client_made, self._server_made = made_labels(rules.client), made_labels(rules.server)
         self._recorder.forget_keys()
 
     def call_began(self, call: Call) -> None:
@@ -70,9 +74,12 @@ class Meter:
         workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
         is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
         protocol = protocol_of(call)
+        made = () if self._client_made is None else self._client_made.of_call(call)
         self._recorder.request(
-            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol, is_tls, last is None),
-            lambda: without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels),
+            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol, is_tls, last is None, made),
+            lambda: with_new(
+                without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels), made
+            ),
             call.ended - call.began,
             size_of(request.headers)
             + (call.request_bytes if call.request_bytes >= 0 else content_length(request.headers)),
@@ -93,7 +100,9 @@ class Meter:
 
     def served(self, served: Served) -> None:
         headers = served.headers
+        made = () if self._server_made is None else self._server_made.of_served(served)
         key = (
+            made,
             metadata_in(headers),
             served.peer.identity,
             served.status,
@@ -103,7 +112,9 @@ class Meter:
         )
         self._recorder.request(
             key,
-            lambda: without(of_served(served, self._here, self._principal, self._service), self._server.no_labels),
+            lambda: with_new(
+                without(of_served(served, self._here, self._principal, self._service), self._server.no_labels), made
+            ),
             served.ended - served.began,
             served.request_bytes,
             served.response_bytes,

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
 
 from meshlib.telemetry.lines import Line
-from meshlib.telemetry.recorder import BOUNDS, LABELS, Series, Value
+from meshlib.telemetry.recorder import BOUNDS, Series, Value, pairs
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Deltas:
                 point = total.sum.data_points.add(
                     start_time_unix_nano=start, time_unix_nano=end, as_int=each.count - before.count
                 )
-                set_attributes(point.attributes, zip(LABELS, each.labels, strict=True))
+                set_attributes(point.attributes, pairs(each.labels))
         for name, unit, buckets, sum_of in (
             ("istio_request_duration_milliseconds", "ms", "durations", "milliseconds"),
             ("istio_request_bytes", "By", "requests", "request_bytes"),
@@ -178,7 +178,7 @@ class Deltas:
                         explicit_bounds=BOUNDS,
                         bucket_counts=[new - old for new, old in fallen],
                     )
-                    set_attributes(part.attributes, zip(LABELS, each.labels, strict=True))
+                    set_attributes(part.attributes, pairs(each.labels))
                     if buckets == "durations":
                         _add_exemplars(part, each, before)
         for value in values:

@@ -20,7 +20,7 @@ import msgspec
 
 from meshlib.state import forks
 from meshlib.telemetry.gauges import HELP, LEAST
-from meshlib.telemetry.recorder import BOUNDS, LABELS, Exemplar, Series, Value
+from meshlib.telemetry.recorder import BOUNDS, Exemplar, Series, Value, pairs
 
 _log = logging.getLogger("meshlib.telemetry")
 
@@ -82,7 +82,7 @@ def _add(to: Series, other: Series) -> None:
 def render(counted: Counted, openmetrics: bool = False) -> str:
     """The exposition. Exemplars are in OpenMetrics only, the older format has no place for them."""
     lines: list[str] = []
-    labelled = [(each, _labels(zip(LABELS, each.labels, strict=True))) for each in counted.series]
+    labelled = [(each, _labels(pairs(each.labels))) for each in counted.series]
 
     def told(name: str) -> list[tuple[Series, str]]:
         return [pair for pair in labelled if (name, pair[0].labels[0]) not in counted.hidden]

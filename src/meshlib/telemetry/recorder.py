@@ -10,7 +10,7 @@ that sums stay true and the loss is seen.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -75,6 +75,28 @@ def without(labels: tuple[str, ...], removed: Collection[str]) -> tuple[str, ...
     if not removed:
         return labels
     return tuple("" if name in removed else value for name, value in zip(LABELS, labels, strict=True))
+
+
+def with_new(labels: tuple[str, ...], made: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """LABELS with those that the configuration says otherwise; behind them, as `name=value`, those that it makes."""
+    found, more = list(labels), []
+    for name, value in made:
+        if name in _POSITIONS:
+            found[_POSITIONS[name]] = value
+        else:
+            more.append(f"{name}={value}")
+    return (*found, *more)
+
+
+_POSITIONS = {name: position for position, name in enumerate(LABELS)}
+
+
+def pairs(labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(name, value) of each label of a series."""
+    yield from zip(LABELS, labels, strict=False)
+    for each in labels[len(LABELS) :]:
+        name, _, value = each.partition("=")
+        yield name, value
 
 
 class Exemplar(NamedTuple):
@@ -189,7 +211,7 @@ class Recorder:
             if series is None:
                 if len(self._series) >= self._max:
                     self.overflowed += 1
-                    labels = (labels[0], *(OVERFLOW,) * (len(labels) - 1))
+                    labels = (labels[0], *(OVERFLOW,) * (len(LABELS) - 1))
                 series = self._series.get(labels) or Series(labels, self._wall())
                 self._series[labels] = series
             if len(self._found) >= 4 * self._max:  # keys of endpoints that are long gone
