@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import h11
@@ -208,3 +210,15 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def other_grpcio() -> dict[str, str]:
+    """Environment of a process whose grpcio is not the installed one but the one in the folder MESHLIB_TEST_GRPCIO,
+    where that is set (`make test-versions`)."""
+    folder = os.environ.get("MESHLIB_TEST_GRPCIO")
+    return {"PYTHONPATH": folder} if folder else {}
+
+
+def envoy_binary() -> Path:
+    """The one that `make test` installs, or MESHLIB_TEST_ENVOY's."""
+    return Path(os.environ.get("MESHLIB_TEST_ENVOY") or Path(__file__).parents[1] / ".venv" / "envoy" / "bin" / "envoy")

@@ -18,6 +18,7 @@ from ads_server import Serving, mesh
 from everything import HASHES, LIMITS, OUTLIERS, RETRY, everything
 from meshlib import model as md
 from meshlib.model import Cluster, ClusterType, Endpoint, LoadAssignment, LoadBalancing
+from peers import other_grpcio
 
 # In a process of its own: C-core reads the bootstrap once, and its xDS client lives as long as the process.
 CLIENT = """
@@ -120,7 +121,7 @@ async def judging() -> AsyncIterator[tuple[Judge, Echo, Echo]]:
         *(sys.executable, "-c", CLIENT),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
+        env={**os.environ, **other_grpcio(), "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
     )
     try:
         async with asyncio.timeout(60):

@@ -20,9 +20,9 @@ from town import EXAMPLES, ROOT, Town, answers, eventually
 from ads_peer import AdsPeer
 from everything import everything
 from meshlib.model import ClusterType
-from peers import unused_port
+from peers import envoy_binary, unused_port
 
-ENVOY = ROOT / ".venv" / "envoy" / "bin" / "envoy"
+ENVOY = envoy_binary()
 
 pytestmark = [
     pytest.mark.processes,

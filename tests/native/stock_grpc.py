@@ -19,7 +19,7 @@ from meshlib.controlplane.server import ControlPlane
 from meshlib.identity.folder import write_credentials
 from meshlib.identity.pem import credentials_of
 from meshlib.model import SpiffeId
-from peers import unused_port
+from peers import other_grpcio, unused_port
 
 # Plaintext is what both fall back to where the control plane sends no TLS: so nothing may rest on it.
 SERVER = """
@@ -78,7 +78,7 @@ async def stock(program: str, *words: str, bootstrap: Path) -> AsyncIterator[Sto
         *(sys.executable, "-c", program, *words),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "GRPC_XDS_BOOTSTRAP": str(bootstrap)},
+        env={**os.environ, **other_grpcio(), "GRPC_XDS_BOOTSTRAP": str(bootstrap)},
     )
     try:
         yield Stock(process)

@@ -41,9 +41,9 @@ from meshlib.policy.admission import Deny
 from meshlib.policy.guard import Guard
 from meshlib.settings import Settings
 from meshlib.xds.bootstrap import ControlPlaneAddress, envoy_bootstrap
-from peers import unused_port
+from peers import envoy_binary, unused_port
 
-ENVOY = Path(__file__).parents[2] / ".venv" / "envoy" / "bin" / "envoy"
+ENVOY = envoy_binary()
 PATIENCE = 60.0
 DRAINING = ("--drain-strategy", "immediate", "--drain-time-s", "45")
 """As Istio starts it, and how-to/envoy.md says."""

@@ -109,6 +109,26 @@ def test_a_policy_has_the_form_that_istios_pilot_gives_it() -> None:
     assert (nobody.permissions[0].not_rule.any, nobody.principals[0].any) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("match", "grpc", "envoy"),
+    [
+        (StringMatch("exact", "a"), "exact_match", "string_match"),
+        (StringMatch("prefix", "a"), "prefix_match", "string_match"),
+        (StringMatch("suffix", "a"), "suffix_match", "string_match"),
+        (StringMatch("contains", "a"), "contains_match", "string_match"),
+        (StringMatch("regex", "a.*"), "safe_regex_match", "string_match"),
+        (StringMatch("present"), "present_match", "present_match"),
+        (StringMatch("exact", "a", True), "string_match", "string_match"),  # the older fields can't say it
+    ],
+)
+def test_grpc_reads_a_rules_headers_by_their_older_fields(match: StringMatch, grpc: str, envoy: str) -> None:
+    """RBAC of grpcio before 1.74 refuses the newer one, and with it the listener."""
+    rule = AccessRule("r", Action.ALLOW, HeaderMatch("x-user", match))
+    for reader, field in ((GRPC, grpc), (ENVOY, envoy)):
+        header = rbac([rule], ALLOW, reader).policies["r"].permissions[0].header
+        assert header.WhichOneof("header_match_specifier") == field
+
+
 def test_each_reader_gets_the_filters_that_it_has() -> None:
     """In Istio's order; gRPC none but RBAC, with names that differ, and no rule that is lost."""
     rules = tuple(

@@ -25,11 +25,17 @@ def regex_of(match: StringMatch) -> str:
     return f"(?i){match.value}" if match.ignore_case else match.value
 
 
-def set_header(added: Any, header: HeaderMatch) -> None:
-    """In a HeaderMatcher."""
+def set_header(added: Any, header: HeaderMatch, *, has_old_fields: bool = False) -> None:
+    """In a HeaderMatcher. has_old_fields: by its older fields, where they can say it: the RBAC of grpcio 1.66 refuses
+    `string_match` (1.74's does not), and with it the whole listener, so that the rules from before would stay."""
     added.name, added.invert_match = header.name, header.invert
-    if header.match.kind == "present":
+    match = header.match
+    if match.kind == "present":
         added.present_match = True
+    elif has_old_fields and match.kind == "regex":
+        added.safe_regex_match.regex = regex_of(match)
+    elif has_old_fields and not match.ignore_case and match.value:
+        setattr(added, f"{match.kind}_match", match.value)
     else:
         set_string(added.string_match, header.match)
         added.treat_missing_header_as_empty = header.invert

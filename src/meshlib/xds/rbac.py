@@ -47,8 +47,8 @@ def rbac(rules: Iterable[AccessRule], action: int, reader: Reader, *, prefix: st
         widen = action == DENY
         permission = approximate(rule.permission, reader, widen=widen)
         principal = approximate(rule.principal, reader, widen=widen)
-        _write_permission(policy.permissions.add(), permission)
-        _write_principal(policy.principals.add(), principal)
+        _write_permission(policy.permissions.add(), permission, reader)
+        _write_principal(policy.principals.add(), principal, reader)
     return message
 
 
@@ -84,8 +84,8 @@ def is_approximated(rule: AccessRule, reader: Reader) -> bool:
     return any(approximate(each, reader, widen=True) != each for each in (rule.permission, rule.principal))
 
 
-def _write_permission(message: Any, condition: Condition) -> None:
-    if _write_connective(message, condition, _write_permission, "rules", "rule"):
+def _write_permission(message: Any, condition: Condition, reader: Reader) -> None:
+    if _write_connective(message, condition, reader, _write_permission, "rules", "rule"):
         return
     if isinstance(condition, PortIs) and condition.last:
         message.destination_port_range.start, message.destination_port_range.end = condition.port, condition.last + 1
@@ -96,7 +96,7 @@ def _write_permission(message: Any, condition: Condition) -> None:
     elif isinstance(condition, PathTemplate):
         message.url_path.path.safe_regex.regex = condition.regex
     elif isinstance(condition, HeaderMatch):
-        _set_plain_header(message, condition, "not_rule")
+        _set_plain_header(message, condition, reader, "not_rule")
     elif isinstance(condition, AddressIs) and condition.of == "destination":
         _set_range(message.destination_ip, condition.cidr)
     elif isinstance(condition, ServerNameIs):
@@ -105,8 +105,8 @@ def _write_permission(message: Any, condition: Condition) -> None:
         raise TypeError(f"{type(condition).__name__} says nothing of what is asked for")
 
 
-def _write_principal(message: Any, condition: Condition) -> None:
-    if _write_connective(message, condition, _write_principal, "ids", "id"):
+def _write_principal(message: Any, condition: Condition, reader: Reader) -> None:
+    if _write_connective(message, condition, reader, _write_principal, "ids", "id"):
         return
     if isinstance(condition, PrincipalIs):
         # With no name at all, Envoy and gRPC would take any TLS for an identity.
@@ -114,7 +114,7 @@ def _write_principal(message: Any, condition: Condition) -> None:
     elif isinstance(condition, AddressIs) and condition.of != "destination":
         _set_range(message.direct_remote_ip if condition.of == "peer" else message.remote_ip, condition.cidr)
     elif isinstance(condition, HeaderMatch):
-        _set_plain_header(message, condition, "not_id")
+        _set_plain_header(message, condition, reader, "not_id")
     elif isinstance(condition, ClaimIs):
         whole, one = message.or_ids.ids.add(), message.or_ids.ids.add()
         set_string(_claim(whole, condition).string_match, condition.match)
@@ -124,7 +124,12 @@ def _write_principal(message: Any, condition: Condition) -> None:
 
 
 def _write_connective(
-    message: Any, condition: Condition, write: Callable[[Any, Condition], None], parts: str, one: str
+    message: Any,
+    condition: Condition,
+    reader: Reader,
+    write: Callable[[Any, Condition, Reader], None],
+    parts: str,
+    one: str,
 ) -> bool:
     """Whether the condition was one. Of nothing there is none on the wire: `any`, or its opposite, says it."""
     if condition == ALWAYS:
@@ -132,24 +137,25 @@ def _write_connective(
     elif condition == NEVER:
         getattr(message, f"not_{one}").any = True
     elif isinstance(condition, Not):
-        write(getattr(message, f"not_{one}"), condition.part)
+        write(getattr(message, f"not_{one}"), condition.part, reader)
     elif isinstance(condition, And | Or):
         kind = "and" if isinstance(condition, And) else "or"
         if len(condition.parts) == 1:
-            write(message, condition.parts[0])
+            write(message, condition.parts[0], reader)
             return True
         for part in condition.parts:
-            write(getattr(getattr(message, f"{kind}_{parts}"), parts).add(), part)
+            write(getattr(getattr(message, f"{kind}_{parts}"), parts).add(), part, reader)
     else:
         return False
     return True
 
 
-def _set_plain_header(message: Any, header: HeaderMatch, negation: str) -> None:
+def _set_plain_header(message: Any, header: HeaderMatch, reader: Reader, negation: str) -> None:
     """gRPC does not know what Envoy has for headers that are missing."""
     if header.invert:
         message = getattr(message, negation)
-    set_header(message.header, HeaderMatch(header.name, header.match))
+    plain = HeaderMatch(header.name, header.match)
+    set_header(message.header, plain, has_old_fields=reader.dialect is Dialect.GRPC)
 
 
 def _set_range(message: Any, cidr: str) -> None:
