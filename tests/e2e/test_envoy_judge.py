@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from town import EXAMPLES, ROOT, Town, answers, eventually
+from town import EXAMPLES, Town, answers, eventually
 
 from ads_peer import AdsPeer
 from everything import everything

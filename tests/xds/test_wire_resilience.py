@@ -82,7 +82,7 @@ def test_a_rate_budget_is_the_nearest_percentage_for_others() -> None:
         (md.LoadBalancing.PEAK_EWMA, ["least_request", "wrr_locality"]),
         (md.LoadBalancing.RANDOM, ["random", "wrr_locality"]),
         (md.LoadBalancing.MAGLEV, ["maglev", "ring_hash"]),
-        (md.LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN, ["client_side_weighted_round_robin"]),
+        (md.LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN, ["client_side_weighted_round_robin", "round_robin"]),
     ],
 )
 def test_what_grpc_does_not_know_stands_before_what_it_knows(policy: md.LoadBalancing, names: list[str]) -> None:

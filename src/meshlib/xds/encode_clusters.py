@@ -196,13 +196,20 @@ def _maglev(message: Any, cluster: Cluster) -> None:
 
 
 def _client_side_weighted(message: Any, cluster: Cluster) -> None:
-    config = m.ClientSideWeightedRoundRobin()
+    """With plain turns behind it, for who is too old: Envoy 1.36 has no wrr_locality, and refuses a cluster of whose
+    policies it knows none."""
+    config, behind = m.ClientSideWeightedRoundRobin(), m.RoundRobin()
     if cluster.slow_start is not None:
         _set_slow_start(config.slow_start_config, cluster.slow_start)
     if cluster.locality_weighted:
         _add_policy(message, "wrr_locality", _by_localities("client_side_weighted_round_robin", config))
     else:
         _add_policy(message, "client_side_weighted_round_robin", config)
+    if cluster.slow_start is not None:
+        _set_slow_start(behind.slow_start_config, cluster.slow_start)
+    if cluster.locality_weighted:
+        _set_localities(behind.locality_lb_config, cluster)
+    _add_policy(message, "round_robin", behind)
 
 
 _FORMS: dict[LoadBalancing, tuple[Callable[[Any, Cluster], None], frozenset[str]]] = {
