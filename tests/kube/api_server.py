@@ -152,7 +152,7 @@ class ApiServer:
         self._history: list[Change] = []
         self._watches: set[Watch] = set()
         self._watched = asyncio.Condition()
-        self._snapshots: dict[str, list[Object]] = {}
+        self._snapshots: dict[tuple[Place, str], list[Object]] = {}
         self._runner: web.AppRunner | None = None
         self._serial = 0
         self.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
@@ -437,9 +437,9 @@ class ApiServer:
         place = (kind.group, kind.plural)
         if token:
             at, start = json.loads(base64.b64decode(token))
-            if at not in self._snapshots or self.forgets_pages:
+            if (place, at) not in self._snapshots or self.forgets_pages:
                 raise Refusal(410, "Expired", "The provided continue parameter is too old")
-            items = self._snapshots[at]
+            items = self._snapshots[place, at]
         else:
             start, at = 0, str(self.revision)
             items = [copy.deepcopy(each) for _, each in sorted(self.contents[place].items()) if chosen(each)]
@@ -448,7 +448,7 @@ class ApiServer:
         end = start + min(asked, self.page) if asked else len(items)
         metadata: Object = {"resourceVersion": at}
         if end < len(items):
-            self._snapshots[at] = items
+            self._snapshots[place, at] = items
             metadata["continue"] = base64.b64encode(json.dumps([at, end]).encode()).decode()
             metadata["remainingItemCount"] = len(items) - end
         shown = [self._shown(place, each, version) for each in items[start:end]]

@@ -1,5 +1,6 @@
 """What is asked of the API server, as whom, and what its refusals become."""
 
+import asyncio
 import base64
 import ssl
 from pathlib import Path
@@ -154,3 +155,16 @@ def test_outside_of_a_pod_and_without_kubeconfig_there_is_no_cluster(tmp_path: P
     """The message names both places where it was looked for."""
     with pytest.raises(InvalidSettings, match="no pod"):
         find_settings({"HOME": str(tmp_path)})
+
+
+async def test_pages_of_two_kinds_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of one moment go on from the same version; each token leads to the next page of its own kind."""
+    monkeypatch.setattr("meshlib.kube.client.PAGE", 2)
+    async with ApiServer() as api, KubeClient(KubeSettings(api.url)) as client:
+        for number in range(5):
+            api.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"s-{number}"}})
+            api.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"c-{number}"}})
+        paths = ("/api/v1/services", "/api/v1/configmaps")
+        found = await asyncio.gather(*(client.list(path) for path in paths))
+    names = [[each["metadata"]["name"] for each in listing.items] for listing in found]
+    assert names == [[f"{letter}-{number}" for number in range(5)] for letter in "sc"]
