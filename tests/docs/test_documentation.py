@@ -75,6 +75,12 @@ COMMANDS = {
     "export MESHLIB_": "settings",
     "pip install": "extras",
     "git clone": "words",
+    "kind ": "words",
+    "minikube ": "words",
+    "python3 -m venv": "words",
+    ".venv/bin/pip install": "words",
+    ". .venv/bin/activate": "words",
+    "meshctl uninstall": "help",
 }
 
 
