@@ -168,6 +168,18 @@ def test_what_may_not_be_read_is_left_to_dns_and_what_was_known_stays(
     assert addresses(feed.snapshot) == ["10.0.0.1:8080"]
 
 
+def test_a_refusal_is_asked_about_again_soon(cluster: Cluster) -> None:
+    """A server that has just started refuses everybody, until it has read its roles. Half a minute is too long then."""
+    cluster.put(service(), slice_of("10.0.0.1"))
+    cluster.call(lambda: cluster.api.forbidden.add("endpointslices"))
+    settings = KubeSettings(cluster.api.url, namespace="shop")
+    with Feed(KubernetesSource(settings, again=3600.0, first_pause=0.01)) as feed:
+        feed.source.want("reviews:9080")
+        feed.wait_for(lambda found: "reviews:9080" in found.absent, PATIENCE)
+        cluster.call(lambda: cluster.api.forbidden.clear())
+        until(feed, ["10.0.0.1:8080"])
+
+
 def test_calls_go_to_the_pods(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """meshlib.connect("kubernetes:") with a kubeconfig: the new pod gets the calls, and the old one may go."""
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))

@@ -16,6 +16,8 @@ from town import eventually
 
 from inbound.inbound_servers import uvicorn_server
 from kube.api_server import ApiServer, crd
+from kube.real_api import RealApi
+from kube.real_cluster import own_address
 from meshlib.controlplane.admission import Injection
 from meshlib.controlplane.authentication import TokenReview
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
@@ -35,15 +37,19 @@ def token(account: str) -> str:
     )
 
 
-def pod(name: str, port: int | None) -> dict[str, Any]:
+def pod(name: str, port: int | None, host: str = "") -> dict[str, Any]:
     ports = [{"name": "http", "containerPort": port}] if port else []
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": f"{name}-1", "namespace": "shop", "labels": {"app": name}},
         "spec": {"serviceAccountName": name, "containers": [{"name": "app", "image": name, "ports": ports}]},
-        "status": {"podIP": "127.0.0.1" if port else "192.0.2.1", "phase": "Running"},
+        "status": {"podIP": host or "192.0.2.1", "phase": "Running"},
     }
+
+
+def account(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "shop"}}
 
 
 def service() -> dict[str, Any]:
@@ -51,7 +57,7 @@ def service() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "reviews", "namespace": "shop"}, "spec": spec}
 
 
-def endpoint_slice(port: int, ready: bool) -> dict[str, Any]:
+def endpoint_slice(host: str, port: int, ready: bool) -> dict[str, Any]:
     labels = {"kubernetes.io/service-name": "reviews"}
     target = {"kind": "Pod", "name": "reviews-1"}
     return {
@@ -60,7 +66,7 @@ def endpoint_slice(port: int, ready: bool) -> dict[str, Any]:
         "metadata": {"name": "reviews-a", "namespace": "shop", "labels": labels},
         "addressType": "IPv4",
         "ports": [{"name": "http", "port": port}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": ready}, "targetRef": target}],
+        "endpoints": [{"addresses": [host], "conditions": {"ready": ready}, "targetRef": target}],
     }
 
 
@@ -72,7 +78,7 @@ STRICT = {
 }
 
 
-async def environment(plane: ControlPlane, given: dict[str, Any], folder: Path) -> dict[str, str]:
+async def environment(plane: ControlPlane, given: dict[str, Any], folder: Path, proof: str) -> dict[str, str]:
     """What the webhook gives the pod, as Kubernetes would resolve it; files lie in `folder`."""
     context = ssl.create_default_context(cadata=plane.roots)
     review = {"apiVersion": "admission.k8s.io/v1", "request": {"uid": "1", "namespace": "shop", "object": given}}
@@ -81,7 +87,7 @@ async def environment(plane: ControlPlane, given: dict[str, Any], folder: Path) 
     patch = json.loads(base64.b64decode(answer["patch"]))
     (init,) = [each["value"][0] for each in patch if each["path"] == "/spec/initContainers"]
     (folder / "root-cert.pem").write_text(next(each["value"] for each in init["env"] if each["name"] == "ROOT"))
-    (folder / "token").write_text(token(given["spec"]["serviceAccountName"]))
+    (folder / "token").write_text(proof)
     values = [each["value"] for each in patch if each["path"].startswith("/spec/containers/0/env")]
     fields = {
         "metadata.namespace": "shop",
@@ -97,12 +103,21 @@ async def environment(plane: ControlPlane, given: dict[str, Any], folder: Path) 
     return {**found, "MESHLIB_CONTROL_PLANE": plane.xds_address, "MESHLIB_CACHE_DIR": "-"}
 
 
-async def test_pods_call_each_other_by_mtls_with_nothing_but_what_is_injected(tmp_path: Path) -> None:
+async def test_pods_call_each_other_by_mtls_with_nothing_but_what_is_injected(
+    any_api: ApiServer, tmp_path: Path
+) -> None:
     """STRICT from the start. A pod whose probe fails gets no call, though its process is connected."""
     (tmp_path / "control-plane-token").write_text("control-plane")
-    async with ApiServer() as cluster:
-        cluster.tokens = {token(name): f"system:serviceaccount:shop:{name}" for name in ("reviews", "web")}
-        cluster.tokens["control-plane"] = "system:serviceaccount:istio-system:meshlib"
+    async with any_api as cluster:
+        host, proofs = "127.0.0.1", {name: token(name) for name in ("reviews", "web")}
+        if isinstance(cluster, RealApi):
+            host = own_address()
+            for name in proofs:
+                cluster.put(account(name))
+                proofs[name] = cluster.cluster.token("shop", name, "istio-ca")
+        else:
+            cluster.tokens = {proofs[name]: f"system:serviceaccount:shop:{name}" for name in proofs}
+            cluster.tokens["control-plane"] = "system:serviceaccount:istio-system:meshlib"
         cluster.put(crd("PeerAuthentication", "peerauthentications", "security.istio.io", "v1"))
         for each in (STRICT, service(), pod("web", None)):
             cluster.put(each)
@@ -131,16 +146,16 @@ async def test_pods_call_each_other_by_mtls_with_nothing_but_what_is_injected(tm
         def environ(given: dict[str, Any]) -> dict[str, str]:
             folder = tmp_path / given["metadata"]["name"]
             folder.mkdir()
-            made = environment(plane, given, folder)
+            made = environment(plane, given, folder, proofs[given["spec"]["serviceAccountName"]])
             return asyncio.run_coroutine_threadsafe(made, loop).result(30)
 
         try:
-            await asyncio.to_thread(_serve_and_call, put, environ)
+            await asyncio.to_thread(_serve_and_call, host, put, environ)
         finally:
             await plane.stop()
 
 
-def _serve_and_call(put: Any, environ: Any) -> None:
+def _serve_and_call(host: str, put: Any, environ: Any) -> None:
     seen: list[str] = []
     serving: list[Mesh] = []
 
@@ -155,10 +170,10 @@ def _serve_and_call(put: Any, environ: Any) -> None:
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    with uvicorn_server(app, http=lambda **options: serving[0].listening.uvicorn(**options)) as url:
+    with uvicorn_server(app, address=host, http=lambda **options: serving[0].listening.uvicorn(**options)) as url:
         port = int(url.rpartition(":")[2])
-        served = pod("reviews", port)
-        put(served, endpoint_slice(port, ready=False))
+        served = pod("reviews", port, host)
+        put(served, endpoint_slice(host, port, ready=False))
         with (
             Mesh(Settings.from_environment(environ(served))) as reviews,
             Mesh(Settings.from_environment(environ(pod("web", None)))) as web,
@@ -174,6 +189,6 @@ def _serve_and_call(put: Any, environ: Any) -> None:
 
             eventually(lambda: status() == 503, "nobody serves reviews: its probe fails")
             assert seen == []
-            put(endpoint_slice(port, ready=True))
+            put(endpoint_slice(host, port, ready=True))
             eventually(lambda: status() == 200, "reviews is called")
             assert set(seen) == {"spiffe://cluster.local/ns/shop/sa/web"}

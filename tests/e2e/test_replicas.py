@@ -15,6 +15,7 @@ import pytest
 from town import eventually
 
 from cli.meshctl_processes import ControlPlaneProcess, control_plane
+from kube.api_server import ApiServer
 from kube.cluster import Cluster
 from meshlib.mesh import Mesh
 from meshlib.settings import Settings
@@ -31,7 +32,7 @@ def service() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "reviews", "namespace": "shop"}, "spec": spec}
 
 
-def pod(name: str, port: int, ready: bool = True) -> dict[str, Any]:
+def pod(name: str, port: int, ready: bool = True, host: str = "127.0.0.1") -> dict[str, Any]:
     """What Kubernetes says of it: its EndpointSlice."""
     labels = {"kubernetes.io/service-name": "reviews"}
     return {
@@ -40,12 +41,12 @@ def pod(name: str, port: int, ready: bool = True) -> dict[str, Any]:
         "metadata": {"name": f"reviews-{name}", "namespace": "shop", "labels": labels},
         "addressType": "IPv4",
         "ports": [{"name": "http", "port": port}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": ready}}],
+        "endpoints": [{"addresses": [host], "conditions": {"ready": ready}}],
     }
 
 
-def named(name: str) -> Peer:
-    return Peer(lambda _: Answer(body=name.encode()))
+def named(name: str, host: str) -> Peer:
+    return Peer(lambda _: Answer(body=name.encode()), host=host)
 
 
 class Load:
@@ -154,15 +155,16 @@ def spread(meshes: list[Mesh], made: list[ControlPlaneProcess], new: Callable[[]
     raise AssertionError("nobody chose the other replica")
 
 
-def test_a_replica_dies_in_the_middle_of_a_rollout(tmp_path: Path) -> None:
+def test_a_replica_dies_in_the_middle_of_a_rollout(any_api: ApiServer, tmp_path: Path) -> None:
     """SIGKILL of the one that leads. No call fails; its clients go to the other one, which tells the same under the
     same versions, and writes statuses from then on."""
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(Cluster())
+        cluster = stack.enter_context(Cluster(any_api))
+        host = cluster.host
         old = [stack.enter_context(contextlib.ExitStack()) for _ in range(2)]
-        before = [until_gone.enter_context(named("old")) for until_gone in old]
-        after = [stack.enter_context(named("new")) for _ in range(2)]
-        cluster.put(service(), *(pod(f"old-{number}", peer.port) for number, peer in enumerate(before)))
+        before = [until_gone.enter_context(named("old", host)) for until_gone in old]
+        after = [stack.enter_context(named("new", host)) for _ in range(2)]
+        cluster.put(service(), *(pod(f"old-{number}", peer.port, host=host) for number, peer in enumerate(before)))
         made = stack.enter_context(replicas(cluster, tmp_path))
         addresses = ",".join(replica.xds for replica in made)
 
@@ -181,13 +183,13 @@ def test_a_replica_dies_in_the_middle_of_a_rollout(tmp_path: Path) -> None:
         led_by = holder(cluster)
         with Load(meshes) as load:
             load.goes_on(1)
-            cluster.put(pod("new-0", after[0].port))
+            cluster.put(pod("new-0", after[0].port, host=host))
             dying.process.send_signal(signal.SIGKILL)
-            cluster.put(pod("old-0", before[0].port, ready=False))
+            cluster.put(pod("old-0", before[0].port, ready=False, host=host))
             old[0].close()  # it does not wait until everybody has heard of it
             load.goes_on(1.5)
             eventually(lambda: are_synced(staying, len(meshes)), "everybody is at the replica that stays")
-            cluster.put(pod("new-1", after[1].port), pod("old-1", before[1].port, ready=False))
+            cluster.put(pod("new-1", after[1].port, host=host), pod("old-1", before[1].port, ready=False, host=host))
             old[1].close()
             load.goes_on(2)
             eventually(lambda: set(load.told[-RATE:]) == {"new"}, "the new ones have all calls")
@@ -204,10 +206,10 @@ def test_a_replica_dies_in_the_middle_of_a_rollout(tmp_path: Path) -> None:
         eventually(lambda: leads(staying), "and says so")
 
 
-def test_a_restarted_process_begins_with_the_replica_that_is_there(tmp_path: Path) -> None:
+def test_a_restarted_process_begins_with_the_replica_that_is_there(any_api: ApiServer, tmp_path: Path) -> None:
     """The first of the addresses is dead, and the call waits for no more than the next attempt."""
-    with Cluster() as cluster, named("one") as peer:
-        cluster.put(service(), pod("a", peer.port))
+    with Cluster(any_api) as cluster, named("one", cluster.host) as peer:
+        cluster.put(service(), pod("a", peer.port, host=cluster.host))
         with replicas(cluster, tmp_path) as made:
             made[0].process.kill()
             made[0].process.wait(30)

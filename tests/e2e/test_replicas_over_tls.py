@@ -119,8 +119,8 @@ class Town:
 
 def at(name: str, port: int, ready: bool = True) -> dict[str, Any]:
     """Its EndpointSlice, with an address that a real API server takes."""
-    given = pod(name, port, ready)
-    given["endpoints"][0] |= {"addresses": [own_address()], "targetRef": {"kind": "Pod", "name": name}}
+    given = pod(name, port, ready, own_address())
+    given["endpoints"][0] |= {"targetRef": {"kind": "Pod", "name": name}}
     return given
 
 

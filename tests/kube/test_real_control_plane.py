@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
-from cli.meshctl_processes import ControlPlaneProcess
+from cli.meshctl_processes import ControlPlaneProcess, control_plane
 from kube.api_server import crd
 from kube.installed import HOME, install, meshctl, pod_of_it, token_kubeconfig
 from kube.real_cluster import RealCluster
+from meshlib.controlplane.installation import Installation, manifests
 from meshlib.controlplane.kubernetes import WATCHED, KubernetesSource
 from meshlib.kube.client import KubeClient
 from meshlib.kube.reflector import Changes, Key, Reflector
@@ -22,6 +24,7 @@ from meshlib.kube.settings import from_kubeconfig
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
+ROOT = Path(__file__).parents[2]
 NOT_ITS = [
     ("", "secrets", "get"),
     ("", "secrets", "list"),
@@ -333,3 +336,32 @@ def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
         assert [key for changes in told for key, given in changes.items() if given is None] == []
 
     asyncio.run(follow())
+
+
+def test_the_roles_on_the_page_are_enough(real_cluster: RealCluster, tmp_path: Path) -> None:
+    """Written by hand, for those who do not install by meshctl: to follow, to write statuses, and for the CA."""
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text().partition("## What it may do")[2]
+    texts = [each.partition("```")[0] for each in page.partition("## Without a control plane")[0].split("```yaml")[1:]]
+    roles = [each for text in texts for each in yaml.safe_load_all(text)]
+    assert len(roles) == 5
+    group, subject = "rbac.authorization.k8s.io", {"kind": "ServiceAccount", "name": "meshlib", "namespace": HOME}
+    for number, role in enumerate(roles):
+        kind, home = role["kind"], role["metadata"].get("namespace")
+        metadata = {"name": f"meshlib-{number}", **({"namespace": home} if home else {})}
+        binding = {"apiVersion": f"{group}/v1", "kind": f"{kind}Binding", "metadata": metadata, "subjects": [subject]}
+        ref = {"apiGroup": group, "kind": kind, "name": role["metadata"]["name"]}
+        real_cluster.put(role, {**binding, "roleRef": ref})
+    real_cluster.put(account("meshlib", HOME), service("a"))
+    for each in manifests(Installation("", istio_crds=True)):
+        if each["kind"] == "CustomResourceDefinition":
+            real_cluster.put(each)
+    real_cluster.put(virtual_service("b", "gone"))
+    folder = tmp_path / "by-hand"
+    folder.mkdir()
+    config = token_kubeconfig(real_cluster, folder, HOME, "meshlib")
+    words = ("--kubernetes", "--write-status", "--ca-secret", f"{HOME}/meshlib-ca", "--xds", "127.0.0.1:0")
+    with control_plane(folder, *words, "--admin", "127.0.0.1:0", KUBECONFIG=str(config)) as process:
+        real_cluster.until(lambda: status(real_cluster, "b").get("validationMessages") == GONE, "the status is written")
+        assert "403" not in process.log
+        assert problems(process)[0]["object"] == "VirtualService shop/b"
+    assert real_cluster.find("Secret", "meshlib-ca", HOME) is not None
