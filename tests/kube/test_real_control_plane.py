@@ -41,6 +41,11 @@ NOT_ITS = [
     ("coordination.k8s.io", "leases", "delete"),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "patch"),
 ]
+SECURITY = {
+    "peerauthentications": "PeerAuthentication",
+    "authorizationpolicies": "AuthorizationPolicy",
+    "requestauthentications": "RequestAuthentication",
+}
 GONE = [
     {
         "type": {"code": "IST0101"},
@@ -280,6 +285,7 @@ def test_a_role_that_lacks_a_right_is_told_and_nobody_is_served(cluster: RealClu
     """RBAC refuses one kind: taken for absent, AuthorizationPolicies would let everybody in."""
     role = cluster.find("ClusterRole", f"meshlib-{HOME}", "", "rbac.authorization.k8s.io")
     assert role is not None
+    policy = {"apiVersion": "security.istio.io/v1", "metadata": {"name": "a", "namespace": "shop"}, "spec": {}}
     fewer = [rule for rule in role["rules"] if rule["apiGroups"] != ["security.istio.io"]]
     cluster.put({**role, "rules": fewer})
 
@@ -302,11 +308,22 @@ def test_a_role_that_lacks_a_right_is_told_and_nobody_is_served(cluster: RealClu
                 await asyncio.to_thread(cluster.put, role)
                 async with asyncio.timeout(60):
                     await changed.wait()
+                    for plural, kind in SECURITY.items():
+                        await asyncio.to_thread(cluster.put, {**policy, "kind": kind})
+                        held = source.reflectors[f"{plural}.security.istio.io"]
+                        while not held.objects:  # noqa: ASYNC110 -- until it is watched, too
+                            await asyncio.sleep(0.05)
             finally:
                 task.cancel()
                 await asyncio.wait((task,))
 
     asyncio.run(follow())
+
+
+async def _urge(reflector: Reflector) -> None:
+    while True:
+        reflector.look()
+        await asyncio.sleep(0.02)
 
 
 def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
@@ -319,7 +336,7 @@ def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
         async with KubeClient(cluster.settings()) as client:
             # As impatient as can be: whatever a server says while it begins, it says to this one.
             reflector = Reflector(client, rules, told.append, first_pause=0.01, absent=0.01, rng=lambda: 0.0)
-            task = asyncio.create_task(reflector.run())
+            tasks = [asyncio.create_task(reflector.run()), asyncio.create_task(_urge(reflector))]
             try:
                 for number in range(3):
                     async with asyncio.timeout(60):
@@ -331,8 +348,9 @@ def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
                         while Key("shop", f"c{number}") not in reflector.objects:  # noqa: ASYNC110
                             await asyncio.sleep(0.02)
             finally:
-                task.cancel()
-                await asyncio.wait((task,))
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
         assert [key for changes in told for key, given in changes.items() if given is None] == []
 
     asyncio.run(follow())
