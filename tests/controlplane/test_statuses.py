@@ -182,7 +182,7 @@ async def test_a_gateway_and_its_class_are_told_what_became_of_them(api: ApiServ
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "way-in"},
-        "spec": {"selector": {f"{group}/gateway-name": "gw"}, "ports": [{"port": 80}]},
+        "spec": {"type": "LoadBalancer", "selector": {f"{group}/gateway-name": "gw"}, "ports": [{"port": 80}]},
     }
 
     def told() -> dict[str, Any]:

@@ -142,6 +142,21 @@ def test_its_rights_are_enough_and_no_more(cluster: RealCluster, plane: ControlP
         }
 
     cluster.until(accepted, "a kind that was defined later is read, and written to")
+    of_cluster = crd("GatewayClass", "gatewayclasses", "gateway.networking.k8s.io", "v1")
+    cluster.put({**of_cluster, "spec": {**of_cluster["spec"], "scope": "Cluster"}})
+    ours = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": "ours"},
+        "spec": {"controllerName": "meshlib.io/gateway-controller"},
+    }
+    cluster.put(ours)
+
+    def has_status() -> bool:
+        found = cluster.find("GatewayClass", "ours", "", "gateway.networking.k8s.io") or {}
+        return bool((found.get("status") or {}).get("conditions"))
+
+    cluster.until(has_status, "a kind of the whole cluster, too")
     assert "403" not in plane.log
     assert "forbidden" not in plane.log.lower()
     with httpx.Client(base_url=cluster.url, verify=cluster.settings().tls(), trust_env=False) as anybody:
