@@ -184,6 +184,7 @@ export interface WhatIfAnswer {
     before: RouteShown[];
     after: RouteShown[];
   }[];
+  policies: { what: string; workloads: string[]; before: string[]; after: string[] }[];
   seconds: number;
   left_out: number;
 }

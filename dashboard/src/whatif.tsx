@@ -41,7 +41,15 @@ function Answer({ found }: { found: WhatIfAnswer }) {
       {[...found.problems, ...found.warnings].map((problem, index) => (
         <ProblemLine key={index} problem={problem} />
       ))}
-      {!found.hosts.length && <p>No route of anybody would change.</p>}
+      {!found.hosts.length && !found.policies.length && <p>No route, and no policy, of anybody would change.</p>}
+      {found.policies.map((each) => (
+        <article key={`${each.what} ${each.workloads.join()}`} class="object" data-testid="policy-change">
+          <strong>{each.what === "calls to" ? `calls to ${each.workloads.map(shortName).join(", ")}` : each.what}</strong>
+          {each.what !== "calls to" && <p class="dim">as {each.workloads.map(shortName).join(", ")} call it</p>}
+          <Lines title="now" lines={each.before} />
+          <Lines title="then" lines={each.after} />
+        </article>
+      ))}
       {found.hosts.map((each) => (
         <article key={`${each.host} ${each.callers.join()}`} class="object">
           <strong>{each.host}</strong>
@@ -55,6 +63,21 @@ function Answer({ found }: { found: WhatIfAnswer }) {
       ))}
       {found.left_out > 0 && <p class="dim">{found.left_out} more groups of callers were not looked at.</p>}
     </>
+  );
+}
+
+function Lines({ title, lines }: { title: string; lines: string[] }) {
+  return (
+    <table>
+      <caption>{title}</caption>
+      <tbody>
+        {(lines.length ? lines : ["nothing of the kind"]).map((line) => (
+          <tr key={line}>
+            <td>{line}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
   );
 }
 

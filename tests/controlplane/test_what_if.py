@@ -50,7 +50,7 @@ def cell(requests: int) -> Cell:
 def asked(text: str, *callers: Node) -> list[tuple[str, tuple[str, ...], list[tuple[str, float, float | None]]]]:
     objects, given = parse_text(SERVICE, "s").objects, parse_text(text, "t").objects
     traffic = {REVIEWS: cell(40), REVIEWS._replace(source_workload="other"): cell(1000)}
-    hosts, problems, left_out = compare(objects, given, (), callers, traffic, 10.0)
+    hosts, problems, left_out, _ = compare(objects, given, (), callers, traffic, 10.0)
     assert (problems, left_out) == ((), 0)
     return [
         (each.host, each.callers, [(to.to, to.share, to.rps) for to in (each.after or each.before)[0].portions])
@@ -78,6 +78,54 @@ def test_callers_that_would_see_the_same_are_one() -> None:
     [(_, callers, _)] = asked(CANARY, Node("a", Workload("b-v1")), Node("c", Workload("d-v1")))
     assert callers == ("workload:default/b-v1", "workload:default/d-v1")
     assert asked(SERVICE, Node("a", Workload("b-v1"))) == []
+
+
+POLICIES = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: default}
+spec:
+  host: reviews
+  trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}, connectionPool: {http: {http2MaxRequests: 7}}}
+  subsets: [{name: v1, labels: {version: v1}}, {name: v3, labels: {version: v3}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - {timeout: 2s, retries: {attempts: 4, perTryTimeout: 1s}, route: [{destination: {host: reviews, subset: v1}}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: default}
+spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: default}
+spec: {mtls: {mode: STRICT}}
+"""
+
+
+def test_policies_are_compared_too() -> None:
+    """Limits and ejections of a destination, its subsets and endpoints, timeouts and retries, and who may call."""
+    objects, given = parse_text(SERVICE, "s").objects, parse_text(POLICIES, "t").objects
+    caller = Node("a", Workload("productpage-v1"))
+    v1 = Workload("reviews-v1", labels=(("app", "reviews"), ("version", "v1")), address="10.0.0.1", port=9080)
+    hosts, _, _, policies = compare(objects, given, (v1,), [caller], {}, 10.0)
+    host = "reviews.default.svc.cluster.local"
+    found = {each.what: each for each in policies}
+    assert set(found) == {host, f"{host} v1", f"{host} v2", f"{host} v3", "calls to"}
+    assert any("consecutive 5xx 3" in line for line in found[host].after), found[host]
+    assert any(line.startswith("limits: ") and "7" in line for line in found[host].after)
+    assert found[host].workloads == ("workload:default/productpage-v1",)
+    assert (found[f"{host} v2"].after, found[f"{host} v3"].before) == ((), ())
+    assert "endpoints: none" in found[f"{host} v3"].after
+    assert "tls: PERMISSIVE" in found["calls to"].before and "tls: STRICT" in found["calls to"].after
+    assert any("nobody" in line and line.endswith("DENY") for line in found["calls to"].after), found["calls to"]
+    assert [each.after[0].does for each in hosts] == [("timeout 2s", "4 retries, 1s each")]
 
 
 @pytest.fixture

@@ -57,4 +57,4 @@ def test_a_text_that_is_asked_about_can_be_applied(page: Any, town: Town) -> Non
     page.get_by_test_id("apply-text").click()
     page.get_by_test_id("applied").filter(has_text="VirtualService shelf created").wait_for()
     page.get_by_test_id("what-if").click()
-    answer.filter(has_text="No route of anybody would change").wait_for()
+    answer.filter(has_text="No route, and no policy, of anybody would change").wait_for()

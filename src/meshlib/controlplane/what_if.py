@@ -1,8 +1,8 @@
 """What would this YAML do? Translated beside what is in force, and held against recorded traffic; changes nothing.
 
-For each caller that is connected, and for one that nothing is known of, the routes to each host are compared. Traffic
-is recorded by caller, service and version, not by path or header: how it would be shared can be said where the first
-route takes every request, and is left open elsewhere.
+For each caller that is connected, and for one that nothing is known of, the routes to each host are compared, what
+holds for each destination, and who may call it. Traffic is recorded by caller, service and version, not by path or
+header: how it would be shared can be said where the first route takes every request, and is left open elsewhere.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import query_of, yaml_body
 from meshlib.controlplane.gate import JSON, admission_of
 from meshlib.controlplane.graph import agreed, source_id
+from meshlib.controlplane.policy_differences import place, policy_differences
 from meshlib.controlplane.sources import key_of, problem_of
 from meshlib.controlplane.telemetry_store import Cell, Labels, TelemetryStore
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
 from meshlib.istio.routes import is_catch_all
 from meshlib.istio.translate import Translation, translate, view_key
-from meshlib.model import Forward, Node, Redirect, Route, VirtualHost, Workload
+from meshlib.model import Forward, Node, Redirect, RetryPolicy, Route, VirtualHost, Workload
 
 VIEWS = 50
 """Groups of callers that see the same; each costs two translations."""
@@ -69,10 +70,22 @@ class HostChanged(msgspec.Struct, frozen=True):
     after: tuple[RouteShown, ...]
 
 
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """What would hold otherwise, besides routes. what: a destination, `reviews.default.svc.cluster.local v1`, as these
+    workloads call it; or `calls to` these workloads themselves. before, after: only what differs, a line each, as
+    `timeout: 2`; () where there is no such destination."""
+
+    what: str
+    workloads: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
 class WhatIf(msgspec.Struct, frozen=True):
     """problems: objects that would be refused. warnings: of those that would be taken, and what the translation finds
-    that it does not find now. hosts: whose routes would change. objects: titles of what was read. seconds: of recorded
-    traffic. left_out: groups of callers beyond VIEWS that were not looked at."""
+    that it does not find now. hosts: whose routes would change. policies: of destinations, and of who may call.
+    objects: titles of what was read. seconds: of recorded traffic. left_out: groups of callers beyond VIEWS that were
+    not looked at."""
 
     objects: tuple[str, ...]
     problems: tuple[api.Problem, ...]
@@ -80,6 +93,7 @@ class WhatIf(msgspec.Struct, frozen=True):
     hosts: tuple[HostChanged, ...]
     seconds: float
     left_out: int = 0
+    policies: tuple[PolicyChanged, ...] = ()
 
 
 class Known(Protocol):
@@ -116,7 +130,7 @@ class WhatIfRoutes:
         callers = [node for node in self._known.callers() if who.powers.sees(node.workload.namespace)]
         now = self._clock()
         traffic = agreed(self._store.window(now - seconds, now))
-        hosts, found, left_out = await run_in_threadpool(
+        hosts, found, left_out, policies = await run_in_threadpool(
             compare, self._known.objects(), parsed.objects, self._known.workloads(), callers, traffic, seconds
         )
         return JSON(
@@ -127,6 +141,7 @@ class WhatIfRoutes:
                 hosts,
                 seconds,
                 left_out,
+                policies,
             )
         )
 
@@ -138,9 +153,10 @@ def compare(
     callers: Iterable[Node],
     traffic: Mapping[Labels, Cell],
     seconds: float,
-) -> tuple[tuple[HostChanged, ...], tuple[api.Problem, ...], int]:
-    """(hosts whose routes change, problems that are new, groups of callers that were left out). given: what replaces
-    or joins `objects`. traffic: of the last `seconds`, each request once."""
+) -> tuple[tuple[HostChanged, ...], tuple[api.Problem, ...], int, tuple[PolicyChanged, ...]]:
+    """(hosts whose routes change, problems that are new, groups of callers that were left out, other policies).
+
+    given: what replaces or joins `objects`. traffic: of the last `seconds`, each request once."""
     # Tuples of our own: what translate remembers of the control plane's is for its own thread.
     replaced = {key_of(each): each for each in objects} | {key_of(each): each for each in given}
     before, after, known = (*objects,), tuple(replaced.values()), (*workloads,)
@@ -152,16 +168,20 @@ def compare(
     new = [translate(after, known, group[0]) for group in seen]
     changed: dict[tuple[str, tuple[RouteShown, ...], tuple[RouteShown, ...]], set[str]] = {}
     problems: dict[api.Problem, None] = {}
+    policies: dict[tuple[str, tuple[str, ...], tuple[str, ...]], set[str]] = {}
     for group, one, two in zip(seen, old, new, strict=True):
         names = {f"workload:{node.workload.namespace}/{node.workload.name}" for node in group}
         for host, was, will in _differences(one, two):
             changed.setdefault((host, was, will), set()).update(names)
+        for policy in policy_differences(one.snapshot, two.snapshot):
+            policies.setdefault(policy, set()).update(names)
         had = {problem_of(each) for each in one.problems}
         problems |= dict.fromkeys(found for each in two.problems if (found := problem_of(each)) not in had)
     hosts = (
         _recorded(host, names, was, will, traffic, seconds) for (host, was, will), names in sorted(changed.items())
     )
-    return tuple(hosts), tuple(problems), len(groups) - len(seen)
+    others = (PolicyChanged(what, tuple(sorted(names)), *two) for (what, *two), names in sorted(policies.items()))
+    return tuple(hosts), tuple(problems), len(groups) - len(seen), tuple(others)
 
 
 def _differences(
@@ -198,9 +218,10 @@ def _route(route: Route) -> RouteShown:
     portions: tuple[Portion, ...] = ()
     if isinstance(action, Forward):
         whole = sum(each.weight for each in action.clusters) or 1
-        portions = tuple(Portion(_place(each.cluster), each.weight / whole) for each in action.clusters)
+        portions = tuple(Portion(place(each.cluster), each.weight / whole) for each in action.clusters)
         does += [f"timeout {action.timeout:g}s"] if action.timeout is not None else []
-        does += [f"mirrored to {_place(each.cluster)}" for each in action.mirrors]
+        does += _retries(action.retry)
+        does += [f"mirrored to {place(each.cluster)}" for each in action.mirrors]
     else:
         does.append("redirect" if isinstance(action, Redirect) else f"answers {action.status}")
     if route.fault is not None and (delay := route.fault.delay) is not None:
@@ -210,10 +231,16 @@ def _route(route: Route) -> RouteShown:
     return RouteShown(route.name, route.origin, is_catch_all(route.match), portions, tuple(does))
 
 
-def _place(cluster: str) -> str:
-    """`outbound|9080|v2|reviews.default.svc.cluster.local` -> `reviews.default.svc.cluster.local v2`."""
-    parts = cluster.split("|")
-    return f"{parts[3]} {parts[2]}".strip() if len(parts) == 4 else cluster
+def _retries(retry: RetryPolicy | None) -> list[str]:
+    """What is not Istio's default, which every route has that says nothing."""
+    if retry is None or not retry.attempts:
+        return ["no retries"]
+    if retry.per_try_timeout is None:
+        return [] if retry.attempts == _BY_DEFAULT else [f"{retry.attempts} retries"]
+    return [f"{retry.attempts} retries, {retry.per_try_timeout:g}s each"]
+
+
+_BY_DEFAULT = 2
 
 
 def _recorded(
