@@ -17,23 +17,30 @@ class Group(NamedTuple):
     bars: Sequence[tuple[str, float]]
 
 
+def told(value: float) -> str:
+    """Three digits, and none of a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def bars(title: str, unit: str, groups: Sequence[Group], line: float | None = None) -> str:
     """An SVG document. The bars' names are the legend, in the order of their first use; line: a value to be marked."""
     names = list(dict.fromkeys(name for group in groups for name, _ in group.bars))
     longest = max([value for group in groups for _, value in group.bars] + [line or 0.0, 1e-9])
     scale = (_WIDTH - _LABEL - _VALUE) / longest
-    parts, y = [], 56 + 18 * ((len(names) + 1) // 2)
+    parts, y = [], 56 + (18 * ((len(names) + 1) // 2) if len(names) > 1 else -10)
     top = y
     for group in groups:
         middle = y + _BAR * len(group.bars) / 2 + 4
         parts.append(f'<text x="{_LABEL - 8}" y="{middle:.1f}" text-anchor="end">{escape(group.label)}</text>')
         for name, value in group.bars:
-            colour = COLOURS[names.index(name) % len(COLOURS)]
+            # Where there is one bar each, colour says which are the mesh's.
+            at = names.index(name) if len(names) > 1 else int("mesh" in group.label)
+            colour = COLOURS[at % len(COLOURS)]
             width = max(1.0, max(0.0, value) * scale)
             parts.append(
                 f'<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR - 2}" fill="{colour}">'
-                f"<title>{escape(f'{group.label}, {name}: {value:.3g} {unit}')}</title></rect>"
-                f'<text x="{_LABEL + width + 5:.1f}" y="{y + 11}">{value:.3g}</text>'
+                f"<title>{escape(f'{group.label}, {name}: {told(value)} {unit}')}</title></rect>"
+                f'<text x="{_LABEL + width + 5:.1f}" y="{y + 11}">{told(value)}</text>'
             )
             y += _BAR
         y += _GAP
@@ -41,7 +48,7 @@ def bars(title: str, unit: str, groups: Sequence[Group], line: float | None = No
         x = _LABEL + line * scale
         parts.append(f'<path d="M{x:.1f} {top - 4}V{y - _GAP + 4}" stroke="#444" stroke-dasharray="3 3"/>')
     legend = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(names if len(names) > 1 else ()):
         x, at = 20 + 370 * (number % 2), 48 + 18 * (number // 2)
         colour = COLOURS[number % len(COLOURS)]
         legend.append(f'<rect x="{x}" y="{at - 10}" width="12" height="12" fill="{colour}"/>')

@@ -47,7 +47,7 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 def _header(found: Found) -> str:
     if not found:
-        return "*Nothing was measured.*"
+        return "**There are no figures on this page yet**: a run on a machine that does nothing else brings them."
     machines = [section["machine"] for section in found.values()]
     first, efforts = machines[0], {section["effort"] for section in found.values()}
     dates = sorted({machine["date"] for machine in machines})
@@ -397,7 +397,12 @@ def plots(found: Found) -> dict[str, str]:
             ("client, proxies and server", statistics.median(row["all_cpu"])),
         )
         used.append(Group(row["contestant"], pair))
-    draw("instead-latency", "Latency added to httpx", "µs, less than nothing is drawn as nothing", added)
+    draw(
+        "instead-latency",
+        "Latency added to httpx at the median, one call at a time",
+        "µs; less than nothing is no bar",
+        added,
+    )
     draw("instead-cpu", "CPU for 1,000 requests, one at a time", "seconds", used)
     starting = rows_of(found, "startup")
     draw(

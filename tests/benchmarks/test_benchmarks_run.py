@@ -274,9 +274,12 @@ def test_a_target_is_judged_by_the_run_and_by_the_better_of_the_bare_clients() -
     assert (absent.is_met, absent.measured) == (None, "not in this run")
 
 
-def test_without_a_run_no_target_is_met() -> None:
-    """None is known beforehand."""
+def test_without_a_run_no_target_is_met(tmp_path: Path) -> None:
+    """None is known beforehand, and the page has no figure."""
     assert {target.is_met for target in targets({})} == {None}
+    write({}, tmp_path / "performance.md")
+    page = (tmp_path / "performance.md").read_text()
+    assert "There are no figures on this page yet" in page and "{{" not in page and ".svg" not in page
 
 
 def test_less_latency_than_none_is_better_than_any_ratio() -> None:
