@@ -170,7 +170,7 @@ def test_every_field_has_one_row(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_without_effect_are_named_as_such(kind: str) -> None:
-    """Each `Unsupported` field of resources.py has a row of its own that says `no effect`, `silent` or `refused`, and
+    """Each `Unsupported` field of resources has a row of its own that says `no effect`, `silent` or `refused`, and
     no other field says `no effect`."""
     said, known = rows(kind), all_fields(kind)
     unsupported = {name for name, is_unsupported in known.items() if is_unsupported}

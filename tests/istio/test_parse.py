@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import BOOKINFO, PREFIX, destination_rule, service, virtual_service
 
-from meshlib.istio.parse import parse_duration, parse_text
+from meshlib.istio.decoding import parse_duration
+from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Duration, dump_yaml
 
 TO_A = "route: [{destination: {host: a}}]"

@@ -15,7 +15,7 @@ from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
 from meshlib.controlplane.audit import Entries, Entry
-from meshlib.istio.parse import parse_duration
+from meshlib.istio.decoding import parse_duration
 
 
 def audit(

@@ -14,7 +14,7 @@ from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import age, table
 from meshlib.controlplane.admin_api import Token, Tokens
-from meshlib.istio.parse import parse_duration
+from meshlib.istio.decoding import parse_duration
 
 
 class Action(StrEnum):

@@ -17,9 +17,9 @@ import msgspec
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.checks.security import check_selector
 from meshlib.istio.documents import Document
 from meshlib.istio.problems import Refused
-from meshlib.istio.security_checks import check_selector
 from meshlib.state import forks
 
 KINDS = frozenset({"AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication"})

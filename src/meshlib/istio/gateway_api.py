@@ -18,8 +18,9 @@ import msgspec
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateway_kinds as g
 from meshlib.istio import resources as r
+from meshlib.istio.checks.routes import check_virtual_service
+from meshlib.istio.decoding import parse_duration
 from meshlib.istio.gateway_listeners import Condition, GatewayStatus, Listener, gateway_of, is_granted, listeners_of
-from meshlib.istio.parse import check_virtual_service, parse_duration
 from meshlib.istio.problems import Refused
 from meshlib.istio.services import DOMAIN
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshlib.istio import resources as r
-from meshlib.istio.parse import mesh_config
+from meshlib.istio.mesh_config import mesh_config
 from meshlib.istio.problems import Refused
 
 ROOT_NAMESPACE = "istio-system"

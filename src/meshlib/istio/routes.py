@@ -13,10 +13,10 @@ from typing import NamedTuple
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateway_kinds
 from meshlib.istio import resources as r
+from meshlib.istio.checks.routes import GRPC_STATUSES
 from meshlib.istio.claims import claim_of
 from meshlib.istio.clusters import Policy, Rules
 from meshlib.istio.delegates import Rule
-from meshlib.istio.parse import GRPC_STATUSES
 from meshlib.istio.services import Directory, Service, cluster_name, fqdn
 from meshlib.model import (
     ClaimMatch,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from meshlib.istio import resources as r
 from meshlib.istio import targets
+from meshlib.istio.checks.telemetry import EVERY_METRIC, is_label, metrics_of
 from meshlib.istio.mesh_settings import MeshSettings
-from meshlib.istio.telemetry_checks import EVERY_METRIC, is_label, metrics_of
 from meshlib.model import NewLabel, Node, Reporting, SpanTag, Told
 
 _CLIENT, _SERVER = "CLIENT", "SERVER"
