@@ -25,10 +25,10 @@ from meshlib.identity import ca_client
 from meshlib.identity.credentials import Credentials
 
 ROLE, KIND, PERIOD = sys.argv[1], sys.argv[2], float(sys.argv[3])
-METHOD, CALLERS, PAUSE = "/echo.Echo/Say", 3, 0.02
+METHOD, FORBIDDEN, CALLERS, PAUSE = "/echo.Echo/Say", "/echo.Echo/Other", 3, 0.02
 TARGETS = os.environ.get("TARGETS", "").split(",")
 saying = threading.Lock()
-done, failures = Counter[str](), list[str]()
+done, failures, denials = Counter[str](), list[str](), list[str]()
 
 
 def tell(*words: object) -> None:
@@ -50,7 +50,7 @@ def handlers(kind: str) -> grpc.GenericRpcHandler:
         return who(request, context)
 
     method = grpc.unary_unary_rpc_method_handler(who if kind == "sync" else who_aio)
-    return grpc.method_handlers_generic_handler("echo.Echo", {"Say": method})
+    return grpc.method_handlers_generic_handler("echo.Echo", {"Say": method, "Other": method})
 
 
 def serve_sync(mesh: meshlib.Mesh) -> None:
@@ -85,6 +85,11 @@ def call_sync(mesh: meshlib.Mesh) -> None:
     methods = [each.unary_unary(METHOD) for each in channels]
     for method in methods:
         patiently(lambda method=method: is_well(method(b"", timeout=20)))
+    for each in channels:
+        try:
+            each.unary_unary(FORBIDDEN)(b"", timeout=20)
+        except grpc.RpcError as error:
+            denials.append(error.code().name)
     tell("ready")
     over = threading.Event()
 
@@ -132,6 +137,11 @@ async def call_aio(mesh: meshlib.Mesh) -> None:
                 except grpc.RpcError:
                     pass
                 await asyncio.sleep(0.05)
+    for each in channels:
+        try:
+            await each.unary_unary(FORBIDDEN)(b"", timeout=20)
+        except grpc.RpcError as error:
+            denials.append(error.code().name)
     tell("ready")
     over = asyncio.Event()
 
@@ -164,4 +174,4 @@ if __name__ == "__main__":
         else:
             asyncio.run(run(mesh))  # type: ignore[arg-type]
     if ROLE == "call":
-        tell(json.dumps({"done": done, "failures": failures}))
+        tell(json.dumps({"done": done, "failures": failures, "denials": denials}))

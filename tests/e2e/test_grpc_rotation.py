@@ -24,6 +24,20 @@ MEMBER = Path(__file__).parent / "grpc_member.py"
 PERIOD = 0.6
 """Seconds after which a certificate is renewed."""
 PATIENCE = 60.0
+RULES = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: echo, namespace: default}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/default/sa/caller]}}]
+    to: [{operation: {paths: [/echo.Echo/Say]}}]
+"""
 
 
 class Member:
@@ -99,11 +113,19 @@ async def member(plane: ControlPlane, folder: Path, role: str, kind: str, **envi
 
 
 async def test_certificates_and_the_root_are_replaced_under_calls_between_processes(tmp_path: Path) -> None:
-    """Two servers and two callers, sync and asyncio, each with a certificate of a second; then a new root, in the three
-    steps that an administrator takes. In the end nobody trusts the old one, and no call has failed."""
-    plane = ControlPlane(
-        ControlPlaneSettings(state=tmp_path / "state", xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), tls=True)
+    """Two servers and two callers, sync and asyncio, each renewing all the time; then a new root, in the three steps
+    that an administrator takes. In the end nobody trusts the old one, and no call has failed, but the one that a policy
+    forbids."""
+    (tmp_path / "mesh").mkdir()
+    (tmp_path / "mesh" / "rules.yaml").write_text(RULES)
+    made = ControlPlaneSettings(
+        folders=(tmp_path / "mesh",),
+        state=tmp_path / "state",
+        xds=("127.0.0.1", 0),
+        admin=("127.0.0.1", 0),
+        tls=True,
     )
+    plane = ControlPlane(made)
     await plane.start()
     try:
         async with AsyncExitStack() as stack:
@@ -122,6 +144,7 @@ async def test_certificates_and_the_root_are_replaced_under_calls_between_proces
                 await _replace_root(plane, [*members, *callers])
         for caller in callers:
             assert caller.result["failures"] == []
+            assert caller.result["denials"] == ["PERMISSION_DENIED"] * 2
             whom = "spiffe://cluster.local/ns/default/sa/caller"
             assert set(caller.result["done"]) == {f"{kind} {whom}" for kind in ("sync", "aio")}
             assert min(caller.result["done"].values()) >= 20

@@ -27,6 +27,7 @@ from meshlib.model import (
     Quota,
     QuotaService,
     RateLimit,
+    RetryBudget,
     RetryPolicy,
 )
 from meshlib.outbound.grpc_terms import Call, Terms
@@ -160,6 +161,18 @@ def test_the_servers_pushback_is_heeded(name: str, open_face: Open, here: Mesh, 
     assert time.monotonic() - began >= 0.3
     assert raised(call.unary, b"pushback -1").code() is grpc.StatusCode.UNAVAILABLE
     assert peer.requests.count(b"pushback -1") == 1
+
+
+@every_face
+def test_a_spent_budget_ends_the_tries(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Of which no part is left for retries, in every arity."""
+    none = Cluster(TARGET, retry_budget=RetryBudget(0.0, 0))
+    publish(here, service(TARGET, [peer.address], cluster=none, retry=RetryPolicy(attempts=2)))
+    call = open_face(name)
+    arities = (call.unary, call.stream, lambda request: call.collect([request]), lambda request: call.echo([request]))
+    for number, arity in enumerate(arities, 1):
+        assert raised(arity, b"status UNAVAILABLE").code() is grpc.StatusCode.UNAVAILABLE
+        assert len(peer.requests) == number
 
 
 @every_face
