@@ -53,7 +53,7 @@ from meshlib.controlplane.changes import NOTHING
 from meshlib.controlplane.resource import Resource, empty_assignment
 from meshlib.controlplane.sight import Seen
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
-from meshlib.xds.xdstp import SCHEME
+from meshlib.xds.xdstp import SCHEME, parse
 
 WHOLE_SET = frozenset({LISTENER, CLUSTER})
 WILDCARD = "*"
@@ -104,6 +104,7 @@ class Subscription:
         self.names: AbstractSet[str] = frozenset()
         self.has_uris = False
         """Whether it names, or named, any by `xdstp://`: what changes is known by plain names."""
+        self._plain: dict[str, list[str]] | None = None
         self.said: AbstractSet[str] | None = None
         """SotW: the names of the last request, as they came."""
         self.told: dict[str, str] = {}
@@ -164,10 +165,21 @@ class Subscription:
             self.names |= names
 
     def note_uris(self, names: AbstractSet[str]) -> None:
+        self._plain = None
         self.has_uris = self.has_uris or any(name.startswith(SCHEME) for name in names)
+
+    def _by_plain_name(self) -> Mapping[str, list[str]]:
+        """The `xdstp://` names, by what a change knows them by."""
+        if self._plain is None:
+            self._plain = {}
+            for name in self.names:
+                if (found := parse(name)) is not None:
+                    self._plain.setdefault(found.plain, []).append(name)
+        return self._plain
 
     def remove(self, names: frozenset[str]) -> None:
         if names:
+            self._plain = None
             self.names = _own(self.names)
             self.names -= names
 
@@ -188,8 +200,9 @@ class Subscription:
             return
         changes = view.changes_since(before).get(self.type_url, NOTHING)
         self.pending |= changes.names if self.is_wildcard else changes.names & self.names
-        if self.has_uris and changes is not NOTHING:
-            self.pending.update(name for name in self.names if name.startswith(SCHEME))
+        if self.has_uris:
+            plain = self._by_plain_name()
+            self.pending.update(*(plain[name] for name in changes.names & plain.keys()))
         if changes.renamed:
             self.pending |= self.names - existing.keys()
         if len(self.pending) > len(existing) + len(self.names) + len(self.told) + len(self.kept):
