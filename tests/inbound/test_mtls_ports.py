@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -229,6 +231,34 @@ def test_trust_that_is_taken_away_is_gone_and_open_connections_go_on() -> None:
         assert ask(port, context_of(new.credentials("ratings"))).status_code == 200
         with pytest.raises(httpx.TransportError):
             ask(port, context_of(CA.credentials("ratings", trusts=[new])))
+
+
+def test_an_answer_does_not_wait_for_the_callers_acknowledgement() -> None:
+    """asyncio leaves Nagle's algorithm on where a socket was bound without TCP's number, as uvicorn's workers do it."""
+    seen: list[int] = []
+
+    class Inner(asyncio.Protocol):
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def connection_made(self, transport: Any) -> None:
+            seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            transport.close()
+
+    async def connect() -> None:
+        state = SimpleNamespace(connections=set())
+        held = Held(SERVER, TlsMode.DISABLE)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: held.listening.uvicorn(Inner, server_state=state, app_state={}), sock=listening
+            )
+            async with server:
+                reader, writer = await asyncio.open_connection(*listening.getsockname())
+                assert await reader.read() == b""
+                writer.close()
+
+    asyncio.run(asyncio.wait_for(connect(), 30))
+    assert seen == [1]
 
 
 @SERVERS
