@@ -18,6 +18,7 @@ from pathlib import Path
 
 import meshlib
 from e2e.town import eventually
+from meshlib.discovery import xds
 from meshlib.discovery.disk_cache import DiskCache, Memory
 
 ROUTES = """
@@ -72,6 +73,7 @@ def main(target: str, config: Path, cache: Path, how: str) -> None:
         tries += 1
 
     DiskCache.save = counted  # type: ignore[method-assign]
+    xds.SAVE_AFTER = 0.1
     kept: list[str] = []
     with meshlib.connect(target, workload="caller", cache_dir=str(cache)) as mesh, mesh.Client(timeout=60) as client:
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from chaos.ledgers import Ledgers
-from chaos.recording import Promising
+from chaos.recording import IS_FULL, Promising
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
@@ -50,7 +50,7 @@ def limited(folder: Path) -> Iterator[Path]:
     yield folder
 
 
-@pytest.mark.parametrize("disk", ["no space left", "file size limit"])
+@pytest.mark.parametrize("disk", ["file size limit", *["no space left"] * IS_FULL])
 async def test_a_full_disk_costs_the_memory_and_nothing_else(tmp_path: Path, promise: Promising, disk: str) -> None:
     """What was kept before stays whole: the file is replaced, or it is not."""
     async with promise(

@@ -59,9 +59,9 @@ async def test_a_peer_that_is_gone_without_a_word_is_found_out(tmp_path: Path, p
     ("faults", "name"),
     [
         (Faults(loss=0.02, delay=0.01, jitter=0.02), "2 percent of the segments lost, 10 to 30 ms for each way"),
-        (Faults(bandwidth=400_000.0, delay=0.005), "400 kB a second for each connection, 5 ms for each way"),
+        *[(Faults(bandwidth=400_000.0, delay=0.005), "400 kB a second for each connection, 5 ms each way")] * IS_FULL,
     ],
-    ids=["loss-and-delay", "bandwidth"],
+    ids=["loss-and-delay", *["bandwidth"] * IS_FULL],
 )
 async def test_a_poor_network_is_slow_and_nothing_worse(
     tmp_path: Path, promise: Promising, faults: Faults, name: str

@@ -65,7 +65,7 @@ class Member:
         await self.writer.wait_closed()
 
 
-@pytest.mark.parametrize("kind", ["middleware", "gateway"])
+@pytest.mark.parametrize("kind", ["gateway", *["middleware"] * IS_FULL])
 async def test_a_silent_crowd_is_held_and_newcomers_are_served(tmp_path: Path, promise: Promising, kind: str) -> None:
     """Each has asked once and kept its connection, as browsers and pools of other services do."""
     async with promise(
