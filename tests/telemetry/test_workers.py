@@ -49,11 +49,11 @@ def _eventually(port: int, wanted: float) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("preload", [False, True])
-def test_three_workers_are_scraped_as_one(tmp_path: Path, preload: bool) -> None:
+def test_four_workers_are_scraped_as_one(tmp_path: Path, preload: bool) -> None:
     """The sum is what was sent, whichever worker served it; also after the worker that held the port was killed."""
     (tmp_path / "counted_app.py").write_text(APPLICATION)
     port, scraped = unused_port(), unused_port()
-    command = [sys.executable, "-m", "gunicorn", "-w", "3", "-b", f"127.0.0.1:{port}", "counted_app:app"]
+    command = [sys.executable, "-m", "gunicorn", "-w", "4", "-b", f"127.0.0.1:{port}", "counted_app:app"]
     process = subprocess.Popen(
         [*command, *(["--preload"] if preload else [])],
         cwd=tmp_path,
@@ -63,7 +63,7 @@ def test_three_workers_are_scraped_as_one(tmp_path: Path, preload: bool) -> None
     try:
         workers: set[int] = set()
         sent, started = 0, time.monotonic()
-        while len(workers) < 3:
+        while len(workers) < 4:
             assert time.monotonic() - started < 60, f"only {len(workers)} workers have answered"
             try:
                 workers.add(int(httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text))
