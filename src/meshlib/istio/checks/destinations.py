@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.labels import check_labels, check_selector
 from meshlib.istio.checks.limits import check_limits, check_quotas
 from meshlib.istio.checks.parts import HEADER, SUBSET, at_least, check_export, check_head_text, check_host, msgspec_name
 from meshlib.istio.problems import Refused
@@ -15,6 +16,9 @@ MAX_RING, MAX_TABLE = 8 * 1024 * 1024, 5_000_011
 
 
 def check_destination_rule(spec: r.DestinationRule) -> None:
+    for index, each in enumerate(spec.subsets):
+        check_labels(each.labels, f"subsets[{index}].labels")
+    check_selector(spec.workload_selector)
     if spec.host != "*":
         check_host(spec.host, "host")
     check_export(spec.export_to)

@@ -25,6 +25,11 @@ def check_export(names: list[str], field: str = "exportTo") -> None:
     for index, name in enumerate(names):
         if name not in (".", "*", "~") and not r.NAMESPACE.match(name):
             raise Refused(f"{field}[{index}]", f"must be a namespace, '.', '*' or '~': {name!r}")
+        if name in names[:index]:
+            raise Refused(f"{field}[{index}]", f"{name!r} stands there twice")
+    for name, told in (("*", "everybody"), ("~", "nobody")):  # validateExportTo, istio/istio pkg/config/validation
+        if name in names and len(names) > 1:
+            raise Refused(field, f"{name!r} is {told}, so that nothing can stand beside it")
 
 
 def is_address(host: str) -> bool:

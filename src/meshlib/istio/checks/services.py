@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.labels import check_labels, check_selector
 from meshlib.istio.checks.parts import check_export, check_host, is_address, is_network, msgspec_name
 from meshlib.istio.problems import Refused
 
@@ -91,6 +92,7 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
 
 
 def check_workload_entry(spec: r.WorkloadEntry) -> None:
+    check_labels(spec.labels, "labels")
     if not spec.address:
         raise Refused("address", "is missing")
     if not is_address(spec.address):
@@ -98,6 +100,7 @@ def check_workload_entry(spec: r.WorkloadEntry) -> None:
 
 
 def check_sidecar(spec: r.Sidecar) -> None:
+    check_selector(spec.workload_selector)
     for index, listener in enumerate(spec.egress):
         at = f"egress[{index}]"
         if not listener.hosts:
@@ -116,6 +119,7 @@ def check_sidecar(spec: r.Sidecar) -> None:
 
 
 def check_gateway(spec: r.Gateway) -> None:
+    check_labels(spec.selector, "selector")
     if not spec.servers:
         raise Refused("servers", "is missing")
     for index, server in enumerate(spec.servers):
