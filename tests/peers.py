@@ -97,6 +97,10 @@ class Peer:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
+        # No more is accepted, and what has been becomes a transport before the server closes: asyncio fails between the
+        # two, and leaves the socket open.
+        self.loop.remove_reader(server.sockets[0].fileno())
+        await asyncio.sleep(0)
         server.close()
         # A connection that was being accepted becomes a task, which registers itself as it begins: cancelled before
         # that, it would close nothing. One that is still shaking hands after a second is cancelled all the same.
