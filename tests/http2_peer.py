@@ -15,6 +15,8 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
+from peers import close
+
 CANCEL, REFUSED_STREAM, INTERNAL_ERROR = 8, 7, 2
 
 
@@ -119,7 +121,9 @@ class Http2Peer:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        await close(server)
+        await asyncio.sleep(0)  # what was being accepted has its task now, and will have begun
+        await asyncio.sleep(0)
         this = asyncio.current_task()
         for _ in range(50):
             others = asyncio.all_tasks() - {this}

@@ -52,6 +52,15 @@ def plain(_: Received) -> Answer:
     return Answer(body=b"ok")
 
 
+async def close(server: asyncio.Server) -> None:
+    """No more is accepted, and what has been becomes a transport before the server closes: asyncio fails between the
+    two, and leaves the socket open."""
+    for each in server.sockets:
+        asyncio.get_running_loop().remove_reader(each.fileno())
+    await asyncio.sleep(0)
+    server.close()
+
+
 class Peer:
     """`with Peer(answer) as peer: ... peer.address`. `answer` may return an awaitable; it runs on the peer's loop."""
 
@@ -97,11 +106,7 @@ class Peer:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        # No more is accepted, and what has been becomes a transport before the server closes: asyncio fails between the
-        # two, and leaves the socket open.
-        self.loop.remove_reader(server.sockets[0].fileno())
-        await asyncio.sleep(0)
-        server.close()
+        await close(server)
         # A connection that was being accepted becomes a task, which registers itself as it begins: cancelled before
         # that, it would close nothing. One that is still shaking hands after a second is cancelled all the same.
         this, patience = asyncio.current_task(), 10

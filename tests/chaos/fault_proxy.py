@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
+from peers import close
+
 SEGMENT = 1448
 """Bytes of one Ethernet frame's payload, of which TCP loses all or nothing."""
 RETRANSMISSION = 0.2
@@ -64,7 +66,9 @@ class FaultProxy:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        await close(server)
+        await asyncio.sleep(0)  # what was being accepted has its task now, and will have begun
+        await asyncio.sleep(0)
         while tasks := {*self._tasks}:
             for task in tasks:
                 task.cancel()
@@ -102,15 +106,17 @@ class _Connection:
         self.reset_at = 0
 
     async def run(self) -> None:
+        ends = [self.writer]
         try:
-            there, back = await asyncio.open_connection(*self.proxy.endpoint, limit=AHEAD * SEGMENT)
-        except OSError:
-            _reset(self.writer)
-            return
-        try:
+            try:
+                there, back = await asyncio.open_connection(*self.proxy.endpoint, limit=AHEAD * SEGMENT)
+            except OSError:
+                _reset(self.writer)
+                return
+            ends.append(back)
             await _first(self._carry(self.reader, back, "there"), self._carry(there, self.writer, "back"))
         finally:
-            for each in (self.writer, back):
+            for each in ends:
                 each.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:

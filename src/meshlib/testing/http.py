@@ -69,9 +69,14 @@ class HttpEndpoint:
 
     async def _stop(self) -> None:
         assert self._server is not None
-        self._server.close()
-        self._server = None
-        await asyncio.sleep(0)  # a connection that was being accepted has its task now
+        server, self._server = self._server, None
+        with suppress(NotImplementedError):  # Windows' own loop
+            for each in server.sockets:
+                asyncio.get_running_loop().remove_reader(each.fileno())
+        await asyncio.sleep(0)  # what was being accepted is a transport now: without, asyncio would leave it open
+        server.close()
+        await asyncio.sleep(0)  # and has its task now,
+        await asyncio.sleep(0)  # which begins: one that is cancelled before would close nothing
         while tasks := tuple(self._tasks):
             for task in tasks:
                 task.cancel()
