@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -615,3 +615,39 @@ def test_tls_is_originated_for_a_cluster_that_says_so(call: Caller, here: Mesh, 
         publish(here, service("reviews:9080", [peer.address], cluster=Cluster("e", tls=missing)))
         with pytest.raises(call.errors.connect):
             call.get(URL)
+
+
+def test_a_call_is_as_large_as_it_was_on_the_wire(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever library makes it: head and body, with a content-length, in chunks, and where a length is told of a body
+    that does not come."""
+    monkeypatch.setattr("meshlib.telemetry.pipeline.Telemetry.start", lambda self: None)
+    padding = ("x-padding", "z" * 100)
+    answers = {
+        "POST": (Answer(body=b"x" * 1000, headers=[padding]), (padding, ("content-length", "1000")), 1000),
+        "GET": (
+            Answer(chunks=[b"x" * 700, b"y" * 300], headers=[padding]),
+            (padding, ("transfer-encoding", "chunked")),
+            1000,
+        ),
+        "HEAD": (Answer(body=b"x" * 1000), (("content-length", "1000"),), 0),
+    }
+
+    def size(lines: Iterable[tuple[str, str]]) -> int:
+        return sum(len(name) + len(value) + 4 for name, value in lines)
+
+    with (
+        mesh(telemetry="off", prometheus="127.0.0.1:1") as here,
+        caller(adapter, here) as call,
+        Peer(lambda received: answers[received.method][0]) as peer,
+    ):
+        publish(here, service("reviews:9080", [peer.address]))
+        assert here.telemetry is not None
+        for method, (_, head, body) in answers.items():
+            here.telemetry.recorder.forget()
+            upload = {"content": b"b" * 500} if method == "POST" else {}
+            call.request(method, URL, headers={"x-told": "t" * 100}, **upload)
+            [counted] = here.telemetry.recorder.series()
+            assert counted.response_bytes == size(head) + body
+            sent = peer.received[-1]
+            # What the library, or this one, adds on the way is not of the caller's making.
+            assert len(sent.body) + 110 <= counted.request_bytes <= len(sent.body) + size(sent.headers)

@@ -406,6 +406,11 @@ class _View:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers: Any = headers
 
+    @property
+    def raw(self) -> RawHeaders:
+        """For whoever measures, at the end of a call; made anew each time."""
+        return [(_bytes(name), _bytes(value)) for name, value in self._headers.items()]
+
     def get(self, name: str, /) -> str | None:
         found = self._headers.getall(name, None)
         return None if found is None else ", ".join(found)
@@ -416,6 +421,10 @@ class _View:
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
 
 
 def _set_headers(response: Any, lines: RawHeaders) -> None:

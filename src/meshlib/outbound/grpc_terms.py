@@ -81,6 +81,13 @@ class MetadataView:
     def __init__(self, pairs: Iterable[Any] | None, status: str = "") -> None:
         self._pairs, self._status = tuple(pairs or ()), status
 
+    @property
+    def raw(self) -> list[tuple[bytes, bytes]]:
+        """For whoever measures, at the end of a call; made anew each time."""
+        return [
+            (key.encode("utf-8", "replace"), told(key, value).encode("utf-8", "replace")) for key, value in self._pairs
+        ]
+
     def get(self, name: str, /) -> str | None:
         if name == "grpc-status":
             return self._status or None

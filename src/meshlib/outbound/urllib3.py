@@ -51,6 +51,7 @@ from meshlib.outbound.tls import secured
 from meshlib.outbound.wire import RawHeaders, apply, with_host
 from meshlib.policy import propagation
 from meshlib.policy.call import CallContext, outbound_call
+from meshlib.policy.observer import Call
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, LOCAL, RESET, TIMEOUT
 from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
@@ -234,6 +235,7 @@ class MeshResponse(urllib3.HTTPResponse):
     extensions: Mapping[str, str] = {}
     _patience = Patience()
     _endpoint: Endpoint | None = None
+    _call: Call | None = None
 
     def read(self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False) -> bytes:
         try:
@@ -255,6 +257,20 @@ class MeshResponse(urllib3.HTTPResponse):
         except _BODY_FAILURES as error:
             self._blame(error)
             raise
+
+    # Where urllib3 takes bytes from http.client. Once it has the last, the call has ended, and nothing is counted.
+
+    def _fp_read(self, *args: Any, **options: Any) -> bytes:
+        return self._counted(super()._fp_read(*args, **options))
+
+    def _handle_chunk(self, amt: int | None) -> bytes:
+        return self._counted(super()._handle_chunk(amt))
+
+    def _counted(self, data: bytes) -> bytes:
+        """A part of the body as it was on the wire."""
+        if self._call is not None and data:
+            self._call.received(len(data))
+        return data
 
     def _blame(self, error: HTTPError) -> None:
         told, flag, failure = "while the response's body was read", "UC", RESET
@@ -397,11 +413,30 @@ def _lines(headers: Any) -> RawHeaders:
     ]
 
 
+class _View:
+    """A HeaderView over urllib3's headers."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: Any) -> None:
+        self._headers = headers
+
+    @property
+    def raw(self) -> RawHeaders:
+        """For whoever measures, at the end of a call; made anew each time."""
+        return _lines(self._headers)
+
+    def get(self, name: str, /) -> str | None:
+        found: str | None = self._headers.get(name)
+        return found
+
+
 class _Exchange:
     """One call in urllib3's terms (outbound/drive.Exchange)."""
 
     __slots__ = (
         "_begun",
+        "_call",
         "_carried",
         "_connection",
         "_endpoint",
@@ -449,6 +484,7 @@ class _Exchange:
             or isinstance(self._position, int)
         )
         self._begun = False
+        self._call: Call | None = None
         self._connection: Any = None
         self._response: MeshResponse | None = None
         self._endpoint: Endpoint | None = None
@@ -462,7 +498,11 @@ class _Exchange:
         may_resend = self.view.method not in _IDEMPOTENT and any(
             name.lower() == b"idempotency-key" for name, _ in self._headers
         )
-        return outbound_call(self.view, self.pool.edge.home.call_context(deadline, may_resend))
+        context = self.pool.edge.home.call_context(deadline, may_resend)
+        self._call = call = context.call
+        if call is not None and isinstance(self.body, (bytes, str)):  # http.client adds the content-length, later
+            call.request_bytes = len(self.body if isinstance(self.body, bytes) else self.body.encode())
+        return outbound_call(self.view, context)
 
     def send(self, step: Send) -> Outcome:
         self.release()
@@ -487,7 +527,7 @@ class _Exchange:
             except BaseException:
                 connection.close()
                 raise
-            return Outcome(self._response.status, self._response.headers, "", self._is_replayable)
+            return Outcome(self._response.status, _View(self._response.headers), "", self._is_replayable)
 
     def _connected(self, step: Send, patience: Patience) -> tuple[Any, bool]:
         pool, cluster, endpoint = self.pool, step.cluster.cluster, step.endpoint
@@ -660,7 +700,7 @@ class _Exchange:
         if step.idle_timeout is not None and (patience.pause is None or step.idle_timeout < patience.pause):
             patience.pause = step.idle_timeout
         connection.end = flow.close
-        response._patience, response._endpoint = connection.patience, self._endpoint
+        response._patience, response._endpoint, response._call = connection.patience, self._endpoint, self._call
         response.extensions = {"meshlib.flag": step.flag, "meshlib.reason": step.reason}
         # The response's last byte, or its close, gives the connection back to the pool that it names.
         response._pool, response._connection = self.pool, connection

@@ -123,6 +123,17 @@ class Call:
         """The edge has read so many bytes of the response's body."""
         self.response_bytes = size if self.response_bytes < 0 else self.response_bytes + size
 
+    @property
+    def body_sizes(self) -> tuple[int, int]:
+        """Bytes of the bodies, there and back: counted, else as their heads say."""
+        there, back = self.request_bytes, self.response_bytes
+        if there < 0:
+            there = content_length(None if self.request is None else self.request.headers)
+        if back < 0:
+            has_none = self.status in (204, 304) or (self.request is not None and self.request.method == "HEAD")
+            back = 0 if has_none else content_length(self.response_headers)
+        return there, back
+
     def __repr__(self) -> str:
         return (
             f"<Call {self.request and self.request.authority} {self.status} {self.flags or '-'} {self.attempts} tries>"

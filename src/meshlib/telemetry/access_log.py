@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from meshlib.model import HeaderOperations, HeaderView, Reporting, Told
-from meshlib.policy.observer import Attempt, Call, Observer, Served, content_length
+from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.cel import NotUsable, attributes, compiled, evaluated
 from meshlib.telemetry.lines import ACCESS, LONGEST, Line, Lines
@@ -119,10 +119,7 @@ class AccessLog:
         fields["response_code"], fields["response_flags"] = call.status, call.flags or "-"
         fields["response_code_details"] = "via_upstream" if call.response_headers is not None else None
         fields["upstream_transport_failure_reason"] = call.reason or None
-        fields["bytes_received"] = max(call.request_bytes, 0) or content_length(request.headers)
-        fields["bytes_sent"] = (
-            call.response_bytes if call.response_bytes >= 0 else content_length(call.response_headers)
-        )
+        fields["bytes_received"], fields["bytes_sent"] = call.body_sizes
         if call.last is not None:
             fields["upstream_host"] = call.last.endpoint.authority
             fields["upstream_service_time"] = int((call.last.ended - call.last.began) * 1000)

@@ -39,19 +39,20 @@ class MadeLabels:
     def of_call(self, call: Call) -> Made:
         request = call.request
         assert request is not None
+        there, back = call.body_sizes
         fields = {
             "method": request.method,
             "path": request.path,
             "authority": request.authority,
             "user_agent": request.headers.get("user-agent"),
             "request_id": request.headers.get("x-request-id"),
-            "bytes_received": max(call.request_bytes, 0),
+            "bytes_received": there,
             "duration": int((call.ended - call.began) * 1000),
             "protocol": None,
             "response_code": call.status,
             "response_flags": call.flags or "-",
             "response_code_details": "via_upstream" if call.response_headers is not None else None,
-            "bytes_sent": max(call.response_bytes, 0),
+            "bytes_sent": back,
             "upstream_cluster": None if call.cluster is None else call.cluster.name,
             "route_name": None if call.decision is None else call.decision.route.name or "default",
         }

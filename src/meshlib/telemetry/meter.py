@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshlib.model import HeaderOperations, Node, Reporting, Told
-from meshlib.policy.observer import Attempt, Call, Served, content_length, size_of
+from meshlib.policy.observer import Attempt, Call, Served, size_of
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
     METADATA,
@@ -74,6 +74,7 @@ class Meter:
         workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
         is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
         protocol = protocol_of(call)
+        there, back = call.body_sizes
         made = () if self._client_made is None else self._client_made.of_call(call)
         self._recorder.request(
             (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol, is_tls, last is None, made),
@@ -81,10 +82,8 @@ class Meter:
                 without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels), made
             ),
             call.ended - call.began,
-            size_of(request.headers)
-            + (call.request_bytes if call.request_bytes >= 0 else content_length(request.headers)),
-            size_of(call.response_headers)
-            + (call.response_bytes if call.response_bytes >= 0 else content_length(call.response_headers)),
+            size_of(request.headers) + there,
+            size_of(call.response_headers) + back,
             None if call.mark is None else call.mark[:2],
             call.messages,
         )
