@@ -103,11 +103,13 @@ lint-dashboard:                     ## whether the committed page is what its so
 	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory dashboard && git diff --exit-code --stat -- src/meshlib/controlplane/dashboard; \
 	else echo "no npm here: the dashboard's source is not checked"; fi
 
-lint: $(VENV)/.installed-test lint-dashboard    ## ruff, mypy --strict, layers, the page
+lint: $(VENV)/.installed-test lint-dashboard    ## ruff, mypy --strict, layers, names of test files, the page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@! git ls-files 'tests/*test_*.py' | sed 's|.*/||' | sort | uniq -d | grep . || \
+		{ echo "pytest imports test files by their basenames: the above is that of two"; exit 1; }
 
 format: $(VENV)/.installed-test     ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
