@@ -59,6 +59,8 @@ class Feed:
         orphans: list[object] = []
         if hasattr(self, "closing"):
             orphans = [each for each in (self._health, self._shared_breakers) if each is not None]
+            if self._shared_breakers is not None:
+                self._shared_breakers.forget()
         self.closing = threading.Event()
         self.source: Source | None = None
         self._thread: threading.Thread | None = None

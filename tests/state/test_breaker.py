@@ -317,7 +317,7 @@ def test_an_operators_word_goes_before_what_is_counted() -> None:
     clock.now += 3600.0
     assert breaker.acquire(clock.now) is None
     breaker.close()
-    breaker.adopt(pybreaker.STATE_CLOSED, 0.0)
+    assert not breaker.adopt(pybreaker.STATE_CLOSED, 0.0)
     assert breaker.current_state == pybreaker.STATE_OPEN
     breaker.update(BreakerRules(consecutive_failures=1), False)
     assert breaker.current_state == pybreaker.STATE_HALF_OPEN

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from meshlib.model import BreakerRules, Cluster
 from meshlib.state import forks
+from meshlib.state.shared_breaker import SharedBreakers
+from snapshots import mesh, service
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -123,6 +126,51 @@ def test_an_import_that_takes_too_long_is_begun_anew_by_the_child(
     assert sys.modules.pop("imported_for_long").whole
 
 
+def test_an_import_that_never_ends_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module may be a server that runs while it is imported: no fork of its threads waits again."""
+    (tmp_path / "imported_for_ever.py").write_text("import threading\nthreading.begun.set()\nthreading.over.wait(60)\n")
+    begun, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "begun", begun, raising=False)
+    monkeypatch.setattr(threading, "over", over, raising=False)
+    monkeypatch.setattr(forks, "LONGEST_IMPORT", 0.1)
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=importlib.import_module, args=("imported_for_ever",))
+    thread.start()
+    try:
+        assert begun.wait(10)
+        assert in_child(bool) == 0
+        monkeypatch.setattr(forks, "LONGEST_IMPORT", 60.0)
+        began = time.monotonic()
+        assert in_child(bool) == 0
+        assert time.monotonic() - began < 30
+    finally:
+        over.set()
+        thread.join(10)
+        sys.modules.pop("imported_for_ever", None)
+
+
+def test_of_two_threads_that_fork_at_once_each_gives_back_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the other's time was over before it had anything to give back."""
+    held, over = threading.Event(), threading.Event()
+
+    def fork_slowly() -> None:
+        forks._await_others()
+        held.set()
+        over.wait(60)
+        forks._go_on()
+
+    thread = threading.Thread(target=fork_slowly)
+    thread.start()
+    assert held.wait(10)
+    monkeypatch.setattr(forks, "LONGEST_IMPORT", 0.01)
+    forks._await_others()
+    forks._go_on()
+    over.set()
+    thread.join(10)
+    assert forks.whole.acquire(timeout=10)
+    forks.whole.release()
+
+
 def test_a_fork_from_within_an_import_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What this very thread imports is no reason: the child goes on with it."""
     (tmp_path / "forks_while_imported.py").write_text(
@@ -134,3 +182,29 @@ def test_a_fork_from_within_an_import_waits_for_nobody(tmp_path: Path, monkeypat
         assert importlib.import_module("forks_while_imported").took < forks.LONGEST_IMPORT
     finally:
         sys.modules.pop("forks_while_imported", None)
+
+
+def test_a_breaker_wakes_nobody_of_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose thread may have held, when the process was forked, what a change of state wakes it by."""
+    pytest.importorskip("redis")
+    monkeypatch.setattr(SharedBreakers, "_run", lambda self: None)
+    given = service("reviews:9080", [("127.0.0.1", 1)], cluster=Cluster("c", breaker=BreakerRules(1)))
+    with mesh(given, breaker_storage="redis://127.0.0.1:1/0") as here:
+        shared, breaker = here._feed._shared_breakers, here.breaker("reviews:9080")
+        assert shared is not None
+        assert breaker is not None
+        held, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with shared._news._cond:  # type: ignore[attr-defined]
+                held.set()
+                over.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(10)
+        try:
+            assert in_child(breaker.open) == 0
+        finally:
+            over.set()
+            thread.join(10)

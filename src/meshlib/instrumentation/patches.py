@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from meshlib.state import forks
 
 if TYPE_CHECKING:
     from meshlib.mesh import Mesh
@@ -25,7 +26,7 @@ class Patches:
 
     def __init__(self, mesh: Mesh | None) -> None:
         self._mesh = mesh
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._replaced: list[tuple[Any, str, Any, Any]] = []
 
     def mesh(self) -> Mesh:

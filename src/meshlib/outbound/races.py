@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -28,8 +29,18 @@ MAX_THREADS = 128
 
 R = TypeVar("R")
 _threads = threading.BoundedSemaphore(MAX_THREADS)
+"""A forked child has none of the parent's threads, and all of their places."""
 _background: set[asyncio.Task[None]] = set()
 _IMPOSSIBLE = Outcome(None, None, LOCAL, False)
+
+
+def _in_child() -> None:
+    global _threads
+    _threads = threading.BoundedSemaphore(MAX_THREADS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 class _Racer(Generic[R]):

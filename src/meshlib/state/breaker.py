@@ -137,13 +137,15 @@ class Breaker(pybreaker.CircuitBreaker):
                 self._window = Window(rules.window)
             self.rules, self.is_shadow = rules, is_shadow
             self._counts_rates = bool(rules.failure_rate or rules.slow_call_rate)
+            has_changed = self._obey()
         self._fail_max, self._reset_timeout = rules.consecutive_failures, rules.open_for
         self._success_threshold = rules.probes
-        self._obey()
+        if has_changed:
+            self._publish()
 
-    def _obey(self) -> None:
+    def _obey(self) -> bool:
         """An operator's word goes before what is counted. When it is taken back, an open circuit lets probes through
-        at once: how its destination does is not known."""
+        at once: how its destination does is not known. Whether the state is another. With the lock held."""
         forced, was = self.rules.forced, self._is_forced
         self._is_forced = bool(forced)
         if forced:
@@ -151,13 +153,12 @@ class Breaker(pybreaker.CircuitBreaker):
         elif was and self._phase is pybreaker.STATE_OPEN:
             wanted = pybreaker.STATE_HALF_OPEN
         else:
-            return
-        with self._own:
-            if self._phase is wanted and was:
-                return
-            # The others have the same configuration: there is nothing to tell them.
-            self._become(wanted, self._clock(), is_adopted=True)
-        self._publish()
+            return False
+        if self._phase is wanted and was:
+            return False
+        # The others have the same configuration: there is nothing to tell them.
+        self._become(wanted, self._clock(), is_adopted=True)
+        return True
 
     # What calls ask
 
@@ -298,14 +299,16 @@ class Breaker(pybreaker.CircuitBreaker):
         self._publish()
         return False
 
-    def adopt(self, phase: str, age: float) -> None:
-        """Another process says that the circuit is open or closed, since `age` seconds (state/shared_breaker)."""
+    def adopt(self, phase: str, age: float) -> bool:
+        """Another process says that the circuit is open or closed, since `age` seconds (state/shared_breaker). False
+        where the configuration says otherwise."""
         now = self._clock()
         with self._own:
             if self._is_forced:
-                return
+                return False
             self._become(_PHASES[_PHASES.index(phase)], now, now - age, is_adopted=True)
         self._publish()
+        return True
 
     @property
     def fail_counter(self) -> int:

@@ -28,7 +28,17 @@ _POLL = 0.002
 
 whole = threading.RLock()
 """Held for a moment only, and never while something is waited for: a fork waits for it, and it for a fork."""
-_has_whole = False
+
+
+class _Forking(threading.local):
+    """What the hooks of one fork tell each other: two threads may fork at once."""
+
+    has_whole = False
+
+
+_forking = _Forking()
+_in_vain: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Locks of modules that a fork has waited for until its time was over: an import may be a server that runs."""
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -58,21 +68,25 @@ def _repair() -> None:
 
 
 def _await_others() -> None:
-    global _has_whole
     until = time.monotonic() + LONGEST_IMPORT
-    while _importing_elsewhere() and time.monotonic() < until:
+    while waited_for := _imports_elsewhere():
+        if time.monotonic() >= until:
+            _in_vain.update(waited_for)
+            break
         time.sleep(_POLL)
-    _has_whole = whole.acquire(timeout=LONGEST_IMPORT)
+    _forking.has_whole = whole.acquire(timeout=LONGEST_IMPORT)
 
 
 def _go_on() -> None:
     """In the parent."""
-    if _has_whole:
+    if _forking.has_whole:
         whole.release()
 
 
-def _importing_elsewhere() -> bool:
-    return any(_is_elsewhere(held) for held in list(_module_locks().values()))
+def _imports_elsewhere() -> list[Any]:
+    """The locks of the modules that other threads import, but for those that were waited for in vain."""
+    found = [held() for held in list(_module_locks().values()) if _is_elsewhere(held)]
+    return [lock for lock in found if lock is not None and lock not in _in_vain]
 
 
 def _is_elsewhere(held: Callable[[], Any]) -> bool:

@@ -51,6 +51,9 @@ class _Record(NamedTuple):
     number: int
 
 
+def _nobody() -> None: ...
+
+
 class SharedBreakers:
     """The breakers of one process, by the name of their cluster, and the thread that keeps them in step with others.
 
@@ -105,6 +108,11 @@ class SharedBreakers:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_TIMEOUT + 1)
         self._redis.close()
+
+    def forget(self) -> None:
+        """In a forked child: the thread is the parent's, and it may have held then what a change would wake it by."""
+        for breaker in self._breakers().values():
+            breaker.changed = _nobody
 
     def _run(self) -> None:
         pause = INTERVAL
@@ -173,7 +181,8 @@ class SharedBreakers:
         phase = breaker.current_state
         if phase == state or (state == pybreaker.STATE_OPEN and age >= breaker.rules.open_for):
             return
-        breaker.adopt(state, age)
+        if not breaker.adopt(state, age):
+            return
         self._told[name] = breaker, breaker.generation
         _log.info("the circuit of %s is %s: another process says so", name, state)
 

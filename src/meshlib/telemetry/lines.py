@@ -8,10 +8,10 @@ will be read by more people than those who may read this process's own log.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from typing import NamedTuple
 
+from meshlib.state import forks
 from meshlib.telemetry.scrub import scrubbed_text
 
 MAX_LINES = 2048
@@ -44,7 +44,7 @@ class Lines:
 
     def forget(self) -> None:
         """Begin anew, as in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._waiting: deque[Line] = deque()
         self.dropped = 0
 
