@@ -115,7 +115,10 @@ def edges(
     if _as_json(output, found):
         return
     if not found:
-        raise CommandFailed(f"no request was seen in the last {window:.0f} s")
+        raise CommandFailed(
+            f"no request was seen in the last {window:.0f} s: processes tell what they counted every "
+            "MESHLIB_TELEMETRY_INTERVAL (10 s); --window looks further back"
+        )
     typer.echo(
         table(
             [
