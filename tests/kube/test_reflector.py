@@ -10,7 +10,7 @@ import pytest
 from kube.api_server import ApiServer, crd
 from meshlib.kube.client import KubeClient, Resource
 from meshlib.kube.errors import Forbidden, NotFound
-from meshlib.kube.reflector import Changes, Key, Reflector
+from meshlib.kube.reflector import Changes, Key, Reflector, Refusals
 from meshlib.kube.settings import KubeSettings
 
 CONFIG_MAPS = Resource("ConfigMap", "configmaps")
@@ -274,6 +274,22 @@ async def test_what_was_allowed_and_no_longer_is_stays(api: ApiServer, client: K
         api.put(config_map("a", "2"))
         await story.until(lambda: len(story.told) == 2)
     assert story.told == [("a", "1"), ("a", "2")]
+
+
+async def test_what_is_refused_to_all_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that has just started refuses everybody: some thirty kinds, and over before anybody could act on it."""
+    refusals = Refusals(gather=0.05)
+    error = Forbidden("403", status=403)
+    refusals.add("pods", error)
+    refusals.discard("pods")  # it has read its roles
+    for title in ("services", "nodes", "services"):
+        refusals.add(title, error)
+    async with asyncio.timeout(PATIENCE):
+        while not caplog.records:  # noqa: ASYNC110 -- a log tells nobody
+            await asyncio.sleep(0.01)
+    refusals.add("services", error)  # still
+    await asyncio.sleep(0.2)
+    assert [each.getMessage() for each in caplog.records] == ["the API server refuses to show nodes, services: 403"]
 
 
 async def test_a_silent_connection_counts_as_dead(api: ApiServer, client: KubeClient) -> None:

@@ -11,33 +11,34 @@ from collections.abc import Mapping
 from meshlib.controlplane.ca import CertificateAuthority, PemAuthority
 from meshlib.controlplane.sources import StateError
 from meshlib.kube.client import KubeClient, Object, Resource
-from meshlib.kube.errors import Busy, Conflict, KubernetesError, NotFound, Unreachable
+from meshlib.kube.errors import Busy, Conflict, Forbidden, KubernetesError, NotFound, Unauthorized, Unreachable
 
 logger = logging.getLogger("meshlib.controlplane.ca")
 
 SECRETS = Resource("Secret", "secrets")
 PAUSE = 2.0
-"""Seconds until an API server that gave no answer is asked again."""
+"""Seconds until an API server that gave no answer, or refused, is asked again."""
+_RIGHTS = "; `get` of it and `create` of secrets are needed"
 
 
 async def shared_authority(client: KubeClient, namespace: str, name: str, trust_domain: str) -> PemAuthority:
     """The CA in the Secret `namespace`/`name`, with the files of Istio's `cacerts`. One is made where there is none,
     and never replaced: all certificates of the mesh would be worth nothing.
 
-    Waits for an API server that can't be reached. Raises StateError for a Secret that holds no CA, and where the right
-    to read or to make it is missing.
+    Waits for an API server that can't be reached, and for one that refuses: it does so to everybody until it has read
+    its roles, some seconds after its start. Raises StateError for a Secret that holds no CA.
     """
-    origin, is_told = f"the Secret {namespace}/{name}", False
+    origin, told = f"the Secret {namespace}/{name}", ""
     while True:
         try:
             found, was_made = await find_or_make(client, _secret(namespace, name, trust_domain))
-        except (Unreachable, Busy) as error:
-            if not is_told:
-                logger.warning("%s can't be read yet, and nobody is served before: %s", origin, error)
-            is_told = True
+        except (Unreachable, Busy, Forbidden, Unauthorized) as error:
+            trouble = _RIGHTS if isinstance(error, Forbidden | Unauthorized) else ""
+            if told != (told := f"can't be read yet, and nobody is served before{trouble}"):
+                logger.warning("%s %s: %s", origin, told, error)
             await asyncio.sleep(PAUSE)
         except KubernetesError as error:
-            raise StateError(f"{origin}: {error}; `get` of it and `create` of secrets are needed") from error
+            raise StateError(f"{origin}: {error}") from error
         else:
             if was_made:
                 logger.info("%s made: the CA of this mesh", origin)

@@ -26,7 +26,7 @@ from meshlib.istio.problems import in_order
 from meshlib.istio.resources import MESH_CONFIG_KEY
 from meshlib.kube.client import METADATA, KubeClient, Object, Resource
 from meshlib.kube.errors import NotFound
-from meshlib.kube.reflector import ABSENT, FIRST_PAUSE, Changes, Key, Reflector
+from meshlib.kube.reflector import ABSENT, FIRST_PAUSE, Changes, Key, Reflector, Refusals
 
 logger = logging.getLogger("meshlib.controlplane")
 
@@ -133,6 +133,7 @@ class KubernetesSource:
         """Called when a Service's load balancer has got another address, which is published to nobody."""
         self._is_complete = False
         self._due: asyncio.TimerHandle | None = None
+        refusals = Refusals()
         self.reflectors: Mapping[str, Reflector] = {
             each.resource.title: Reflector(
                 client,
@@ -143,11 +144,14 @@ class KubernetesSource:
                 keep=kept,
                 first_pause=first_pause,
                 absent=absent,
+                refusals=refusals,
             )
             for each in WATCHED
         }
         """By the resource's title. What they hold has its status and versions; what is published has not."""
-        self._crds = Reflector(client, CRDS, self._look, accept=METADATA, first_pause=first_pause, absent=absent)
+        self._crds = Reflector(
+            client, CRDS, self._look, accept=METADATA, first_pause=first_pause, absent=absent, refusals=refusals
+        )
 
     async def run(self) -> None:
         """Until it is cancelled."""

@@ -14,6 +14,7 @@ import logging
 import selectors
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -145,12 +146,14 @@ class Listening:
                 early = bytes(held)
                 held.clear()
                 context = await self.server_context(http2=True)
-                starting = writer.start_tls(context, ssl_handshake_timeout=self.handshake)
-                await start_tls(starting, transport, early)
+                await start_tls(_secure(writer, context, self.handshake), transport, early)
             return secured(peer, writer.get_extra_info("ssl_object"))
         except OSError as error:
             transport.abort()
             log_refusal(peer.address, peer.local_port, error)
+            raise
+        except BaseException:  # the server stops
+            transport.abort()
             raise
 
     async def server_context(self, http2: bool = False) -> ssl.SSLContext:
@@ -164,6 +167,27 @@ class Listening:
 
 
 _CLOSED = "it was closed before its first byte"
+
+
+async def _secure(writer: asyncio.StreamWriter, context: ssl.SSLContext, handshake: float) -> None:
+    """writer.start_tls, which before Python 3.12 can't be told how long a goodbye may last."""
+    if sys.version_info >= (3, 12):
+        await writer.start_tls(context, ssl_handshake_timeout=handshake, ssl_shutdown_timeout=GOODBYE)
+        return
+    transport = writer.transport
+    protocol: Any = transport.get_protocol()
+    await writer.drain()
+    loop = asyncio.get_running_loop()
+    secured = await loop.start_tls(
+        transport,
+        protocol,
+        context,
+        server_side=True,
+        ssl_handshake_timeout=handshake,
+        ssl_shutdown_timeout=GOODBYE,
+    )
+    writer._transport = secured  # type: ignore[attr-defined]
+    protocol._replace_writer(writer)
 
 
 async def start_tls(starting: Coroutine[Any, Any, _T], transport: Any, early: bytes) -> _T:
@@ -184,8 +208,12 @@ async def start_tls(starting: Coroutine[Any, Any, _T], transport: Any, early: by
             left = left[count:]
 
     task = loop.create_task(starting)
-    while (protocol := transport.get_protocol()) is before and not task.done():  # noqa: ASYNC110 -- no event tells it
-        await asyncio.sleep(0)
+    try:
+        while (protocol := transport.get_protocol()) is before and not task.done():  # noqa: ASYNC110 -- nothing tells it
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
     if not task.done():
         loop.call_soon(feed)  # behind connection_made and resume_reading, which start_tls has just scheduled
     return await task

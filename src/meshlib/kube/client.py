@@ -208,7 +208,8 @@ class KubeClient:
         return {"accept": accept, **({"authorization": authorization} if authorization else {})}
 
     def _extensions(self) -> dict[str, Any]:
-        return {"sni_hostname": self.settings.server_name} if self.settings.server_name else {}
+        name = self.settings.server_name
+        return {"trace": _Handshake().follow, **({"sni_hostname": name} if name else {})}
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
@@ -235,6 +236,23 @@ class KubeClient:
 
     def __repr__(self) -> str:
         return f"<KubeClient {self.settings.server}>"
+
+
+class _Handshake:
+    """httpcore leaves a connection open when its TLS handshake is cancelled, until the garbage collector finds it. By
+    httpx's `trace` extension of one request, whose connection this is."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+
+    async def follow(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._connection = info["return_value"]
+        elif event.startswith("connection.start_tls."):
+            if event.endswith(".failed") and self._connection is not None:
+                await self._connection.aclose()
+            if not event.endswith(".started"):
+                self._connection = None
 
 
 def _answer(response: httpx.Response, where: str) -> Object:

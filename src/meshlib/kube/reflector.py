@@ -39,6 +39,10 @@ BRIEF = 1.0
 """A watch that ended sooner and brought nothing counts as a failure (client-go: "very short watch")."""
 
 
+GATHER = 10.0
+"""Seconds for which an API server that has just started may refuse everybody without a warning in our log."""
+
+
 class Key(NamedTuple):
     namespace: str
     name: str
@@ -48,12 +52,43 @@ Changes = Mapping[Key, Object | None]
 """What is new or different; None is gone."""
 
 
+class Refusals:
+    """Which resources an API server refuses to show, told once for all that share this, `GATHER` seconds after the
+    first: a server that has just started refuses everybody everything, for less."""
+
+    def __init__(self, gather: float = GATHER) -> None:
+        self._gather = gather
+        self._now: dict[str, KubernetesError] = {}
+        self._told: set[str] = set()
+        self._due: asyncio.TimerHandle | None = None
+
+    def add(self, title: str, error: KubernetesError) -> None:
+        self._now[title] = error
+        if self._due is None and title not in self._told:
+            self._due = asyncio.get_running_loop().call_later(self._gather, self._tell)
+
+    def discard(self, title: str) -> None:
+        self._now.pop(title, None)
+        self._told.discard(title)
+
+    def _tell(self) -> None:
+        self._due = None
+        if fresh := sorted(self._now.keys() - self._told):
+            logger.warning("the API server refuses to show %s: %s", ", ".join(fresh), self._now[fresh[0]])
+            self._told.update(fresh)
+
+    def __repr__(self) -> str:
+        return f"<Refusals of {', '.join(sorted(self._now)) or 'nothing'}>"
+
+
 class Reflector:
     """Keeps `objects` as they are in the cluster. run() on the client's event loop; it ends when it is cancelled.
 
     tell: called on the loop with each set of changes, after `objects` has them: the first list whole (an empty one
     too), the difference of a later one whole, events one by one. namespace: "" for all. params: `fieldSelector`,
     `labelSelector`.
+
+    refusals: of all that are followed together, so that what is refused to all is told once.
 
     keep: what of an object is kept and told; it must leave its resourceVersion. accept: as for KubeClient.list.
 
@@ -75,11 +110,13 @@ class Reflector:
         first_pause: float = FIRST_PAUSE,
         absent: float = ABSENT,
         silence: float = SILENCE,
+        refusals: Refusals | None = None,
     ) -> None:
         self._client, self.resource, self._tell = client, resource, tell
         self._namespace, self._params = namespace, dict(params or {})
         self._keep, self._accept = keep, accept
         self._rng, self._first_pause, self._absent, self._silence = rng, first_pause, absent, silence
+        self._refusals = refusals or Refusals()
         self.objects: dict[Key, Object] = {}
         self.has_synced = asyncio.Event()
         self.error: KubernetesError | None = None
@@ -94,6 +131,12 @@ class Reflector:
         self._look.set()
 
     async def run(self) -> None:
+        try:
+            await self._follow()
+        finally:
+            self._refusals.discard(self.resource.title)
+
+    async def _follow(self) -> None:
         while True:
             try:
                 if not self._version:
@@ -108,7 +151,8 @@ class Reflector:
                 await self._pause(self._absent * (0.75 + self._rng() / 2))
             except (Forbidden, Unauthorized) as error:
                 # What was there stays in force: a role that was edited wrongly must not empty the mesh.
-                self._has_failed(error, logging.WARNING)
+                self._has_failed(error, logging.DEBUG)
+                self._refusals.add(self.resource.title, error)
                 await self._pause(self._backoff())
             except KubernetesError as error:
                 self._has_failed(error, logging.INFO if isinstance(error, Unreachable | Busy) else logging.WARNING)
@@ -134,6 +178,7 @@ class Reflector:
         }
         changes.update((key, None) for key in self.objects if key not in found)
         self.objects, self.error = found, None
+        self._refusals.discard(self.resource.title)
         if changes or not self.has_synced.is_set():
             self._tell(changes)
         self.has_synced.set()
@@ -177,6 +222,7 @@ class Reflector:
         """The resource does not exist, so neither do its objects: with a CRD go all that were made of it."""
         self._version = ""
         self.error, self._failures = error, 0
+        self._refusals.discard(self.resource.title)
         gone: dict[Key, Object | None] = dict.fromkeys(self.objects)
         self.objects = {}
         if gone or not self.has_synced.is_set():
@@ -184,6 +230,8 @@ class Reflector:
         self.has_synced.set()
 
     def _is_well(self) -> None:
+        if self._failures:
+            self._refusals.discard(self.resource.title)
         self.error, self._failures = None, 0
 
     def _has_failed(self, error: KubernetesError, level: int) -> None:

@@ -117,6 +117,28 @@ class _Timed:
         return left if timeout is None else min(left, timeout)
 
 
+class _Opening:
+    """Opens connections for https, for httpcore, which leaves one open whose TLS handshake is cancelled until the
+    garbage collector finds it. Stands for its AsyncNetworkBackend, and for the stream before the handshake."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def connect_tcp(self, host: str, port: int, **options: Any) -> _Opening:
+        return _Opening(await self._inner.connect_tcp(host, port, **options))
+
+    async def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> Any:
+        try:
+            return await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            await self._inner.aclose()
+            raise
+
+
 class _Timely(Held):
     """A connection, and the deadline of the attempt that has it."""
 
@@ -244,7 +266,7 @@ class AsyncHttpcoreEngine:
             if held is None:
                 for expired in idle.expired():
                     await expired.aclose()
-                held = Held(self._core.AsyncHTTPConnection(native.url.origin, **_options(request)), time.monotonic())
+                held = Held(self._opened(native, request), time.monotonic())
             connection = held.connection
             held.served += 1
             try:
@@ -278,6 +300,12 @@ class AsyncHttpcoreEngine:
                 await connection.aclose()
 
         return AsyncWireResponse(response.status, response.headers, response.stream, response.extensions, close)
+
+    def _opened(self, native: Any, request: WireRequest) -> Any:
+        options = _options(request)
+        if request.tls is not None:
+            options["network_backend"] = _Opening(self._core.AnyIOBackend())
+        return self._core.AsyncHTTPConnection(native.url.origin, **options)
 
     async def aclose(self) -> None:
         await self._http2.aclose()

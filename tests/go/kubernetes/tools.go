@@ -4,5 +4,6 @@
 package tools
 
 import (
-	_ "k8s.io/kubernetes/cmd/kube-apiserver" // kube-apiserver
+	_ "k8s.io/kubernetes/cmd/kube-apiserver"          // kube-apiserver
+	_ "k8s.io/kubernetes/cmd/kube-controller-manager" // kube-controller-manager
 )
