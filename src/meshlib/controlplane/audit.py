@@ -46,7 +46,8 @@ UNKNOWN = Actor("unknown")
 
 class Entry(msgspec.Struct, frozen=True):
     """One line. at: seconds since 1970. action: apply, delete, folder, kubernetes, token create, token revoke, sign in,
-    ca begin, ca switch, ca finish. outcome: ok, denied (the role does not allow it), failed. object: `Service d/a`.
+    tap, logs, ca begin, ca switch, ca finish. outcome: ok, denied (the role does not allow it), failed. object:
+    `Service d/a`.
 
     origin: `folder`, `kubernetes` or `applied`. source: the file it came from. before, after: YAML, "" where there was,
     or is, none.

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import logging
@@ -130,6 +131,8 @@ class CertificateAuthority:
         self._clock = clock
         self._file = folder / "ca.json" if folder is not None else None
         self._listeners: list[Callable[[], None]] = []
+        self._is_behind, self._told = False, ""
+        """Whether `until` has not been kept yet, and what was logged of that."""
         self.is_plugged = plugged is not None
         if folder is not None:
             private_folder(folder)
@@ -142,7 +145,7 @@ class CertificateAuthority:
         kept = read_private(self._file) if self._file is not None else None
         if kept is None:
             self._state = _State(trust_domain, [self._new_root()])
-            self._save()
+            self._save(self._state)
             return
         try:
             self._state = msgspec.json.decode(kept, type=_State)
@@ -238,19 +241,34 @@ class CertificateAuthority:
         )
         # Kept an hour ahead, so that not each leaf is a write.
         if end > signer.until:
-            signer.until = end + 3600
-            self._save()
+            signer.until, self._is_behind = end + 3600, True
+        if self._is_behind:
+            self._keep_until()
         parents = chain if len(chain) > 1 else chain[-1:]
         return tuple(each.public_bytes(form.Encoding.PEM) for each in (leaf, *parents))
+
+    def _keep_until(self) -> None:
+        """A disk that is full ends nobody's identity: what can't be kept now is kept with a later leaf. Only `finish`
+        asks for it. After a restart it may then come too soon, and whoever has such a leaf is trusted no more; nobody
+        is trusted for it who was not.
+        """
+        try:
+            self._save(self._state)
+        except StateError as error:
+            if self._told != str(error):
+                self._told = str(error)
+                logger.error("until when leaves are good can't be kept, and they are given all the same: %s", error)
+        else:
+            self._is_behind, self._told = False, ""
 
     # Rotation
 
     def rotate(self, step: str, has_everybody: Callable[[], Sequence[str]] = tuple, force: bool = False) -> None:
         """step: `begin`, `switch` or `finish`. has_everybody: who does not trust the present bundle yet.
 
-        Raises RotationRefused.
+        Raises RotationRefused, and StateError where the step can't be kept; then nothing has changed.
         """
-        state = self._state
+        state = copy.deepcopy(self._state)
         if self.is_plugged:
             raise RotationRefused("the CA is plugged in: whoever issued it rotates it")
         order = {"begin": "idle", "switch": "begun", "finish": "switched"}
@@ -269,7 +287,8 @@ class CertificateAuthority:
                 end = _time(until).isoformat(timespec="seconds")
                 raise RotationRefused(f"certificates of the old root may be valid until {end}")
             state.signers.pop()
-        self._save()
+        self._save(state)
+        self._state = state
         logger.info("rotation of the root: %s; trusted: %s", self.stage, [fingerprint(r)[:12] for r in self.roots])
         for tell in self._listeners:
             tell()
@@ -311,9 +330,9 @@ class CertificateAuthority:
         )
         return Signer(_pem(key), root.public_bytes(form.Encoding.PEM))
 
-    def _save(self) -> None:
+    def _save(self, state: _State) -> None:
         if self._file is not None:
-            write_private(self._file, msgspec.json.encode(self._state))
+            write_private(self._file, msgspec.json.encode(state))
 
     def __repr__(self) -> str:
         return f"<CertificateAuthority {self.trust_domain} {self.stage}, {len(self.roots)} roots>"

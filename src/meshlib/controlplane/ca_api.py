@@ -15,6 +15,7 @@ from meshlib.controlplane.admin_api import Authority, Root
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.ca import CertificateAuthority, RotationRefused, fingerprint
 from meshlib.controlplane.gate import JSON, admission_of
+from meshlib.controlplane.private_files import StateError
 
 
 class AuthorityRoutes:
@@ -47,6 +48,9 @@ class AuthorityRoutes:
         except RotationRefused as error:
             self._write(request, step, outcome="failed", note=str(error))
             raise HTTPException(409, str(error)) from None
+        except StateError as error:
+            self._write(request, step, outcome="failed", note=str(error))
+            raise
         return JSON(self._told(True))
 
     def _write(self, request: Request, step: str, **fields: str) -> None:

@@ -15,6 +15,7 @@ from meshlib.controlplane.authentication import Authenticator, Caller, NotAuthen
 from meshlib.controlplane.ca import BadRequest, CertificateAuthority
 from meshlib.controlplane.join_tokens import Refused
 from meshlib.controlplane.own_metrics import OwnMetrics
+from meshlib.controlplane.private_files import StateError
 from meshlib.xds import messages as m
 
 logger = logging.getLogger("meshlib.controlplane.ca")
@@ -91,6 +92,9 @@ class CertificateService:
         except Refused as error:
             logger.warning("a caller from %s is refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who calls could not be verified")
+        except StateError as error:
+            logger.error("a caller from %s gets no certificate: %s", context.peer(), error)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane can't keep that the token is spent")
         if self._metrics is not None:
             self._metrics.certificate_given()
         logger.info("certificate for %s, by %s, from %s", caller.identity, caller.method, context.peer())

@@ -87,11 +87,16 @@ class JoinTokens:
         return token
 
     def spend(self, token: JoinToken) -> None:
-        """Before anything is given for it. Raises Refused when another was quicker."""
+        """Before anything is given for it. Raises Refused when another was quicker, StateError where it can't be kept;
+        then it is not spent."""
         if token.used or token.id not in self._tokens:
             raise Refused(f"join token {token.id} was used already")
         token.used = self._clock()
-        self._save()
+        try:
+            self._save()
+        except StateError:
+            token.used = 0.0
+            raise
 
     def revoke(self, id: str) -> JoinToken | None:
         """None when there is none."""
