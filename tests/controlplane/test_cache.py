@@ -299,3 +299,18 @@ def test_our_own_kind_has_a_short_name() -> None:
         found = find_kind(word)
         assert found is not None
         assert (found.kind, found.group) == ("BackendTrafficPolicy", "meshlib.io")
+
+
+async def test_a_stream_that_cant_look_at_a_change_keeps_it_from_nobody_else() -> None:
+    """What one of them raises is logged; the update goes on."""
+    cache, told = Cache(Counted()), list[str]()
+
+    def fails() -> None:
+        told.append("fails")
+        raise RuntimeError("no certificate")
+
+    cache.on_change(fails)
+    cache.on_change(lambda: told.append("first"))
+    cache.on_change(lambda: told.append("second"))
+    await cache.update((), (), [node()])
+    assert sorted(told) == ["fails", "first", "second"]

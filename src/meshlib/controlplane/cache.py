@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -38,6 +39,7 @@ from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.xdstp import SCHEME
 
+logger = logging.getLogger("meshlib.controlplane")
 Value = Listener | Inbound | RouteConfiguration | Cluster | LoadAssignment
 RENAMED_LIMIT = 10_000
 """Names that no service has and that clients asked for all the same; beyond that they are made anew each time."""
@@ -276,7 +278,10 @@ class Cache:
             self._inputs, self._views, self._keys, self.changed_at = inputs, views, keys, began
             self._added.clear()
         for tell in tuple(self._listeners):
-            tell()
+            try:
+                tell()
+            except Exception:
+                logger.exception("one stream can't look at a change; all others are told of it")
 
     def problems(self) -> tuple[ConfigurationError, ...]:
         """What the translations found, once each."""
