@@ -19,7 +19,7 @@ from inbound.inbound_servers import uvicorn_server
 from meshlib.cli.app import app
 from meshlib.controlplane.admin_api import LogLine
 from meshlib.controlplane.log_api import WantedLines
-from meshlib.controlplane.log_store import LogStore, line_of
+from meshlib.controlplane.log_store import FIELDS, LONGEST_NAME, LogStore, line_of
 from meshlib.mesh import Mesh
 from meshlib.telemetry.lines import MAX_LINES, Line, Lines, LinesHandler
 from meshlib.telemetry.scrub import scrubbed_text
@@ -143,6 +143,26 @@ def test_a_workload_that_talks_much_loses_its_own_lines() -> None:
     kept = store.lines(0.0, lambda each: True, 5000)
     assert len(kept) <= 300
     assert [each.workload for each in kept].count("quiet") == 1
+
+
+def test_the_newest_line_of_each_workload_is_kept_while_others_have_more() -> None:
+    """Also where all talk alike: nobody loses all of its lines for its last one."""
+    store = LogStore(max_lines=400)
+    for at in range(100):
+        store.add([line(f"w-{number}", at=float(at)) for number in range(20)])
+    newest = {each.workload: each.at for each in store.lines(0.0, lambda each: True, 5000)}
+    assert newest == {f"w-{number}": 99.0 for number in range(20)}
+
+
+def test_what_is_kept_of_one_line_is_bounded_and_redacted() -> None:
+    """Whoever pushes may not be our library, and may have no good will."""
+    told = {"path": "/a?access_token=s3cret", "authorization": "Bearer abcdefgh", "x" * 200: "1"}
+    many = {f"field-{number}": "1" for number in range(1000)}
+    found = line_of({"istio.workload": "w"}, "other", 1.0, "INFO", "", told | many, "0" * 5000, "1" * 5000)
+    assert found.fields["path"] == "/a?access_token=REDACTED"
+    assert found.fields["authorization"] == "Bearer REDACTED"
+    assert (len(found.fields), len(found.trace_id), len(found.span_id)) == (FIELDS, 32, 16)
+    assert all(len(name) <= LONGEST_NAME for name in found.fields)
 
 
 def test_lines_that_nobody_fetches_are_dropped_and_counted() -> None:

@@ -5,15 +5,18 @@ A workload that talks much loses its own oldest lines, not those of others. Belo
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from meshlib.controlplane.admin_api import LogLine
 from meshlib.telemetry.lines import ACCESS, LONGEST
-from meshlib.telemetry.scrub import scrubbed_text
+from meshlib.telemetry.scrub import scrubbed, scrubbed_text
 
 MAX_LINES, OF_ONE = 20_000, 2_000
 """In all, and of one workload: some 50 MB where all are lines of the access log."""
+FIELDS, LONGEST_NAME = 40, 100
+"""Of one line: as many, and with names as long. The access log has 25."""
 _AT_ONCE = 100
 _IDENTITY = ("service.namespace", "istio.workload", "service.name", "service.instance.id")
 
@@ -41,10 +44,16 @@ def line_of(
         logger,
         scrubbed_text(text[:LONGEST]),
         attributes.get("mesh.direction", ""),
-        {name: value for name, value in attributes.items() if name != "mesh.direction"},
-        trace_id,
-        span_id,
+        dict(_fields(attributes)),
+        trace_id[:32],
+        span_id[:16],
     )
+
+
+def _fields(attributes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    names = [name for name in attributes if name != "mesh.direction" and len(name) <= LONGEST_NAME]
+    for name in names[:FIELDS]:
+        yield name, scrubbed_text(scrubbed(attributes[name]))
 
 
 class LogStore:
@@ -69,17 +78,28 @@ class LogStore:
                 kept.popleft()
                 self._number -= 1
         while self._number > self._max:
-            self._forget_of(max(self._kept, key=lambda workload: len(self._kept[workload])))
+            self._forget_some()
         for tell in self._listeners:
             tell(lines)
 
-    def _forget_of(self, workload: tuple[str, str]) -> None:
-        kept = self._kept[workload]
-        for _ in range(min(_AT_ONCE, len(kept))):
-            kept.popleft()
-            self._number -= 1
-        if not kept:
-            del self._kept[workload]
+    def _forget_some(self) -> None:
+        """A hundred where they are many, so that not each line looks at all workloads: of whoever has most the older
+        half, then of those that have nearly as many."""
+        left, most = _AT_ONCE, 0
+        for workload in heapq.nlargest(_AT_ONCE, self._kept, key=lambda each: len(self._kept[each])):
+            kept = self._kept[workload]
+            most = most or len(kept)
+            if 2 * len(kept) < most:
+                return
+            forgotten = min(left, (len(kept) + 1) // 2)
+            for _ in range(forgotten):
+                kept.popleft()
+            if not kept:
+                del self._kept[workload]
+            self._number -= forgotten
+            left -= forgotten
+            if not left:
+                return
 
     def lines(self, since: float, fits: Callable[[LogLine], bool], limit: int) -> list[LogLine]:
         """The newest `limit` of those that fit, the oldest first."""
