@@ -164,6 +164,7 @@ async def test_a_gateway_and_its_class_are_told_what_became_of_them(api: ApiServ
             "kind": "GatewayClass",
             "metadata": {"name": "ours"},
             "spec": {"controllerName": "meshlib.io/gateway-controller"},
+            "status": {"conditions": [{"type": "Other", "status": "True"}]},
         }
     )
     listener = {"name": "http", "port": 80, "protocol": "HTTP"}
@@ -212,7 +213,7 @@ async def test_a_gateway_and_its_class_are_told_what_became_of_them(api: ApiServ
         api.put({**found, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}})
         await until(lambda: told()["addresses"] == [{"type": "IPAddress", "value": "192.0.2.7"}])
         known = (api.find("gatewayclasses", "ours") or {})["status"]["conditions"]
-        assert [(each["type"], each["status"]) for each in known] == [("Accepted", "True")]
+        assert [(each["type"], each["status"]) for each in known] == [("Other", "True"), ("Accepted", "True")]
         assert (api.find("gateways", "theirs") or {})["status"] == {"conditions": pending}
         assert len(writes(api)) == 4  # the class, and the Gateway thrice
 

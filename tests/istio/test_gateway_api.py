@@ -12,7 +12,7 @@ from meshlib.istio.gateway_api import conditions, convert
 from meshlib.istio.gateway_kinds import GROUP
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import Translation
-from meshlib.model import DirectResponse, Forward, NodeKind, Redirect
+from meshlib.model import DirectResponse, Forward, NodeKind, Redirect, Workload
 from meshlib.policy.explain import request_of
 from meshlib.policy.router import redirected, rewritten_path
 
@@ -506,3 +506,17 @@ def test_what_has_none_of_it_stays_the_very_same() -> None:
     """Nobody pays for what they do not use."""
     given = objects(WORLD)
     assert all(one is two for one, two in zip(convert(given).objects, given, strict=True))
+
+
+def test_a_service_that_is_there_by_its_processes_may_be_parent_and_backend() -> None:
+    """Outside Kubernetes nobody writes Services: who joins one by name makes it."""
+    joined = tuple(
+        Workload(f"{name}-v1", service=name, address="127.0.0.1", port=port)
+        for name, port in (("p", 7001), ("q", 7002))
+    )
+    sends = {"backendRefs": [{"name": "q", "port": 7002}]}
+    made = view(route(sends, parent={"group": "", "kind": "Service", "name": "p"}), workloads=joined, given=node())
+    assert made.problems == ()
+    assert weights(decide(made.snapshot, "http://p:7001/")) == {"q.default.svc.cluster.local": 1}
+    gone = view(route(sends, parent={"group": "", "kind": "Service", "name": "p"}), workloads=joined[1:], given=node())
+    assert [each.reason for each in gone.problems] == ["there is no Service default/p"]

@@ -69,7 +69,7 @@ from meshlib.errors import ConfigurationError
 from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
-from meshlib.istio.services import Service
+from meshlib.istio.services import Service, joined_hosts
 from meshlib.istio.translate import world_of
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
@@ -180,6 +180,8 @@ class ControlPlane:
         self._is_ready = False
         self._endpoints: tuple[api.ServiceEndpoints, ...] = ()
         self._listed: Mapping[int, _Listed] = {}
+        self._workloads: tuple[Workload, ...] = ()
+        """Whose word counts of where they are."""
         self._badges: dict[str, tuple[str, ...]] = {}
         self._history = History()
         self._telemetry = TelemetryStore()
@@ -373,6 +375,7 @@ class ControlPlane:
             lambda: (store.objects(), store.problems()),
             namespace=cluster.namespace,
             identity=identity,
+            joined=lambda: joined_hosts(self._workloads),
         )
         self._writing = asyncio.create_task(self._statuses.run(), name="status writer")
         self._writing.add_done_callback(_log_end)
@@ -403,6 +406,7 @@ class ControlPlane:
             workloads = await asyncio.to_thread(self._claims.admitted, objects, workloads)
         self._listed = await asyncio.to_thread(_endpoints, objects, workloads, self._listed)
         endpoints = tuple(each.endpoints for each in self._listed.values())
+        self._workloads = workloads
         self._taps.follow(endpoints)
         await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints

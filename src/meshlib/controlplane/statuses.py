@@ -40,7 +40,8 @@ Look = Callable[[], tuple[Sequence[IstioObject], Sequence[ConfigurationError]]]
 
 
 class StatusWriter:
-    """Belongs to the client's event loop. look: what is in force, and what is wrong with some of it.
+    """Belongs to the client's event loop. look: what is in force, and what is wrong with some of it. joined: the hosts
+    of services that processes have joined.
 
     namespace: of the Lease. identity: unique for each replica.
     """
@@ -54,8 +55,9 @@ class StatusWriter:
         namespace: str,
         identity: str,
         quiet: float = QUIET,
+        joined: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        self._client, self._source, self._look, self._quiet = client, source, look, quiet
+        self._client, self._source, self._look, self._quiet, self._joined = client, source, look, quiet, joined
         self._news = asyncio.Event()
         self._told: set[str] = set()
         source.on_addresses = self.wake
@@ -84,7 +86,7 @@ class StatusWriter:
             try:
                 objects, problems = self._look()
                 messages = await asyncio.to_thread(analyze, objects, problems, is_whole=True)
-                converted = await asyncio.to_thread(convert, objects)
+                converted = await asyncio.to_thread(convert, objects, self._joined())
                 written = [
                     await self._write(messages),
                     await self._write_routes(converted.statuses),
@@ -134,7 +136,7 @@ class StatusWriter:
         for _, given in self._held(GATEWAY_CLASSES):
             if (given.get("spec") or {}).get("controllerName") == CONTROLLER:
                 known = (given.get("status") or {}).get("conditions") or []
-                accepted = _conditions([Condition(True, "Accepted").told("Accepted")], known, _generation(given))
+                accepted = _with_conditions([Condition(True, "Accepted").told("Accepted")], known, _generation(given))
                 if accepted != known and self.election.is_leader:
                     body = _about(given, {"conditions": accepted})
                     is_done &= await self._send(GATEWAY_CLASSES.resource, given, body)
@@ -219,13 +221,9 @@ def _with_gateway(given: Object, wanted: dict[str, Any]) -> Object | None:
         before = next((one for one in known_listeners if one.get("name") == each["name"]), {})
         dated = _conditions(each["conditions"], before.get("conditions") or (), generation)
         listeners.append({**each, "conditions": dated})
-    known = status.get("conditions") or ()
-    ours = {each["type"] for each in wanted["conditions"]}
-    # What the CRD begins with says "Pending" of the very types that are ours.
-    others = [each for each in known if each.get("type") not in ours]
     now = {
         "addresses": wanted["addresses"],
-        "conditions": [*others, *_conditions(wanted["conditions"], known, generation)],
+        "conditions": _with_conditions(wanted["conditions"], status.get("conditions") or (), generation),
         "listeners": listeners,
     }
     return None if all(status.get(name, []) == each for name, each in now.items()) else _about(given, now)
@@ -243,6 +241,15 @@ def _about(given: Object, status: Object) -> Object:
 def _dated(parent: dict[str, Any], known: Sequence[dict[str, Any]], generation: object) -> dict[str, Any]:
     before = next((each for each in known if each.get("parentRef") == parent["parentRef"]), {})
     return {**parent, "conditions": _conditions(parent["conditions"], before.get("conditions") or (), generation)}
+
+
+def _with_conditions(
+    wanted: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], generation: object
+) -> list[dict[str, Any]]:
+    """Those of other types stay. What the CRD begins with says "Pending" of the very types that are ours."""
+    ours = {each["type"] for each in wanted}
+    others = [each for each in known if each.get("type") not in ours]
+    return [*others, *_conditions(wanted, known, generation)]
 
 
 def _conditions(

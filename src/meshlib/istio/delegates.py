@@ -123,7 +123,7 @@ def _merged(root: r.HTTPMatchRequest, part: r.HTTPMatchRequest) -> r.HTTPMatchRe
         headers={**root.headers, **part.headers},
         without_headers={**root.without_headers, **part.without_headers},
         query_params={**root.query_params, **part.query_params},
-        # A delegate can't say who calls (parse.py), so what the root says of it holds.
+        # A delegate can't say who calls (checks/routes.py), so what the root says of it holds.
         source_labels=root.source_labels,
         source_namespace=root.source_namespace,
         gateways=root.gateways,

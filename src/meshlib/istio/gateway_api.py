@@ -66,7 +66,8 @@ class _Place(NamedTuple):
 
 @dataclass(slots=True)
 class _Work:
-    services: frozenset[tuple[str, str]]
+    services: frozenset[str]
+    """Hosts."""
     grants: list[r.Object]
     listeners: Mapping[tuple[str, str], list[Listener]]
     namespaces: Mapping[str, Mapping[str, str]]
@@ -75,8 +76,9 @@ class _Work:
     statuses: list[ParentStatus] = field(default_factory=list)
 
 
-def convert(objects: Iterable[r.Object]) -> Converted:
-    """Pure. Objects without any of the Gateway API's come back as they are."""
+def convert(objects: Iterable[r.Object], joined: Iterable[str] = ()) -> Converted:
+    """Pure. Objects without any of the Gateway API's come back as they are. joined: hosts of services that are there by
+    their processes, whether there is an object of them or not (services.joined_hosts)."""
     given = tuple(objects)
     routes = [each for each in given if isinstance(each.spec, Route)]
     if not routes and not any(isinstance(each.spec, g.Gateway) for each in given):
@@ -84,7 +86,7 @@ def convert(objects: Iterable[r.Object]) -> Converted:
     grants = [each for each in given if isinstance(each.spec, g.ReferenceGrant)]
     listeners, problems = listeners_of(given, grants)
     work = _Work(
-        frozenset((each.namespace, each.name) for each in given if isinstance(each.spec, r.Service)),
+        frozenset((*(_host(each.name, each.namespace) for each in given if isinstance(each.spec, r.Service)), *joined)),
         grants,
         listeners,
         {each.name: each.labels for each in given if each.kind == "Namespace"},
@@ -101,6 +103,10 @@ def convert(objects: Iterable[r.Object]) -> Converted:
         if isinstance(each.spec, g.Gateway) and (each.namespace, each.name) in listeners
     ]
     return Converted((*rest, *made), tuple(work.problems), tuple(work.statuses), tuple(gateways))
+
+
+def _host(name: str, namespace: str) -> str:
+    return f"{name}.{namespace}.svc.{DOMAIN}"
 
 
 # Routes
@@ -140,9 +146,9 @@ def _is_ours(parent: g.ParentReference, route: r.Object, work: _Work) -> bool:
 def _accept(route: r.Object, spec: Route, parent: g.ParentReference, rules: list[_Made], work: _Work) -> Condition:
     home = parent.namespace or route.namespace
     if parent.kind == "Service":
-        if (home, parent.name) not in work.services:
+        host = _host(parent.name, home)
+        if host not in work.services:
             return Condition(False, "NoMatchingParent", f"there is no Service {home}/{parent.name}")
-        host = f"{parent.name}.{home}.svc.{DOMAIN}"
         place = _Place(route.namespace, host, export_to="*" if home == route.namespace else ".")
         _put(work, place, route, rules, parent.port)
         return ACCEPTED
@@ -318,7 +324,7 @@ def _body(route: r.Object, rule: g.HTTPRule | g.GRPCRule, at: str, work: _Work) 
             return r.Destination(NOWHERE, port=r.PortSelector(80))
         home = backend.namespace or route.namespace
         assert backend.port is not None
-        return r.Destination(f"{backend.name}.{home}.svc.{DOMAIN}", port=r.PortSelector(backend.port))
+        return r.Destination(_host(backend.name, home), port=r.PortSelector(backend.port))
 
     destinations = []
     for index, backend in enumerate(rule.backend_refs):
@@ -375,7 +381,7 @@ def _trouble(route: r.Object, backend: g.BackendObjectReference, work: _Work) ->
     if home != route.namespace and not is_granted(work.grants, route, "Service", backend.name, home):
         reason = f"no ReferenceGrant in {home} lets {route.kind}s of {route.namespace} use {name}"
         return Condition(False, "RefNotPermitted", reason)
-    if (home, backend.name) not in work.services:
+    if _host(backend.name, home) not in work.services:
         return Condition(False, "BackendNotFound", f"there is no {name}")
     if backend.port is None:
         return Condition(False, "BackendNotFound", f"the backend {name} names no port")

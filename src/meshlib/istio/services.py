@@ -461,6 +461,13 @@ class Registry:
             yield Service(host, namespace, ports, short, instances=instances)
 
 
+def joined_hosts(workloads: Iterable[Workload]) -> frozenset[str]:
+    """The services that processes have joined, each by its host; most have no object outside Kubernetes."""
+    return frozenset(
+        fqdn(each.service, each.namespace) for each in workloads if each.service and each.port and each.address
+    )
+
+
 def _is_same(one: object, two: object) -> bool:
     """Objects are compared as they are, not by what they say: one that was read again may count as another."""
     return one is two or (isinstance(one, Workload | frozenset) and one == two)

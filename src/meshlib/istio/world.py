@@ -19,7 +19,7 @@ from meshlib.istio.delegates import Rule, rules_of
 from meshlib.istio.gateway_api import convert
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
 from meshlib.istio.routes import destinations
-from meshlib.istio.services import Directory, Registry, Service, is_exported
+from meshlib.istio.services import Directory, Registry, Service, is_exported, joined_hosts
 from meshlib.model import Cluster, LoadAssignment, Workload
 
 T = TypeVar("T")
@@ -36,7 +36,8 @@ class World:
         settings: MeshSettings | None = None,
         before: World | None = None,
     ) -> None:
-        converted = convert(objects)
+        workloads = tuple(workloads)
+        converted = convert(objects, joined_hosts(workloads))
         self.objects = _in_order(converted.objects)
         self.settings = mesh_settings(self.objects) if settings is None else settings
         known: Registry | None = before.registry if before is not None else None

@@ -268,7 +268,7 @@ def _inline(provider: JwtProvider) -> jwt.Keys | None:
     try:
         return jwt.Keys.read(provider.jwks)
     except ValueError:
-        return None  # every token of it is refused: parse.py has said so
+        return None  # every token of it is refused: istio/checks/security.py has said so
 
 
 class Guard:

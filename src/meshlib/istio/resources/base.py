@@ -1,7 +1,7 @@
 """What are the fields of objects made of? Durations, ports, shares, and how strictly a kind is read.
 
 Istio's kinds refuse unknown fields, as its validation does; Kubernetes' are passed over. A field whose type is
-`Unsupported` is valid and has no effect yet: parse.py says so.
+`Unsupported` is valid and has no effect yet: effects.py says so.
 """
 
 from __future__ import annotations
