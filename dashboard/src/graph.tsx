@@ -5,8 +5,12 @@ import type { Asked, Placed } from "./layout.worker";
 import { choices, choose, condition, edges, matches, nodes, topology } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
-const WIDTH = 126;
+// A node is as wide as its name wants, within reason.
+const NARROWEST = 126;
+const WIDEST = 172;
 const HEIGHT = 54;
+// Of a letter of a name, at most: names are bold, 13 px.
+const LETTER = 7.6;
 // Below this the text is no longer read: then the graph is scrolled instead.
 const LEAST_SCALE = 0.86;
 const MOST_SCALE = 1.25;
@@ -28,6 +32,16 @@ export function badgeText(badge: string): string {
   return BADGES[badge] ?? badge;
 }
 
+function widthOf({ name }: MeshNode): number {
+  return Math.ceil(Math.min(WIDEST, Math.max(NARROWEST, name.length * LETTER + 20)));
+}
+
+// `name`, or as much of it as there is room for.
+function fitted(name: string, width: number): string {
+  const room = Math.floor((width - 20) / LETTER);
+  return name.length > room ? `${name.slice(0, room - 1)}…` : name;
+}
+
 function useLayout(): Placed {
   const [placed, setPlaced] = useState<Placed>({ nodes: {}, ways: {}, width: 0, height: 0 });
   const worker = useRef<Worker | null>(null);
@@ -39,7 +53,7 @@ function useLayout(): Placed {
   }, []);
   useEffect(() => {
     const asked: Asked = {
-      nodes: [...nodes.value.keys()].sort().map((id) => ({ id, width: WIDTH, height: HEIGHT })),
+      nodes: [...nodes.value.values()].map((node) => ({ id: node.id, width: widthOf(node), height: HEIGHT })).sort((a, b) => (a.id < b.id ? -1 : 1)),
       edges: [...edges.value.values()].map(({ source, target }) => ({ source, target })),
     };
     worker.current?.postMessage(asked);
@@ -47,8 +61,8 @@ function useLayout(): Placed {
   return placed;
 }
 
-function outline(kind: MeshNode["kind"]): string {
-  const w = WIDTH / 2;
+function outline(kind: MeshNode["kind"], wide: number): string {
+  const w = wide / 2;
   const h = HEIGHT / 2;
   switch (kind) {
     case "service":
@@ -67,11 +81,10 @@ interface Curve {
   middle: [number, number];
 }
 
-function curve([x1, y1]: [number, number], [x2, y2]: [number, number], way: [number, number][] = []): Curve {
-  const from = x1 + WIDTH / 2;
-  const to = x2 - WIDTH / 2;
+// Between the right side of one and the left of the other.
+function curve([from, y1]: [number, number], [to, y2]: [number, number], way: [number, number][] = []): Curve {
   const through = way.filter(([x]) => x > from && x < to);
-  if (to - from > 2 * WIDTH && through.length) {
+  if (to - from > 2 * NARROWEST && through.length) {
     const points: [number, number][] = [[from, y1], ...through, [to, y2]];
     let path = `M${from} ${y1}`;
     points.forEach(([x, y], index) => {
@@ -103,6 +116,7 @@ function told(edge: MeshEdge): string {
 }
 
 function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; dimmed: boolean }) {
+  const wide = widthOf(node);
   const chosen = choices.value.selected === node.id;
   const name = shortName(node.id);
   const title = `${node.kind} ${name}: ${node.health}, ${rate(node.incoming.rps)}${node.incoming.errors ? `, ${share(node.incoming.errors)} errors` : ""}`;
@@ -129,15 +143,15 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       }}
     >
       <title>{title}</title>
-      <path d={outline(node.kind)} class="outline" />
+      <path d={outline(node.kind, wide)} class="outline" />
       <text class="name" y={-4} text-anchor="middle">
-        {node.name.length > 16 ? `${node.name.slice(0, 15)}…` : node.name}
+        {fitted(node.name, wide)}
       </text>
       <text class="detail" y={14} text-anchor="middle">
-        {node.kind === "unknown" ? "nobody of the mesh" : node.namespace || node.kind}
+        {node.kind === "unknown" ? "outside the mesh" : node.namespace || node.kind}
         {node.instances > 1 ? ` ×${node.instances}` : ""}
       </text>
-      <g class="sign" transform={`translate(${WIDTH / 2 - 14} ${-HEIGHT / 2})`}>
+      <g class="sign" transform={`translate(${wide / 2 - 14} ${-HEIGHT / 2})`}>
         <circle r="9" />
         <text text-anchor="middle" y="4">
           {SIGN[node.health]}
@@ -146,7 +160,7 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       {node.badges
         .filter((badge) => badge !== "virtual-service" || node.badges.length === 1)
         .map((badge, index) => (
-          <text key={badge} class={`badge ${badge}`} data-badge={badge} x={-WIDTH / 2 + 12 + index * 18} y={HEIGHT / 2 + 14}>
+          <text key={badge} class={`badge ${badge}`} data-badge={badge} x={-wide / 2 + 12 + index * 18} y={HEIGHT / 2 + 14}>
             {badgeText(badge).slice(0, 1)}
             <title>{badgeText(badge)}</title>
           </text>
@@ -156,7 +170,7 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
 }
 
 function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve; dimmed: boolean; moves: boolean }) {
-  const { path, middle } = along;
+  const { path } = along;
   const chosen = choices.value.selected === edge.id;
   const name = `${shortName(edge.source)}>${shortName(edge.target)}`;
   const reference = `path-${edge.id.replace(/[^A-Za-z0-9]/g, "-")}`;
@@ -187,6 +201,21 @@ function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve
     >
       <path d={path} class="reach" />
       <path d={path} id={reference} class="line" marker-end={`url(#arrow-${edge.health})`} />
+      {Array.from({ length: dots }, (_, index) => (
+        <circle key={index} r={edge.rates.errors >= 0.1 ? 4 : 3} class="dot">
+          <animateMotion dur={`${seconds}s`} begin={`${(-seconds * index) / dots}s`} repeatCount="indefinite">
+            <mpath href={`#${reference}`} />
+          </animateMotion>
+        </circle>
+      ))}
+    </g>
+  );
+}
+
+// What an edge says, above all lines, so that none strikes it through. For the eye: the edge's own name tells the same.
+function EdgeWords({ edge, middle, dimmed }: { edge: MeshEdge; middle: [number, number]; dimmed: boolean }) {
+  return (
+    <g class={`words${dimmed ? " dimmed" : ""}`} aria-hidden="true">
       {edge.rates.rps > 0 && (
         <text class="label" text-anchor="middle" x={middle[0]} y={middle[1] - 6}>
           {edge.rates.errors > 0 && (
@@ -205,13 +234,6 @@ function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve
           <path d={edge.mtls >= 0.999 ? "M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" : "M-3 -3 V-6 A3 3 0 0 1 3 -7"} />
         </g>
       )}
-      {Array.from({ length: dots }, (_, index) => (
-        <circle key={index} r={edge.rates.errors >= 0.1 ? 4 : 3} class="dot">
-          <animateMotion dur={`${seconds}s`} begin={`${(-seconds * index) / dots}s`} repeatCount="indefinite">
-            <mpath href={`#${reference}`} />
-          </animateMotion>
-        </circle>
-      ))}
     </g>
   );
 }
@@ -243,12 +265,12 @@ function Empty() {
 }
 
 export function GraphView() {
-  const placed = useLayout();
   const { find, selected } = choices.value;
   const moves = useMemo(() => !matchMedia("(prefers-reduced-motion: reduce)").matches, []);
   const [zoom, setZoom] = useState(1);
   const known = nodes.value;
   const all = [...edges.value.values()];
+  const placed = useLayout();
   // What touches the selected node, or is found, stands out; the rest steps back.
   const near = useMemo(() => {
     if (!selected || !known.has(selected)) return null;
@@ -256,12 +278,29 @@ export function GraphView() {
     for (const edge of all) if (edge.source === selected || edge.target === selected) found.add(edge.source).add(edge.target);
     return found;
   }, [selected, topology.value]);
+  // The panel takes a third of the page: what was chosen must not be behind its edge.
+  useEffect(() => {
+    if (selected) document.querySelector("svg .chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [selected]);
   const isDimmed = (node: MeshNode) => (find ? !matches(node, find) : near ? !near.has(node.id) : false);
   if (!all.length && !known.size) return <Empty />;
   const width = Math.max(placed.width, 400);
   const height = Math.max(placed.height, 240);
   // Hundreds of edges with moving dots would freeze the page: then they stand still.
   const isLarge = all.length > 300;
+  const drawn = all.flatMap((edge) => {
+    const from = placed.nodes[edge.source];
+    const to = placed.nodes[edge.target];
+    const source = known.get(edge.source);
+    const target = known.get(edge.target);
+    if (!from || !to || !source || !target) return [];
+    const dimmed = near ? edge.source !== selected && edge.target !== selected : isDimmed(source) && isDimmed(target);
+    const ends: [[number, number], [number, number]] = [
+      [from[0] + widthOf(source) / 2, from[1]],
+      [to[0] - widthOf(target) / 2, to[1]],
+    ];
+    return [{ edge, along: curve(...ends, placed.ways[`${edge.source} ${edge.target}`]), dimmed }];
+  });
   return (
     <div class="stage">
       <div class="zoom" role="group" aria-label="Zoom">
@@ -288,20 +327,17 @@ export function GraphView() {
       >
         <defs>
           {(["idle", "healthy", "degraded", "failure"] as const).map((health) => (
-            <marker id={`arrow-${health}`} key={health} class={`arrow ${health}`} viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+            <marker id={`arrow-${health}`} key={health} class={`arrow ${health}`} viewBox="0 0 8 8" refX="7" refY="4" markerUnits="userSpaceOnUse" markerWidth="13" markerHeight="13" orient="auto">
               <path d="M0 0 L8 4 L0 8Z" />
             </marker>
           ))}
         </defs>
-        {all.map((edge) => {
-          const from = placed.nodes[edge.source];
-          const to = placed.nodes[edge.target];
-          const source = known.get(edge.source);
-          const target = known.get(edge.target);
-          if (!from || !to || !source || !target) return null;
-          const dimmed = near ? edge.source !== selected && edge.target !== selected : isDimmed(source) && isDimmed(target);
-          return <EdgeMark key={edge.id} edge={edge} along={curve(from, to, placed.ways[`${edge.source} ${edge.target}`])} dimmed={dimmed} moves={moves && !isLarge} />;
-        })}
+        {drawn.map((each) => (
+          <EdgeMark key={each.edge.id} {...each} moves={moves && !isLarge} />
+        ))}
+        {drawn.map(({ edge, along, dimmed }) => (
+          <EdgeWords key={edge.id} edge={edge} middle={along.middle} dimmed={dimmed} />
+        ))}
         {[...known.values()].map((node) => {
           const at = placed.nodes[node.id];
           return at ? <NodeMark key={node.id} node={node} at={at} dimmed={isDimmed(node)} /> : null;

@@ -2,6 +2,7 @@
 
 export function rate(rps: number): string {
   if (!rps) return "0 rps";
+  if (rps < 0.005) return "<0.01 rps";
   return rps >= 100 ? `${rps.toFixed(0)} rps` : rps >= 10 ? `${rps.toFixed(1)} rps` : `${rps.toFixed(2)} rps`;
 }
 

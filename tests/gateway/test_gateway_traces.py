@@ -39,6 +39,7 @@ async def test_a_trace_begins_at_the_gateway() -> None:
                 200,
             )
             assert told["client.address"] == "127.0.0.1"
+            assert told["network.peer.port"] in range(1024, 65536)
             assert server.began <= call.began <= call.ended <= server.ended
             assert made.mesh.telemetry is not None
             [series] = made.mesh.telemetry.recorder.series()

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inbound.inbound_servers import uvicorn_server, werkzeug_server
 from meshlib.mesh import Mesh
-from meshlib.model import Cluster, Endpoint, RetryPolicy, ServiceName, Snapshot, peer_of
+from meshlib.model import Cluster, Endpoint, Fault, FaultAbort, RetryPolicy, ServiceName, Snapshot, peer_of
 from meshlib.telemetry.recorder import LABELS
 from snapshots import mesh, publish, service
 from telemetry.receiver import attributes, grpc_receiver, http_receiver
@@ -134,6 +134,31 @@ def test_a_call_that_reaches_nobody_is_told_by_its_source() -> None:
         assert (found["destination_workload"], found["destination_cluster"]) == ("unknown", "unknown")
         assert found["destination_service"] == "reviews.default.svc.cluster.local"
         assert found["destination_service_namespace"] == "default"
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_a_probe_is_no_traffic(kind: str) -> None:
+    """A kubelet asks each replica every few seconds, in plaintext: no edge of the graph, and no lock half open."""
+    with mesh(**SERVER, **PORT, probe_paths=("/200",)) as server, served(kind, server) as url:
+        for path in ("/200", "/404"):
+            assert httpx.get(url + path, trust_env=False).status_code == int(path[1:])
+        (counted,) = told(server)
+    assert (counted["response_code"], counted["count"]) == ("404", "1")
+
+
+def test_a_call_that_a_fault_ends_is_one_of_its_service() -> None:
+    """Envoy has chosen the cluster before its fault filter runs; it never was a call to a host that nobody knows."""
+    with mesh(**CLIENT, **PORT) as client, client.Client() as http:
+        given = reviews("http://127.0.0.1:1")
+        [configuration] = given.route_configurations
+        [host] = configuration.virtual_hosts
+        fault = Fault(abort=FaultAbort(1_000_000, 500))
+        broken = replace(host, routes=tuple(replace(each, fault=fault) for each in host.routes))
+        publish(client, replace(given, route_configurations=(replace(configuration, virtual_hosts=(broken,)),)))
+        assert http.get("http://reviews:9080/").status_code == 500
+        (counted,) = told(client)
+    names = ("destination_service", "destination_workload", "response_code", "response_flags")
+    assert [counted[name] for name in names] == [REVIEWS.host, "unknown", "500", "FI"]
 
 
 def test_a_caller_outside_of_the_mesh_is_unknown() -> None:

@@ -190,7 +190,7 @@ def test_a_server_is_told_by_the_conventions_for_http() -> None:
     by = tracer(sampling=100.0)
     served = Served("GET", "/a?token=S3CRET&b=1", propagation.Carried(), 0.0, "HTTP/1.1")
     served.authority, served.client, served.status, served.route = "[::1]:8080", "10.0.0.9", 404, "/{name}"
-    served.peer = served.peer._replace(remote="192.0.2.1")
+    served.peer, served.client_port = served.peer._replace(remote="192.0.2.1"), 5000
     served.carried = propagation.Carried()
     by.serving(served)
     by.served(served)
@@ -200,6 +200,7 @@ def test_a_server_is_told_by_the_conventions_for_http() -> None:
     assert (told["url.path"], told["url.query"]) == ("/a", "token=REDACTED&b=1")
     assert (told["server.address"], told["server.port"]) == ("::1", 8080)
     assert (told["client.address"], told["network.peer.address"]) == ("192.0.2.1", "10.0.0.9")
+    assert told["network.peer.port"] == 5000
 
 
 @pytest.mark.parametrize(("status", "error"), [("0", ""), ("5", ""), ("13", "INTERNAL"), ("14", "UNAVAILABLE")])

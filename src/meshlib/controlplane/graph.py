@@ -60,7 +60,8 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """mtls: the share of the requests, 0 to 1. codes: requests a second by `code flags` (`503 UH`)."""
+    """mtls: the share of the requests that reached anybody, 0 to 1. codes: requests a second by `code flags`
+    (`503 UH`)."""
 
     id: str
     source: str
@@ -224,7 +225,8 @@ def graph(
     made = []
     for (source, target, protocol), cells in sorted(edges.items()):
         total = rates(cells, seconds)
-        requests = sum(cell.requests for _, cell in cells)
+        # A call that reached nobody (a fault, no endpoint) had no connection to be secured.
+        requests = sum(cell.requests for labels, cell in cells if labels.connection_security_policy != UNKNOWN)
         secured = sum(cell.requests for labels, cell in cells if labels.connection_security_policy == "mutual_tls")
         codes: dict[str, float] = {}
         for labels, cell in cells:

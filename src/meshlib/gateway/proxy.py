@@ -157,7 +157,8 @@ class Proxy:
             scope["method"], f"{path}?{query}" if query else path, Headers(headers), time.monotonic(), protocol
         )
         served.authority = (h.first(headers, b"host") or b"").decode("latin-1").lower()
-        served.client = scope["client"][0] if scope["client"] else ""
+        if scope["client"]:
+            served.client, served.client_port = scope["client"][0], scope["client"][1] or 0
         served.peer = peers.of_scope(scope)
         traced = tracer.entering(served)
         return (served if served.mark is not None else None), traced

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from meshlib.model import Peer, Request
-from meshlib.policy.admission import ALLOW, Allow, Deny, FetchKeys, Question, RawPairs, ReadBody, Verdict
+from meshlib.policy.admission import ALLOW, PROBE, Allow, Deny, FetchKeys, Question, RawPairs, ReadBody, Verdict
 from meshlib.policy.guard import Guard
 from meshlib.policy.propagation import is_grpc
 from meshlib.policy.quota import Question as AskQuota
@@ -75,7 +75,7 @@ class Reception:
     """Admits the requests of one process. Thread-safe.
 
     probe_paths: a GET or HEAD in plaintext for one of these, exactly, is admitted whatever the rules: a kubelet has no
-    certificate (Istio's agent takes its probes in the application's place).
+    certificate (Istio's agent takes its probes in the application's place). Its verdict is PROBE.
     """
 
     __slots__ = ("_clock", "_edge", "_probe_paths", "_rules", "_threads")
@@ -141,7 +141,7 @@ class Reception:
     def _at_once(self, request: Request, peer: Peer) -> Verdict | None:
         """The verdict on nearly every request; None where something has to be waited for."""
         if self._probe_paths and self._is_probe(request, peer):
-            return ALLOW
+            return PROBE
         guard = self._rules.inbound_guard()
         if not guard.is_configured:
             return ALLOW if self._rules.admits_unconfigured() else None

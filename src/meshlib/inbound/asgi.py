@@ -14,7 +14,7 @@ from meshlib.inbound import threads
 from meshlib.inbound.admit import Reception, answer_of, seen_by_application, without_params
 from meshlib.inbound.body import ReplayedBody
 from meshlib.model import Headers, Peer, Request
-from meshlib.policy.admission import Allow, Deny
+from meshlib.policy.admission import PROBE, Allow, Deny
 from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
@@ -98,7 +98,8 @@ class MeshASGI:
             raise
         finally:
             served.ended = self._clock()
-            observer.served(served)
+            if not served.is_probe:
+                observer.served(served)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, observer: Observer | None, served: Served | None
@@ -114,11 +115,13 @@ class MeshASGI:
                     served.flags, served.reason = verdict.flag, verdict.details
                 await _refuse(scope, receive, send, verdict)
                 return
+            if verdict is PROBE and served is not None:
+                served.is_probe = True
             if self._reception.is_enforced:
                 scope = _admitted(scope, verdict, peer)
                 send = _adding(verdict, send) if verdict.answer else send
         carried = self._intake.take_up(scope["headers"], self._clock, current.get())
-        if observer is not None and served is not None:
+        if observer is not None and served is not None and not served.is_probe:
             served.carried = carried
             carried = observer.serving(served) or carried
         if kind == "websocket":
@@ -220,7 +223,8 @@ def _served(scope: Scope, now: float) -> Served:
     served = Served(scope["method"], path, headers, now, f"HTTP/{scope.get('http_version', '1.1')}")
     served.authority = headers.get("host") or ""
     client = scope.get("client")
-    served.client = client[0] if client else ""
+    if client:
+        served.client, served.client_port = client[0], client[1] or 0
     served.peer = peers.of_scope(scope)
     served.request_bytes = size_of(headers)
     return served

@@ -100,6 +100,7 @@ class Visit:
         if self.observer is not None:
             self.served = served = Served("POST", method, self.request.headers, porch.clock(), "HTTP/2")
             served.authority, served.client, served.peer = self.request.authority, self.peer.address, self.peer
+            served.client_port = _port(context.peer())
             served.request_bytes = size_of(self.request.headers)
             served.messages = self.messages
 
@@ -440,6 +441,12 @@ def _address(peer: str) -> str:
     """Of `ipv4:10.0.0.1:5000` and `ipv6:%5B::1%5D:5000`; "" of what is no address."""
     kind, _, rest = peer.partition(":")
     return unquote(rest).rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+
+
+def _port(peer: str) -> int:
+    """0 of what is no address."""
+    port = peer.rpartition(":")[2]
+    return int(port) if _address(peer) and port.isdecimal() else 0
 
 
 def _authority(context: Any) -> str:

@@ -15,7 +15,7 @@ from meshlib.inbound.admit import Reception, Take, answer_of, seen_by_applicatio
 from meshlib.inbound.asgi import GRPC_TOO_LATE, TOO_LATE, nobody
 from meshlib.inbound.body import ReplayedInput
 from meshlib.model import Headers, Peer, Request
-from meshlib.policy.admission import Allow, Deny
+from meshlib.policy.admission import PROBE, Allow, Deny
 from meshlib.policy.observer import Observer, Served, size_of
 from meshlib.policy.propagation import REQUEST_ID, Carried, Intake, current, is_grpc
 
@@ -94,12 +94,14 @@ class MeshWSGI:
                 if served is not None:
                     served.flags, served.reason = verdict.flag, verdict.details
                 return _refuse(environ, start_response, verdict)
+            if verdict is PROBE and served is not None:
+                served.is_probe = True
             if self._reception.is_enforced:
                 _admit(environ, verdict, peer)
                 start_response = _adding(verdict, start_response) if verdict.answer else start_response
         brought = [(name, environ[key].encode("latin-1")) for key, name in self._keys if key in environ]
         carried = self._intake.take_up(brought, self._clock, current.get())
-        if observer is not None and served is not None:
+        if observer is not None and served is not None and not served.is_probe:
             served.carried = carried
             carried = observer.serving(served) or carried
         if carried.has_expired():
@@ -213,6 +215,8 @@ def _served(environ: WSGIEnvironment, now: float) -> Served:
     )
     served.authority = environ.get("HTTP_HOST", "")
     served.client = environ.get("REMOTE_ADDR", "")
+    port = str(environ.get("REMOTE_PORT") or "")
+    served.client_port = int(port) if port.isdecimal() else 0
     length = environ.get("CONTENT_LENGTH") or "0"  # no WSGI server shows what it reads
     served.request_bytes = (int(length) if length.isdigit() else 0) + size_of(served.headers)
     served.peer = peers.of_environ(environ)
@@ -242,7 +246,8 @@ class _Watch:
         if not self._is_over:
             self._is_over = True
             self.served.ended = self._clock()
-            self._observer.served(self.served)
+            if not self.served.is_probe:
+                self._observer.served(self.served)
 
 
 class _Watched:

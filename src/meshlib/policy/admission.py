@@ -58,6 +58,9 @@ class Deny(NamedTuple):
 
 Verdict = Allow | Deny
 ALLOW = Allow()
+PROBE = Allow()
+"""That of a kubelet's probe, known by identity: no traffic of the mesh, so nobody is told of it. In Istio its agent
+takes them, and no proxy counts them."""
 
 
 class FetchKeys(NamedTuple):

@@ -146,8 +146,10 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             yield Wait(delay.seconds if context.deadline is None else min(delay.seconds, context.deadline - started))
             started = clock()  # an injected delay does not count against the route's timeout
             if context.deadline is not None and started >= context.deadline:
+                _aim(decision, context)
                 return _too_late(request)
         if (abort := decision.fault.abort) is not None and rng.random() * _MILLION < abort.per_million:
+            _aim(decision, context)
             return _aborted(abort.status, abort.grpc_status)
 
     action = decision.action
@@ -599,6 +601,13 @@ def _answered(decision: Decision, request: Request, action: Redirect | DirectRes
         return Reply(404, (), b"", "NR", f"{request.authority}: no route for {request.method} {request.path}")
     body_headers = (("content-type", "text/plain"),) if action.body else ()
     return Reply(action.status, (*body_headers, *headers), action.body)
+
+
+def _aim(decision: Decision, context: CallContext) -> None:
+    """A call that a fault ends is told of as one of the service that it was for: Envoy chooses the cluster with the
+    route, before its filters run."""
+    if context.call is not None and isinstance(decision.action, Forward):
+        context.call.cluster = context.live().cluster(decision.choose(context.rng).cluster)
 
 
 def _aborted(status: int, grpc_status: int | None) -> Reply:

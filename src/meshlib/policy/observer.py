@@ -145,7 +145,8 @@ class Served:
 
     began, ended: monotonic seconds. headers: the request's. status: 0 is no answer. flags, reason: as a Call's.
     peer: who is calling, as its certificate says.
-    authority: the Host that was asked for. client: the peer's address. route: the application's route template, "" if
+    authority: the Host that was asked for. client, client_port: the peer's address; "" and 0 are unknown. is_probe: a
+    kubelet's, of which no observer is told. route: the application's route template, "" if
       unknown. carried: what the request brought. messages: of a gRPC call. mark: the observer's own.
     """
 
@@ -154,10 +155,12 @@ class Served:
         "began",
         "carried",
         "client",
+        "client_port",
         "ended",
         "flags",
         "grpc_status",
         "headers",
+        "is_probe",
         "mark",
         "messages",
         "method",
@@ -175,6 +178,8 @@ class Served:
         self.method, self.path, self.headers, self.protocol = method, path, headers, protocol
         self.began = self.ended = began
         self.authority = self.client = self.route = ""
+        self.client_port = 0
+        self.is_probe = False
         self.peer = UNKNOWN_PEER
         self.status = 0
         self.flags = self.reason = self.grpc_status = ""

@@ -241,6 +241,8 @@ class Tracer:
         ]
         if port:
             attributes.append(("server.port", port))
+        if served.client_port:
+            attributes.append(("network.peer.port", served.client_port))
         if query:
             attributes.append(("url.query", scrubbed(query)))
         if served.status:
