@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from flows import Answer, Timeline, failed, request, responded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from meshlib.model import (
     FaultDelay,
     HashPolicy,
     HashTable,
+    HeaderOperations,
     HedgePolicy,
     LoadBalancing,
     Outcome,
@@ -31,6 +33,7 @@ from meshlib.model import (
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import Live
+from meshlib.policy.observer import Attempt, Call, Served
 from meshlib.policy.retry import CONDITIONS, IDEMPOTENT
 from meshlib.policy.steps import Deliver, Finished, Flow, Queue, Race, Reply, Send, Wait, Win
 from meshlib.state.breaker import Breaker, Permit
@@ -237,6 +240,89 @@ def test_every_call_ends_in_one_result_and_leaves_nothing_behind(
             assert outcome.failure in UNSEEN
         if world.hedge is None:
             assert outcome.replayable
+
+
+class Bystander:
+    """An observer that keeps what it is told, in order; for some calls it adds headers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def call_began(self, call: Call) -> None:
+        self.told.append(("began", 0))
+
+    def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
+        self.told.append(("attempt", attempt.number))
+        return HeaderOperations(set=(("x-number", str(attempt.number)),)) if attempt.number % 2 else None
+
+    def attempt_ended(self, call: Call, attempt: Attempt) -> None:
+        assert attempt.ended >= attempt.began
+        self.told.append(("ended", attempt.number))
+
+    def call_ended(self, call: Call) -> None:
+        assert call.ended >= call.began
+        assert call.status or call.flags
+        self.told.append(("over", call.attempts))
+
+    def serving(self, served: Served) -> None: ...
+    def served(self, served: Served) -> None: ...
+
+    def check(self) -> None:
+        attempts = [kind for kind, _ in self.told].count("attempt")
+        assert self.told[0] == ("began", 0)
+        assert self.told[-1] == ("over", attempts)
+        assert [kind for kind, _ in self.told].count("over") == 1
+        numbers = list(range(1, attempts + 1))
+        assert [number for kind, number in self.told if kind == "attempt"] == numbers
+        assert sorted(number for kind, number in self.told if kind == "ended") == numbers
+        for number in numbers:
+            assert self.told.index(("attempt", number)) < self.told.index(("ended", number))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    world=worlds(),
+    given_request=requests,
+    script=answers,
+    steps=st.integers(0, 12),
+    seed=st.integers(0, 99),
+    leaving=st.sampled_from(["close", "throw"]),
+)
+def test_who_looks_on_is_told_of_every_end_once_wherever_the_call_stops(
+    world: World, given_request: Any, script: list[Answer], steps: int, seed: int, leaving: str
+) -> None:
+    """After any step its caller goes or an error is thrown in: each attempt that began has ended, before the call has,
+    and a call that never began is not told of."""
+    bystander = Bystander()
+    observed = context(world.live, world.clock, seed, observer=bystander, call=Call())
+    timeline = Timeline(given_request, observed, world.clock, script)
+    taken = 0
+
+    class Stopped(Exception):
+        pass
+
+    def watch() -> None:
+        nonlocal taken
+        world.check()
+        taken += 1
+        if taken > steps:
+            raise Stopped
+
+    timeline.watch = watch
+    if steps:
+        try:
+            timeline.run()
+        except Stopped:
+            pass
+    if leaving == "throw" and timeline.flow.gi_frame is not None:
+        with pytest.raises(Stopped):
+            timeline.flow.throw(Stopped())
+    timeline.flow.close()
+    world.check_empty()
+    if steps:
+        bystander.check()
+    else:
+        assert not bystander.told
 
 
 class Player:

@@ -112,9 +112,11 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             yield reply
     finally:
         call.ended = context.clock()
-        for attempt in call.racing:
-            if attempt.outcome is None:
-                ended(call, attempt, None, observer, call.ended)
+        given_up = [attempt for attempt in call.racing if attempt.outcome is None]
+        if call.last is not None and call.last.outcome is None and call.last not in given_up:
+            given_up.append(call.last)
+        for attempt in given_up:
+            ended(call, attempt, None, observer, call.ended)
         if call.status == 0 and not call.flags:
             call.flags = "DC"  # the caller went away before there was an answer: cancelled, or its process is ending
         observer.call_ended(call)
