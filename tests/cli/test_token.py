@@ -81,7 +81,7 @@ async def test_an_admin_api_for_everybody_makes_no_tokens() -> None:
         server = AdminServer(admin_app(ObjectStore(), View(), routes=routes), "127.0.0.1", 0)
         await server.start()
         try:
-            async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=20) as client:
                 assert (await client.post(CREATE, headers=headers)).status_code == status
         finally:
             await server.stop()

@@ -54,7 +54,7 @@ async def client(view: View) -> AsyncIterator[httpx.AsyncClient]:
     server = AdminServer(admin_app(ObjectStore(), view), "127.0.0.1", 0)
     await server.start()
     try:
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=20) as client:
             yield client
     finally:
         await server.stop()
@@ -216,7 +216,7 @@ async def test_stop_leaves_no_task_and_no_listener(view: View) -> None:
     before = asyncio.all_tasks()
     server = AdminServer(admin_app(ObjectStore(), view), "127.0.0.1", 0)
     await server.start()
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=20) as client:
         assert (await client.get("/healthz")).text == "ok\n"
         async with asyncio.timeout(within(5)):
             await server.stop()

@@ -124,7 +124,7 @@ class Running:
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
-        self.http = httpx.AsyncClient(base_url=plane.admin_url, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20)
         self._clients: list[Client] = []
 
     def client(self, served: Workload | None = None, instance: str = "a", ready: bool = True) -> Client:

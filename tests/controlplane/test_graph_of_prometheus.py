@@ -29,7 +29,9 @@ def _eventually(what: Callable[[], bool], told: str) -> None:
 
 
 def _edges(town: Town, services: str = "true") -> dict[str, Any]:
-    answer = httpx.get(f"{town.url}/v1/graph", params={"seconds": str(WINDOW), "services": services}, trust_env=False)
+    answer = httpx.get(
+        f"{town.url}/v1/graph", params={"seconds": str(WINDOW), "services": services}, trust_env=False, timeout=20
+    )
     assert answer.status_code == 200, answer.text
     return {each["id"]: each for each in answer.json()["edges"]}
 
@@ -84,13 +86,15 @@ def test_either_source_gives_the_same_graph(tmp_path: Path) -> None:
                 assert other["bytes_out"] == pytest.approx(rates["bytes_out"], rel=0.35)
                 assert 0 < other["p50"] <= other["p99"] < 60_000
                 assert (edge["health"], edge["protocol"], edge["mtls"]) == ("failure", "http", two[name]["mtls"])
-            series = httpx.get(f"{scraped.url}/v1/series?node=workload:default/reviews-v2&seconds=120", trust_env=False)
+            series = httpx.get(
+                f"{scraped.url}/v1/series?node=workload:default/reviews-v2&seconds=120", trust_env=False, timeout=20
+            )
             assert sum(each["rates"]["rps"] * each["seconds"] for each in series.json()["points"]) > 0
 
 
 def test_a_prometheus_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Rather than an empty graph, which would say that nobody calls anybody."""
     with Town(tmp_path, prometheus_url="http://127.0.0.1:9") as town:
-        answer = httpx.get(f"{town.url}/v1/graph", trust_env=False)
+        answer = httpx.get(f"{town.url}/v1/graph", trust_env=False, timeout=20)
         assert answer.status_code == 502
         assert "Prometheus at http://127.0.0.1:9 does not answer" in answer.json()["error"]

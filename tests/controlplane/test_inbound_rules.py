@@ -84,7 +84,7 @@ async def test_a_policy_denies_once_it_is_applied_and_no_longer_once_it_is_delet
     with connected(plane, "reviews", failure_policy="deny") as reviews, connected(plane, "ratings") as ratings:
         call, other = serve(reviews), serve(ratings)
         await until(call, 200)
-        async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False) as admin:
+        async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20) as admin:
             applied = await admin.post("/v1/apply", content=POLICY, headers={"content-type": api.YAML})
             assert applied.json()["results"][0]["outcome"] == "created"
             await until(call, 403)

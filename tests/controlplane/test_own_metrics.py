@@ -75,7 +75,7 @@ def test_what_is_refused_is_counted(tmp_path: Path) -> None:
         with running:
             running.source.want("b:80")
             while 'pilot_total_xds_rejects{type="cds"} 1.0' not in (
-                told := httpx.get(f"{town.url}/metrics", trust_env=False).text
+                told := httpx.get(f"{town.url}/metrics", trust_env=False, timeout=20).text
             ):
                 assert "pilot_xds" in told
         assert "citadel_server_root_cert_expiry_timestamp" in told

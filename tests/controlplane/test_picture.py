@@ -50,7 +50,7 @@ async def plane(tmp_path: Path) -> AsyncIterator[ControlPlane]:
 
 @pytest.fixture
 async def client(plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20) as client:
         yield client
 
 

@@ -183,7 +183,7 @@ def test_a_service_is_served_by_the_accounts_of_its_manifests() -> None:
 async def test_a_claim_to_anothers_service_is_no_endpoint(plane: ControlPlane, tmp_path: Path) -> None:
     """The whole way: reviews' process says that it is ratings, and `problems` says that it did."""
     assert plane.tokens is not None and plane.authority is not None
-    async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20) as client:
         await client.post("/v1/apply", content=MANIFESTS, headers={"content-type": "application/yaml"})
         token, _ = plane.tokens.create(OWN, 600.0, plane.authority.signing)
         (tmp_path / "token").write_text(token)

@@ -40,7 +40,7 @@ async def test_problems_and_log_name_both(tmp_path: Path, caplog: pytest.LogCapt
     plane = ControlPlane(ControlPlaneSettings(folders=(tmp_path,), xds=("127.0.0.1", 0), admin=("127.0.0.1", 0)))
     await plane.start()
     try:
-        async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False) as admin:
+        async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20) as admin:
             (told,) = (await admin.get("/v1/problems")).json()["problems"]
     finally:
         await plane.stop()

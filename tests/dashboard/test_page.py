@@ -65,7 +65,9 @@ def test_the_slider_shifts_the_traffic(page: Any, town: Town) -> None:
     page.get_by_test_id("preview").filter(has_text="weight: 70").wait_for()
     page.get_by_test_id("apply").click()
     page.get_by_test_id("outcome").filter(has_text="configured").wait_for()
-    (stored,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False).json()["objects"]
+    (stored,) = httpx.get(
+        f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False, timeout=20
+    ).json()["objects"]
     assert "weight: 70" in stored["yaml"]
     page.get_by_role("button", name="Changes").click()
     page.get_by_text(REVIEWS_RULE).first.click()
@@ -102,9 +104,9 @@ def test_everybody_can_use_it(page: Any, town: Town, view: str, theme: str) -> N
 
 def test_nothing_from_elsewhere_may_run(town: Town) -> None:
     """The policy that the page is served with."""
-    answer = httpx.get(f"{town.url}/dashboard/", trust_env=False)
+    answer = httpx.get(f"{town.url}/dashboard/", trust_env=False, timeout=20)
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     for path in ("/dashboard/../server.py", "/dashboard/%2e%2e/server.py", "/dashboard/app.py", "/dashboard/x.js"):
-        assert httpx.get(town.url + path, trust_env=False).status_code == 404
+        assert httpx.get(town.url + path, trust_env=False, timeout=20).status_code == 404

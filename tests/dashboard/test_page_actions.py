@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def rules(town: Town, name: str) -> list[str]:
-    answer = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name={name}", trust_env=False)
+    answer = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name={name}", trust_env=False, timeout=20)
     return [each["yaml"] for each in answer.json()["objects"]]
 
 
@@ -108,7 +108,7 @@ def test_a_circuit_is_opened_and_released_after_its_preview(page: Any, town: Tow
     opened(page, town, "details")
 
     def policies() -> list[str]:
-        answer = httpx.get(f"{town.url}/v1/objects?kind=BackendTrafficPolicy", trust_env=False)
+        answer = httpx.get(f"{town.url}/v1/objects?kind=BackendTrafficPolicy", trust_env=False, timeout=20)
         return [each["yaml"] for each in answer.json()["objects"]]
 
     assert policies() == []

@@ -94,5 +94,5 @@ def test_an_edge_says_what_is_lost_on_the_way(page: Any, town: Town) -> None:
         page.goto(f"{town.url}/#seconds=300&selected={source}%3E{target}%3Ehttp")
         page.get_by_test_id("overhead").filter(has_text="16 ms / 16 ms of 1 traced call:").wait_for()
     query = {"source": "workload:default/productpage-v1", "target": "service:default/details"}
-    found = httpx.get(f"{town.url}/v1/overhead", params=query, trust_env=False)
+    found = httpx.get(f"{town.url}/v1/overhead", params=query, trust_env=False, timeout=20)
     assert found.json() == {"calls": 0, "p50": None, "p95": None}

@@ -40,7 +40,9 @@ def test_an_edited_rule_is_held_against_the_recorded_traffic(page: Any, town: To
         answer.filter(has_text=told).wait_for()
     answer.locator(".problem").filter(has_text="v9").wait_for()
     assert Axe().run(page).response["violations"] == []
-    (kept,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False).json()["objects"]
+    (kept,) = httpx.get(f"{town.url}/v1/objects?kind=VirtualService&name=reviews", trust_env=False, timeout=20).json()[
+        "objects"
+    ]
     assert "v9" not in kept["yaml"]
 
 

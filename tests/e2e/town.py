@@ -116,7 +116,7 @@ class Town:
 
     def registered(self) -> set[str]:
         try:
-            found = httpx.get(f"{self.admin_url}/v1/endpoints", trust_env=False).json()
+            found = httpx.get(f"{self.admin_url}/v1/endpoints", trust_env=False, timeout=20).json()
         except httpx.HTTPError:
             return set()
         return {each["address"] for service in found["services"] for each in service.get("endpoints", [])}

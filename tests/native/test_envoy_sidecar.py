@@ -506,7 +506,7 @@ def test_an_envoy_that_proves_who_it_is_gets_its_certificate_over_sds(
 
         eventually(is_well, "the Envoy has its certificate")
     assert shop.seen[-1]["x-forwarded-client-cert"].endswith("URI=spiffe://cluster.local/ns/default/sa/friend")
-    shown = httpx.get(f"http://127.0.0.1:{admin}/certs", trust_env=False).json()["certificates"]
+    shown = httpx.get(f"http://127.0.0.1:{admin}/certs", trust_env=False, timeout=20).json()["certificates"]
     names = [san for each in shown for one in each["cert_chain"] for san in one["subject_alt_names"]]
     assert "spiffe://cluster.local/ns/default/sa/shop" in [each.get("uri") for each in names]
     hamlet.assert_accepted()

@@ -29,7 +29,7 @@ def test_a_request_is_a_line_of_istios(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.INFO, "meshlib.access")
     with mesh(service="reviews", access_log="text") as server:
         with uvicorn_server(server.asgi(_asgi)) as url:
-            httpx.get(f"{url}/404", trust_env=False, headers={"user-agent": "probe"})
+            httpx.get(f"{url}/404", trust_env=False, timeout=20, headers={"user-agent": "probe"})
         [record] = [each for each in caplog.records if each.name == "meshlib.access"]
         assert LINE.match(record.getMessage()), record.getMessage()
         assert record.mesh["response_code"] == 404  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ def test_a_caller_outside_of_the_mesh_is_unknown() -> None:
     """Nothing is guessed from its address, and what it claims in a header that can't be read is nothing."""
     with mesh(**SERVER, **PORT) as server:
         with served("asgi", server) as url:
-            httpx.get(url, trust_env=False, headers={"x-envoy-peer-metadata": "%%%"})
+            httpx.get(url, trust_env=False, timeout=20, headers={"x-envoy-peer-metadata": "%%%"})
         [found] = told(server)
         sources = {found[name] for name in LABELS if name.startswith("source_")}
         assert sources == {"unknown", "latest"} and found["source_canonical_revision"] == "latest"
@@ -187,7 +187,7 @@ def test_the_exposition_can_be_parsed() -> None:
     """By Prometheus' own parser; no label but grpc_response_status is empty."""
     with mesh(**SERVER, **PORT) as server:
         with served("asgi", server) as url:
-            httpx.get(url, trust_env=False)
+            httpx.get(url, trust_env=False, timeout=20)
         kind, body = server.metrics()
         assert kind.startswith("text/plain")
         families = {each.name: each for each in text_string_to_metric_families(body.decode())}
@@ -209,9 +209,9 @@ def test_what_was_counted_is_pushed(protocol: str, monkeypatch: pytest.MonkeyPat
             served("asgi", server) as url,
         ):
             for _ in range(3):
-                httpx.get(url, trust_env=False)
+                httpx.get(url, trust_env=False, timeout=20)
             receiver.wait(lambda: receiver.total("istio_requests_total") == 3)
-            httpx.get(url, trust_env=False)
+            httpx.get(url, trust_env=False, timeout=20)
         assert receiver.total("istio_requests_total", reporter="destination", response_code="200") == 4
         assert receiver.total("istio_request_duration_milliseconds") == 4
 

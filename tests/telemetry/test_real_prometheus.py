@@ -38,7 +38,7 @@ class Prometheus:
 
     def query(self, text: str) -> list[dict[str, Any]]:
         try:
-            answer = httpx.get(f"{self._url}/api/v1/query", params={"query": text}, trust_env=False)
+            answer = httpx.get(f"{self._url}/api/v1/query", params={"query": text}, trust_env=False, timeout=20)
         except httpx.TransportError:
             return []
         return answer.json()["data"]["result"] if answer.status_code == 200 else []

@@ -90,7 +90,7 @@ def test_the_log_begins_and_ends_by_the_configuration(caplog: pytest.LogCaptureF
 
         def ask(*paths: str) -> None:
             for path in paths:
-                httpx.get(f"{url}/{path}", trust_env=False, headers={"user-agent": "probe"})
+                httpx.get(f"{url}/{path}", trust_env=False, timeout=20, headers={"user-agent": "probe"})
 
         ask("200")
         assert codes() == []

@@ -33,7 +33,7 @@ mesh.start()
 
 def _counted(port: int) -> float:
     try:
-        text = httpx.get(f"http://127.0.0.1:{port}/stats/prometheus", trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{port}/stats/prometheus", trust_env=False, timeout=20).text
     except httpx.TransportError:
         return -1.0
     families = {each.name: each for each in text_string_to_metric_families(text)}
@@ -66,7 +66,7 @@ def test_four_workers_are_scraped_as_one(tmp_path: Path, preload: bool) -> None:
         while len(workers) < 4:
             assert time.monotonic() - started < 60, f"only {len(workers)} workers have answered"
             try:
-                workers.add(int(httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text))
+                workers.add(int(httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=20).text))
                 sent += 1
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -74,7 +74,7 @@ def test_four_workers_are_scraped_as_one(tmp_path: Path, preload: bool) -> None:
         os.kill(min(workers), signal.SIGKILL)
         for _ in range(20):
             try:
-                httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+                httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=20)
                 sent += 1
             except httpx.TransportError:  # its connection was in the killed worker's hands
                 pass
