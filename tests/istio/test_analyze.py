@@ -160,7 +160,11 @@ def test_conflicts_are_told_of_everyone_who_takes_part() -> None:
     private = both.replace("hosts: [reviews]", "exportTo: [x], hosts: [reviews]", 1)
     assert lines(private) == []
     gateways = "".join(
-        rule(name, "{selector: {a: b}, servers: [{hosts: [x.com], port: {number: 80, protocol: HTTP}}]}", "Gateway")
+        rule(
+            name,
+            "{selector: {a: b}, servers: [{hosts: [x.com], port: {number: 80, name: http, protocol: HTTP}}]}",
+            "Gateway",
+        )
         for name in "ab"
     )
     assert lines(gateways) == [
@@ -208,7 +212,7 @@ def test_a_match_that_an_earlier_one_takes_in_is_told(first: str, second: str, i
 def test_a_gateway_must_be_there_and_have_the_host() -> None:
     """Its hosts may name namespaces."""
     text = SERVICES + rule("a", f"{{hosts: [b.com], gateways: [g, none], http: [{to('x.example.com')}]}}")
-    gateway = "{selector: {}, servers: [{hosts: [%s], port: {number: 80, protocol: HTTP}}]}"
+    gateway = "{selector: {}, servers: [{hosts: [%s], port: {number: 80, name: http, protocol: HTTP}}]}"
     found = lines(text + rule("g", gateway % "a.com", "Gateway"))
     assert found == [
         'Error [IST0101] (VirtualService default/a) Referenced gateway not found: "none"',
@@ -224,7 +228,11 @@ def test_a_gateway_must_be_there_and_have_the_host() -> None:
 
 def test_what_only_a_whole_cluster_can_say_is_not_said_of_files() -> None:
     """Pods and namespaces are hardly ever written down."""
-    text = rule("g", "{selector: {istio: x}, servers: [{hosts: [a], port: {number: 80, protocol: HTTP}}]}", "Gateway")
+    text = rule(
+        "g",
+        "{selector: {istio: x}, servers: [{hosts: [a], port: {number: 80, name: http, protocol: HTTP}}]}",
+        "Gateway",
+    )
     source = "{rules: [{from: [{source: {namespaces: [gone, 'f*']}}]}]}"
     text += rule("p", source, "AuthorizationPolicy", "security")
     text += "---\n{apiVersion: v1, kind: Namespace, metadata: {name: foo, labels: {istio-injection: enabled}}}"

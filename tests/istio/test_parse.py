@@ -119,9 +119,17 @@ def test_a_bad_object_hides_no_good_one() -> None:
             "IP address",
         ),
         (entry("{hosts: ['*.e.com'], resolution: DNS, ports: [{number: 80, name: x}]}"), "spec.hosts", "wildcard"),
-        (gateway("port: {number: 80, protocol: HTTP}, hosts: []"), "spec.servers[0].hosts", "is missing"),
-        (gateway("port: {number: 443, protocol: HTTPS}, hosts: ['*']"), "spec.servers[0].tls.mode", "is missing"),
-        (gateway("port: {number: 80, protocol: TCP}, hosts: ['*']"), "spec.servers[0].port.protocol", "not there yet"),
+        (gateway("port: {number: 80, name: http, protocol: HTTP}, hosts: []"), "spec.servers[0].hosts", "is missing"),
+        (
+            gateway("port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*']"),
+            "spec.servers[0].tls.mode",
+            "is missing",
+        ),
+        (
+            gateway("port: {number: 80, name: tcp, protocol: TCP}, hosts: ['*']"),
+            "spec.servers[0].port.protocol",
+            "not there yet",
+        ),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nowhere}\n", "status.podIP", "IP address"),
         (
             "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\nsubsets: [{addresses: [{ip: a.com}]}]\n",

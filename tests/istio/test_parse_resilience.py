@@ -326,7 +326,7 @@ def test_failover_without_outlier_detection_is_warned_of(setting: str) -> None:
             "spec.workloadSelector",
             "has no effect with resolution NONE",
         ),
-        (istio("Sidecar", "ingress: []"), "spec.ingress", "has no effect yet"),
+        (istio("Sidecar", "ingress: [{port: {number: 80, protocol: HTTP}}]"), "spec.ingress", "has no effect yet"),
         (policy("retryBudget: {budgetInterval: 10s}"), "spec.trafficPolicy.retryBudget.budgetInterval", "no effect"),
         (
             hashing("httpCookie: {name: a, attributes: [{name: SameSite, value: Strict}]}"),

@@ -139,6 +139,6 @@ def test_policies_hold_for_what_is_imported() -> None:
 
 def test_labels_that_a_sidecar_asks_for_tell_nodes_apart() -> None:
     """Those alone."""
-    given = objects(sidecar("{workloadSelector: {labels: {app: x}}}"))
+    given = objects(sidecar("{workloadSelector: {labels: {app: x}}, egress: [{hosts: ['*/*']}]}"))
     assert view_key(given, node(app="x")) != view_key(given, node(app="y"))
     assert view_key(given, node(version="x")) == view_key(given, node(version="y"))

@@ -58,11 +58,11 @@ def test_a_rule_for_some_callers_does_not_hold_for_the_world() -> None:
         "[{match: [{sourceLabels: {app: canary}}], route: [{destination: {host: a}}], timeout: 1s},"
         " {match: [{sourceLabels: {app: gw}}], route: [{destination: {host: a}}], timeout: 2s},"
         " {route: [{destination: {host: a}}], timeout: 3s}]",
-        hosts="['*']",
+        hosts="['x.e.com']",
         more="gateways: [mesh, g]",
     )
     made = view(service(), gateway(http()), rule, given=INGRESS)
-    assert timeouts(hosts(made)["*"].routes) == [2.0]
+    assert timeouts(hosts(made)["x.e.com"].routes) == [2.0]
 
 
 def test_a_host_is_served_with_any_port_a_wildcard_with_its_own() -> None:
@@ -100,17 +100,13 @@ def test_a_gateway_without_rules_listens_and_knows_no_host() -> None:
 
 
 def test_servers_that_collide_are_told_and_the_first_stands() -> None:
-    """HTTPS on a port that serves HTTP, a host that two servers have, a name that two have."""
+    """HTTPS on a port that serves HTTP, a host that two servers have."""
     made = view(gateway(http(number=443), https("[x.e.com]")), given=INGRESS)
     assert [problem.reason for problem in made.problems] == ["port 443 serves HTTP already: HTTPS is left out"]
     (listener,) = made.snapshot.listeners
     assert [chain.tls for chain in listener.filter_chains] == [None]
     same_host = view(gateway(https("[x.e.com]", "one"), https("[x.e.com, z.e.com]", "two")), given=INGRESS)
     assert [problem.reason for problem in same_host.problems] == ["port 443 serves x.e.com by another server already"]
-    same_name = view(gateway(https("[x.e.com]"), https("[z.e.com]")), given=INGRESS)
-    assert [problem.reason for problem in same_name.problems] == [
-        "two servers of port 443 are named 'https': only the first is served"
-    ]
 
 
 def test_tls_for_every_host_asks_no_server_name() -> None:

@@ -207,7 +207,7 @@ def test_outlier_detection_has_istios_defaults(given: str, outlier: OutlierDetec
 def test_a_retry_budget_is_the_clusters() -> None:
     """Only where it is given."""
     assert made("{retryBudget: {percent: 30, minRetryConcurrency: 5}}").retry_budget == RetryBudget(30.0, 5)
-    assert made("{}").retry_budget is None
+    assert made("{loadBalancer: {}}").retry_budget is None
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def test_one_virtual_service_has_a_host_and_the_other_is_told() -> None:
 
 
 def test_the_most_specific_wildcard_has_the_host() -> None:
-    """*.default.svc.cluster.local over *; an exact host over both."""
-    wide = virtual_service("[{route: [{destination: {host: a}}], timeout: 1s}]", name="w", hosts="['*']")
+    """*.default.svc.cluster.local over *.cluster.local; an exact host over both."""
+    wide = virtual_service("[{route: [{destination: {host: a}}], timeout: 1s}]", name="w", hosts="['*.cluster.local']")
     near = virtual_service(
         "[{route: [{destination: {host: a}}], timeout: 2s}]", name="n", hosts="['*.default.svc.cluster.local']"
     )
@@ -357,7 +357,7 @@ PIECES = [
     destination_rule("{host: '*.cluster.local', trafficPolicy: {loadBalancer: {simple: RANDOM}}}", name="w"),
     virtual_service(TO_A),
     virtual_service(TO_B, name="second"),
-    virtual_service(TO_B, name="other", hosts="['*']", more="gateways: [mesh, g]"),
+    virtual_service(TO_B, name="other", hosts="['*.local']", more="gateways: [mesh, g]"),
     f"{PREFIX}kind: ServiceEntry\nmetadata: {{name: se}}\nspec: {{hosts: ['*.e.com', b], resolution: NONE, "
     "ports: [{number: 443, name: tls, protocol: HTTPS}]}\n",
     f"{PREFIX}kind: Gateway\nmetadata: {{name: g}}\nspec: {{servers: [{{port: {{number: 80, name: h, protocol: HTTP}},"

@@ -9,6 +9,7 @@ import msgspec
 
 from meshlib.istio import envoy_filters, gateway_kinds
 from meshlib.istio import resources as r
+from meshlib.istio.checks.labels import why_nothing_has
 from meshlib.istio.checks.parts import msgspec_name
 from meshlib.istio.checks.telemetry import telemetry_warnings
 from meshlib.istio.problems import ConfigurationWarning
@@ -26,6 +27,14 @@ def effects_of(given: r.Object) -> Iterator[ConfigurationWarning]:
         if group.endswith(_NOT_YET_GROUPS):
             yield ConfigurationWarning(given.source, given.title, "", "has no effect yet")
         return
+    if isinstance(given.spec, r.WorkloadGroup):
+        reason = "has no effect: no sidecar registers itself; a WorkloadEntry says all of its workload"
+        yield ConfigurationWarning(given.source, given.title, "", reason)
+    if isinstance(given.spec, r.ProxyConfigOfWorkloads):
+        yield ConfigurationWarning(given.source, given.title, "", "has no effect: there is no proxy to start with it")
+    for field, selected in _selectors(given.spec):
+        if why := why_nothing_has(selected):
+            yield ConfigurationWarning(given.source, given.title, field, f"selects nothing: {why}")
     for field in _unsupported(given.spec, "spec"):
         yield ConfigurationWarning(given.source, given.title, field, "has no effect yet")
     if group == gateway_kinds.GROUP:
@@ -38,6 +47,9 @@ def effects_of(given: r.Object) -> Iterator[ConfigurationWarning]:
     if isinstance(given.spec, r.ServiceEntry) and given.spec.resolution == "NONE" and given.spec.workload_selector:
         reason = "has no effect with resolution NONE"
         yield ConfigurationWarning(given.source, given.title, "spec.workloadSelector", reason)
+    if isinstance(given.spec, r.ServiceEntry) and _is_empty(given.spec):
+        reason = "are none, and resolution STATIC looks nothing up: every call is answered 503"
+        yield ConfigurationWarning(given.source, given.title, "spec.endpoints", reason)
     if isinstance(given.spec, r.EnvoyFilter):
         for passed_over in envoy_filters.patches(given.spec)[1]:
             at = f"spec.{passed_over.at}" if passed_over.at else ""
@@ -50,6 +62,17 @@ def effects_of(given: r.Object) -> Iterator[ConfigurationWarning]:
                     yield ConfigurationWarning(
                         given.source, given.title, field, "is missing, so no request is affected"
                     )
+
+
+def _is_empty(spec: r.ServiceEntry) -> bool:
+    return spec.resolution == "STATIC" and not spec.endpoints and spec.workload_selector is None
+
+
+def _selectors(spec: r.Spec) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Selectors whose labels Istio's webhook takes as they come."""
+    kinds = r.PeerAuthentication | r.AuthorizationPolicy | r.RequestAuthentication | r.Telemetry
+    if isinstance(spec, kinds) and spec.selector is not None:
+        yield "spec.selector.matchLabels", spec.selector.match_labels
 
 
 def _pointless(spec: r.DestinationRule) -> Iterator[tuple[str, str]]:

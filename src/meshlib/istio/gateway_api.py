@@ -117,7 +117,9 @@ def _attach(route: r.Object, work: _Work) -> None:
     assert isinstance(spec, Route)
     try:
         rules, resolved = _rules(route, spec, work)
-        check_virtual_service(r.VirtualService(["*"], http=[_with_match(each.rule, each.match) for each in rules]))
+        check_virtual_service(
+            r.VirtualService(["*"], ["any"], http=[_with_match(each.rule, each.match) for each in rules])
+        )
     except (_Unsupported, Refused) as error:
         reason = error.reason if isinstance(error, Refused) else str(error)
         work.problems.append(ConfigurationError(route.source, route.title, "spec.rules", reason))

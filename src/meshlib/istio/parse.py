@@ -23,10 +23,10 @@ from meshlib.istio.checks.services import (
     check_addresses,
     check_gateway,
     check_service_entry,
-    check_sidecar,
-    check_workload_entry,
 )
+from meshlib.istio.checks.sidecars import check_sidecar
 from meshlib.istio.checks.telemetry import check_telemetry
+from meshlib.istio.checks.workloads import check_proxy_config, check_workload_entry, check_workload_group
 from meshlib.istio.decoding import converted, explained, steps, told, with_key, without_nulls
 from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.effects import effects_of
@@ -211,6 +211,10 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
         check_service_entry(spec)
     elif kind == "WorkloadEntry":
         check_workload_entry(spec)
+    elif isinstance(spec, r.WorkloadGroup):
+        check_workload_group(spec)
+    elif isinstance(spec, r.ProxyConfigOfWorkloads):
+        check_proxy_config(spec)
     elif kind == "Sidecar":
         check_sidecar(spec)
     elif isinstance(spec, r.Gateway):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from meshlib.istio import resources as r
 from meshlib.istio.checks.labels import check_labels, check_selector
 from meshlib.istio.checks.limits import check_limits, check_quotas
-from meshlib.istio.checks.parts import HEADER, SUBSET, at_least, check_export, check_head_text, check_host, msgspec_name
+from meshlib.istio.checks.parts import (
+    HEADER,
+    SUBSET,
+    at_least,
+    check_export,
+    check_head_text,
+    check_host,
+    is_address,
+    msgspec_name,
+)
 from meshlib.istio.problems import Refused
 from meshlib.model import SHADOWABLE
 
@@ -37,6 +47,12 @@ def check_destination_rule(spec: r.DestinationRule) -> None:
 
 
 def _check_policy(policy: r.TrafficPolicy, at: str) -> None:
+    if policy == r.TrafficPolicy():
+        raise Refused(at, "says nothing")
+    if policy.tunnel is not None:
+        _check_tunnel(policy.tunnel, f"{at}.tunnel")
+        if policy.proxy_protocol is not None:
+            raise Refused(f"{at}.tunnel", "can't stand beside proxyProtocol")
     _check_blocks(policy, at)
     for index, level in enumerate(policy.port_level_settings):
         _check_blocks(level, f"{at}.portLevelSettings[{index}]")
@@ -71,12 +87,30 @@ def _check_tls(tls: r.ClientTLSSettings, at: str) -> None:
         check_host(tls.sni, f"{at}.sni", wildcard=False)
 
 
+def _check_tunnel(tunnel: Any, at: str) -> None:
+    """Nothing is tunnelled; what Istio would refuse is refused."""
+    if not isinstance(tunnel, dict):
+        raise Refused(at, "must be a mapping")
+    if tunnel.get("protocol", "") not in ("", "CONNECT", "POST"):
+        raise Refused(f"{at}.protocol", f"must be CONNECT or POST: {tunnel['protocol']!r}")
+    host, port = str(tunnel.get("targetHost", "")), tunnel.get("targetPort")
+    if not is_address(host):
+        check_host(host, f"{at}.targetHost", wildcard=False)
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise Refused(f"{at}.targetPort", f"is no port: {port!r}")
+
+
 def check_outlier(outlier: r.OutlierDetection, at: str) -> None:
+    if outlier.consecutive_local_origin_failures and not outlier.split_external_local_origin_errors:
+        field = f"{at}.consecutiveLocalOriginFailures"
+        raise Refused(field, "is counted only with splitExternalLocalOriginErrors: true")
     for name in ("interval", "base_ejection_time"):
         at_least(getattr(outlier, name), 0.001, f"{at}.{msgspec_name(name)}")
 
 
 def check_pool(pool: r.ConnectionPool, at: str) -> None:
+    if pool.http.h2_upgrade_policy == "UPGRADE" and pool.http.use_client_protocol:
+        raise Refused(f"{at}.http.useClientProtocol", "contradicts h2UpgradePolicy: UPGRADE")
     at_least(pool.tcp.connect_timeout, 0.001, f"{at}.tcp.connectTimeout")
     at_least(pool.tcp.max_connection_duration, 0.001, f"{at}.tcp.maxConnectionDuration")
     keepalive = pool.tcp.tcp_keepalive

@@ -23,6 +23,15 @@ def check_labels(labels: Mapping[str, str], at: str) -> None:
             raise Refused(at, f"{value!r} is no value that the label {key} can have")
 
 
+def why_nothing_has(labels: Mapping[str, str]) -> str:
+    """Why no workload can have these labels; "" where one may."""
+    try:
+        check_labels(labels, "")
+    except Refused as refused:
+        return refused.reason
+    return ""
+
+
 def check_selector(selector: r.WorkloadSelector | None) -> None:
     """Raises Refused: what `workloadSelector` names, each a label that may be."""
     if selector is not None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Any
+
+import msgspec
 
 from meshlib.istio import resources as r
+from meshlib.istio.decoding import converted, explained
 from meshlib.istio.problems import Refused
 
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
 SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
+LABEL = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?\Z")
+"""A name of one part, as Istio takes it for ports, gateways and namespaces (IsDNS1123Label, which takes upper case)."""
+UNIX = "unix://"
+PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "MYSQL", "REDIS"})
 HEADER = re.compile(r":?[!#$%&'*+.^_`|~0-9a-zA-Z-]+\Z")
 _NOT_IN_A_HEAD = re.compile(r"[^\t\x20-\x7e]")
 
@@ -30,6 +38,30 @@ def check_export(names: list[str], field: str = "exportTo") -> None:
     for name, told in (("*", "everybody"), ("~", "nobody")):  # validateExportTo, istio/istio pkg/config/validation
         if name in names and len(names) > 1:
             raise Refused(field, f"{name!r} is {told}, so that nothing can stand beside it")
+
+
+def check_port_name(name: str, field: str) -> None:
+    if not LABEL.match(name):
+        raise Refused(field, f"no name of a port: {name!r}; letters, digits and hyphens, at most 63")
+
+
+def check_bind(bind: str, field: str) -> None:
+    """Where a listener would listen: an IP address, or `unix:///path` or `unix://@name`."""
+    if bind.startswith(UNIX):
+        path = bind.removeprefix(UNIX)
+        if not path.startswith(("/", "@")) or path.endswith("/"):
+            raise Refused(field, f"no absolute path of a socket: {bind!r}")
+    elif bind and not is_address(bind):
+        raise Refused(field, f"must be an IP address or unix:///path: {bind!r}")
+
+
+def read(value: Any, shape: Any, field: str) -> Any:
+    """What has no effect is read here, so that what can't be right is refused as elsewhere. Raises Refused."""
+    try:
+        return converted(value, shape)
+    except msgspec.ValidationError as error:
+        at, reason = explained(str(error), "")
+        raise Refused(field + (at if at.startswith("[") or not at else f".{at}"), reason) from None
 
 
 def is_address(host: str) -> bool:

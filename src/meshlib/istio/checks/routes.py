@@ -7,6 +7,9 @@ import binascii
 import re
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.cors import check_cors
+from meshlib.istio.checks.labels import check_labels
+from meshlib.istio.checks.layer4 import check_gateways, check_tcp_routes, check_tls_routes, lies_within
 from meshlib.istio.checks.parts import (
     HEADER,
     check_export,
@@ -52,16 +55,31 @@ def check_virtual_service(spec: r.VirtualService) -> None:
     """Raises Refused, with the field below the spec."""
     if not spec.hosts:
         _check_delegate(spec)
-    for index, host in enumerate(spec.hosts):
-        if not is_address(host):
-            check_host(host, f"hosts[{index}]")
-    if len({host.lower() for host in spec.hosts}) != len(spec.hosts):
-        raise Refused("hosts", "names a host twice")
+    check_gateways(spec.gateways, "gateways")
+    _check_hosts(spec)
     if not spec.http and spec.tls is None and spec.tcp is None:
         raise Refused("http", "is missing: a VirtualService needs http, tls or tcp routes")
     check_export(spec.export_to)
     for index, route in enumerate(spec.http):
         _check_route(route, f"http[{index}]")
+    check_tls_routes(spec)
+    check_tcp_routes(spec)
+
+
+def _check_hosts(spec: r.VirtualService) -> None:
+    in_mesh = not spec.gateways or "mesh" in spec.gateways
+    for index, host in enumerate(spec.hosts):
+        if not is_address(host):
+            check_host(host, f"hosts[{index}]")
+        if in_mesh and host == "*":
+            reason = "* would take every call of the mesh; it is for gateways, without mesh among them"
+            raise Refused(f"hosts[{index}]", reason)
+    if len({host.lower() for host in spec.hosts}) != len(spec.hosts):
+        raise Refused("hosts", "names a host twice")
+    for index, host in enumerate(spec.hosts):
+        for other in spec.hosts[index + 1 :]:
+            if lies_within(host, other) or lies_within(other, host):
+                raise Refused("hosts", f"{host} and {other} are the same hosts in part")
 
 
 def _check_delegate(spec: r.VirtualService) -> None:
@@ -148,6 +166,8 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
         _check_rewrite(route.rewrite, f"{at}.rewrite")
     if route.timeout is not None and 0 < route.timeout.seconds < 0.001:
         raise Refused(f"{at}.timeout", "must be at least 1ms")
+    if route.cors_policy is not None:
+        check_cors(route.cors_policy, f"{at}.corsPolicy")
     if route.retries is not None:
         check_retries(route.retries, f"{at}.retries")
     if route.fault is not None:
@@ -162,6 +182,8 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
 
 
 def _check_match(match: r.HTTPMatchRequest, at: str) -> None:
+    check_gateways(match.gateways, f"{at}.gateways")
+    check_labels(match.source_labels, f"{at}.sourceLabels")
     for name, given in (
         ("uri", match.uri),
         ("scheme", match.scheme),

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.parts import at_least
 from meshlib.istio.problems import Refused
 
 KEYS = frozenset(
@@ -59,6 +60,8 @@ def check_selector(selector: r.WorkloadSelector) -> None:
     for key, value in selector.match_labels.items():
         if not key or "*" in key or "*" in value:
             raise Refused("selector.matchLabels", "may hold no empty key and no wildcard")
+        if len(value) > 63:
+            raise Refused("selector.matchLabels", f"{value!r} is longer than the 63 characters that a label may have")
 
 
 def _policy(spec: r.AuthorizationPolicy) -> None:
@@ -164,6 +167,7 @@ def _jwt(rule: r.JwtRule, at: str) -> None:
         raise Refused(f"{at}.jwks", "is given beside jwksUri: only one of them may be")
     if rule.jwks_uri and urlsplit(rule.jwks_uri).scheme not in ("http", "https"):
         raise Refused(f"{at}.jwksUri", f"is no http or https URL: {rule.jwks_uri!r}")
+    at_least(rule.timeout, 0.001, f"{at}.timeout")
     if rule.jwks:
         try:
             found = json.loads(rule.jwks)

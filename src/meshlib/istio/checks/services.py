@@ -1,4 +1,4 @@
-"""What must hold in ServiceEntry, WorkloadEntry, Sidecar, Gateway and endpoints that their shapes can't say?"""
+"""What must hold in ServiceEntry, Gateway and endpoints that their shapes can't say?"""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshlib.istio import resources as r
-from meshlib.istio.checks.labels import check_labels, check_selector
-from meshlib.istio.checks.parts import check_export, check_host, is_address, is_network, msgspec_name
+from meshlib.istio.checks.labels import check_labels
+from meshlib.istio.checks.parts import (
+    PROTOCOLS,
+    UNIX,
+    check_bind,
+    check_export,
+    check_host,
+    check_port_name,
+    is_address,
+    is_network,
+    msgspec_name,
+)
 from meshlib.istio.problems import Refused
 
-_PROTOCOLS = frozenset({"HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "MYSQL", "REDIS"})
+_TOLD_BY_HOST = frozenset({"HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "TLS"})
 
 
 def check_addresses(spec: r.Pod | r.Endpoints | r.EndpointSlice) -> None:
@@ -45,6 +55,8 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
     for index, address in enumerate(spec.addresses):
         if not is_address(address.partition("/")[0]) or not is_network(address):
             raise Refused(f"addresses[{index}]", f"must be an IP address or a CIDR: {address!r}")
+        if "/" in address and spec.resolution not in ("NONE", "STATIC"):
+            raise Refused(f"addresses[{index}]", f"a CIDR goes with resolution NONE and STATIC only: {address!r}")
     if not spec.ports:
         raise Refused("ports", "is missing")
     for kind in ("number", "name"):
@@ -57,8 +69,12 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
                 raise Refused(f"ports[{index}].{kind}", f"{value!r} is there twice")
             seen.add(value)
     for index, port in enumerate(spec.ports):
-        if port.protocol.upper() not in _PROTOCOLS:
+        check_port_name(port.name, f"ports[{index}].name")
+        if port.protocol and port.protocol.upper() not in PROTOCOLS:
             raise Refused(f"ports[{index}].protocol", f"unknown protocol {port.protocol!r}")
+        by_name = spec.resolution == "NONE" or port.protocol.upper() in _TOLD_BY_HOST
+        if len(spec.hosts) > 1 and not by_name:
+            raise Refused(f"ports[{index}].protocol", "several hosts need HTTP or TLS, which name theirs")
     check_export(spec.export_to)
     for index, name in enumerate(spec.subject_alt_names):
         if not name or "*" in name:
@@ -81,6 +97,9 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
             raise Refused(f"{at}.address", "is missing")
         if spec.resolution == "STATIC" and not is_address(endpoint.address):
             raise Refused(f"{at}.address", f"must be an IP address with resolution STATIC: {endpoint.address!r}")
+        if not is_address(endpoint.address):
+            check_host(endpoint.address, f"{at}.address", wildcard=False)
+        check_labels(endpoint.labels, f"{at}.labels")
         for port_name in endpoint.ports:
             if port_name not in names:
                 raise Refused(f"{at}.ports.{port_name}", "names no port of this ServiceEntry")
@@ -91,39 +110,21 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
             raise Refused("endpoints", "at most one with resolution DNS_ROUND_ROBIN")
 
 
-def check_workload_entry(spec: r.WorkloadEntry) -> None:
-    check_labels(spec.labels, "labels")
-    if not spec.address:
-        raise Refused("address", "is missing")
-    if not is_address(spec.address):
-        check_host(spec.address, "address", wildcard=False)
-
-
-def check_sidecar(spec: r.Sidecar) -> None:
-    check_selector(spec.workload_selector)
-    for index, listener in enumerate(spec.egress):
-        at = f"egress[{index}]"
-        if not listener.hosts:
-            raise Refused(f"{at}.hosts", "is missing")
-        if listener.port is None and index < len(spec.egress) - 1:
-            raise Refused(f"{at}.port", "is missing: only the last listener may be for every port")
-        for number, host in enumerate(listener.hosts):
-            namespace, slash, name = host.rpartition("/")
-            if not slash:
-                raise Refused(f"{at}.hosts[{number}]", f"must be namespace/host, as in ./*: {host!r}")
-            if namespace not in (".", "*", "~") and not r.NAMESPACE.match(namespace):
-                raise Refused(
-                    f"{at}.hosts[{number}]", f"must be a namespace, '.', '*' or '~' before the slash: {host!r}"
-                )
-            check_host(name, f"{at}.hosts[{number}]")
-
-
 def check_gateway(spec: r.Gateway) -> None:
     check_labels(spec.selector, "selector")
     if not spec.servers:
         raise Refused("servers", "is missing")
+    names: set[str] = set()
     for index, server in enumerate(spec.servers):
         at = f"servers[{index}]"
+        if not server.port.name:
+            raise Refused(f"{at}.port.name", "is missing")
+        if server.port.name in names:
+            raise Refused(f"{at}.port.name", f"{server.port.name!r} is there twice")
+        names.add(server.port.name)
+        check_bind(server.bind, f"{at}.bind")
+        if server.bind.startswith(UNIX):
+            raise Refused(f"{at}.bind", "a socket has no port, and servers have one here: name an IP address")
         if not server.hosts:
             raise Refused(f"{at}.hosts", "is missing")
         for number, host in enumerate(server.hosts):

@@ -44,6 +44,9 @@ def check_telemetry(spec: r.Telemetry) -> None:
         raise Refused("selector.labels", "there is no such field; there is matchLabels")
     if spec.selector is not None and (spec.target_ref is not None or spec.target_refs):
         raise Refused("targetRefs", "is given beside selector: only one of them may be")
+    _check_providers("tracing", [each.providers for each in spec.tracing])
+    _check_providers("metrics", [each.providers for each in spec.metrics])
+    _check_providers("accessLogging", [each.providers for each in spec.access_logging])
     for index, tracing in enumerate(spec.tracing):
         for name, tag in tracing.custom_tags.items():
             given = [each for each in (tag.literal, tag.header, tag.environment, tag.formatter) if each is not None]
@@ -62,6 +65,13 @@ def check_telemetry(spec: r.Telemetry) -> None:
     for index, logging in enumerate(spec.access_logging):
         if logging.filter is not None and not logging.filter.expression.strip():
             raise Refused(f"accessLogging[{index}].filter.expression", "is empty")
+
+
+def _check_providers(field: str, given: list[list[r.ProviderRef]]) -> None:
+    for index, providers in enumerate(given):
+        for number, provider in enumerate(providers):
+            if not provider.name:
+                raise Refused(f"{field}[{index}].providers[{number}].name", "is empty")
 
 
 def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:

@@ -142,6 +142,19 @@ class Delegate(IstioStruct, frozen=True):
     namespace: str = ""
 
 
+class CorsPolicy(IstioStruct, frozen=True):
+    """Read to be checked: nothing answers a browser yet. allow_origin: the old form of allow_origins."""
+
+    allow_origin: list[str] = []
+    allow_origins: list[StringMatch] = []
+    allow_methods: list[str] = []
+    allow_headers: list[str] = []
+    expose_headers: list[str] = []
+    max_age: Duration | None = None
+    allow_credentials: bool | None = None
+    unmatched_preflights: Literal["UNSPECIFIED", "FORWARD", "IGNORE"] = "UNSPECIFIED"
+
+
 class HTTPRoute(IstioStruct, frozen=True):
     name: str = ""
     match: list[HTTPMatchRequest] = []
@@ -159,6 +172,43 @@ class HTTPRoute(IstioStruct, frozen=True):
     headers: Headers = Headers()
     cors_policy: Unsupported = None
     delegate: Delegate | None = None
+
+
+class RouteDestination(IstioStruct, frozen=True):
+    destination: Destination
+    weight: Count = 0
+
+
+class L4MatchAttributes(IstioStruct, frozen=True):
+    destination_subnets: list[str] = []
+    port: Port | None = None
+    source_subnet: str = ""
+    source_labels: Labels = {}
+    source_namespace: str = ""
+    gateways: list[str] = []
+
+
+class TLSMatchAttributes(IstioStruct, frozen=True):
+    sni_hosts: list[str] = []
+    destination_subnets: list[str] = []
+    port: Port | None = None
+    source_labels: Labels = {}
+    source_namespace: str = ""
+    gateways: list[str] = []
+
+
+class TLSRoute(IstioStruct, frozen=True):
+    """Read to be checked; nothing is routed by it."""
+
+    match: list[TLSMatchAttributes] = []
+    route: list[RouteDestination] = []
+
+
+class TCPRoute(IstioStruct, frozen=True):
+    """Read to be checked; nothing is routed by it."""
+
+    match: list[L4MatchAttributes] = []
+    route: list[RouteDestination] = []
 
 
 class VirtualService(IstioStruct, frozen=True):
@@ -359,6 +409,72 @@ class WorkloadEntry(IstioStruct, frozen=True):
     service_account: str = ""
 
 
+class ProbeHeader(IstioStruct, frozen=True):
+    name: str
+    value: str = ""
+
+
+class HttpProbe(IstioStruct, frozen=True):
+    port: Port
+    path: str = ""
+    host: str = ""
+    scheme: Literal["", "HTTP", "HTTPS"] = ""
+    http_headers: list[ProbeHeader] = []
+
+
+class TcpProbe(IstioStruct, frozen=True):
+    port: Port
+    host: str = ""
+
+
+class ExecProbe(IstioStruct, frozen=True):
+    command: list[str] = []
+
+
+class GrpcProbe(IstioStruct, frozen=True):
+    port: Port | None = None
+    service: str = ""
+
+
+class ReadinessProbe(IstioStruct, frozen=True):
+    initial_delay_seconds: Count = 0
+    timeout_seconds: Count = 0
+    period_seconds: Count = 0
+    success_threshold: Count = 0
+    failure_threshold: Count = 0
+    http_get: HttpProbe | None = None
+    tcp_socket: TcpProbe | None = None
+    exec: ExecProbe | None = None
+    grpc: GrpcProbe | None = None
+
+
+class WorkloadGroupMetadata(IstioStruct, frozen=True):
+    labels: Labels = {}
+    annotations: Labels = {}
+
+
+class WorkloadGroup(IstioStruct, frozen=True):
+    """What Istio's control plane makes WorkloadEntry objects of when a sidecar of a virtual machine registers itself.
+    Nothing does so here: read to be checked."""
+
+    template: WorkloadEntry
+    metadata: WorkloadGroupMetadata | None = None
+    probe: ReadinessProbe | None = None
+
+
+class ProxyImage(IstioStruct, frozen=True):
+    image_type: str = ""
+
+
+class ProxyConfigOfWorkloads(IstioStruct, frozen=True):
+    """The kind ProxyConfig: what a sidecar is started with. There are none: read to be checked."""
+
+    selector: WorkloadSelector | None = None
+    concurrency: Count | None = None
+    environment_variables: Labels = {}
+    image: ProxyImage | None = None
+
+
 class ServiceEntry(IstioStruct, frozen=True):
     hosts: list[str]
     ports: list[ServiceEntryPort] = []
@@ -431,6 +547,17 @@ class ServerTLSSettings(IstioStruct, frozen=True):
     ca_cert_credential_name: Unsupported = None
     ca_crl: Unsupported = None
     insecure_skip_verify: Unsupported = None
+
+
+class SidecarIngress(IstioStruct, frozen=True):
+    """Read to be checked: a process listens where it listens."""
+
+    port: SidecarPort
+    bind: str = ""
+    capture_mode: Unsupported = None
+    default_endpoint: str = ""
+    tls: ServerTLSSettings | None = None
+    connection_pool: ConnectionPool | None = None
 
 
 class Server(IstioStruct, frozen=True):

@@ -30,10 +30,12 @@ from meshlib.istio.resources.networking import (
     DestinationRule,
     EnvoyFilter,
     Gateway,
+    ProxyConfigOfWorkloads,
     ServiceEntry,
     Sidecar,
     VirtualService,
     WorkloadEntry,
+    WorkloadGroup,
 )
 from meshlib.istio.resources.own import BackendTrafficPolicy, RateLimitPolicy
 from meshlib.istio.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
@@ -91,6 +93,8 @@ Spec = (
     | DestinationRule
     | ServiceEntry
     | WorkloadEntry
+    | WorkloadGroup
+    | ProxyConfigOfWorkloads
     | Sidecar
     | Gateway
     | BackendTrafficPolicy
@@ -131,6 +135,8 @@ SHAPES: Mapping[str, KindShape] = {
     "DestinationRule": KindShape(DestinationRule, NETWORKING, ISTIO_VERSIONS),
     "ServiceEntry": KindShape(ServiceEntry, NETWORKING, ISTIO_VERSIONS),
     "WorkloadEntry": KindShape(WorkloadEntry, NETWORKING, ISTIO_VERSIONS),
+    "WorkloadGroup": KindShape(WorkloadGroup, NETWORKING, ISTIO_VERSIONS),
+    "ProxyConfig": KindShape(ProxyConfigOfWorkloads, NETWORKING, ("v1beta1",)),
     "Sidecar": KindShape(Sidecar, NETWORKING, ISTIO_VERSIONS),
     "Gateway": KindShape(Gateway, NETWORKING, ISTIO_VERSIONS),
     "BackendTrafficPolicy": KindShape(BackendTrafficPolicy, OWN, OWN_VERSIONS),

@@ -5,7 +5,7 @@ Source: istio.io/api, security/v1.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ class MutualTls(IstioStruct, frozen=True):
 class PeerAuthentication(IstioStruct, frozen=True):
     selector: WorkloadSelector | None = None
     mtls: MutualTls | None = None
-    port_level_mtls: dict[str, MutualTls] = {}
+    port_level_mtls: Annotated[dict[str, MutualTls], msgspec.Meta(min_length=1)] = {}
 
 
 class Source(IstioStruct, frozen=True):
