@@ -3,6 +3,7 @@ blocking calls, futures and asyncio."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,6 +174,18 @@ def test_a_spent_budget_ends_the_tries(name: str, open_face: Open, here: Mesh, p
     for number, arity in enumerate(arities, 1):
         assert raised(arity, b"status UNAVAILABLE").code() is grpc.StatusCode.UNAVAILABLE
         assert len(peer.requests) == number
+
+
+@every_channel
+def test_what_is_tried_again_is_the_routes_word_alone(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+    """Not that of a service config, which a program may bring along: two layers of three tries would make nine."""
+    publish(here, service(TARGET, [peer.address]))
+    policy = {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1}
+    policy["retryableStatusCodes"] = ["UNAVAILABLE"]
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    call = open_face(name, options=(("grpc.service_config", config),))
+    assert raised(call.unary, b"status UNAVAILABLE").code() is grpc.StatusCode.UNAVAILABLE
+    assert peer.requests == [b"status UNAVAILABLE"]
 
 
 @every_face

@@ -2,7 +2,8 @@
 
 gRPC's own name resolution and balancing are off in them: each is one address. Of its retries those stay that no policy
 asks for (gRFC A6, transparent retries): of calls that a server has turned away by its GOAWAY without a look at them,
-and of those that never left this process. Only gRPC knows for certain which these are. The rules:
+and of those that never left this process. Only gRPC knows for certain which these are. What a service config of the
+user's says of retries and hedges is left out: that is the route's word. The rules:
 - `use_local_subchannel_pool`: two clusters at one address share no connection, since limits and TLS are per cluster.
 - One that is no longer wanted (its endpoint is gone, its certificate was replaced, it has served long enough) takes no
   new call, and is closed once its last has ended: make before break.
@@ -12,6 +13,7 @@ and of those that never left this process. Only gRPC knows for certain which the
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import time
@@ -160,10 +162,11 @@ class SubChannels:
         if cluster.type is ClusterType.ORIGINAL_DST and key[1] == key[2]:
             told = (*self._options, *ours)  # where the target itself leads: as without a mesh
         else:
+            options = _without_retries(self._options)
             ours += (*_of_the_cluster(cluster), *self._names(key[2], how))
             is_own = how is not None and how.credentials is self._own
             verified: Options = () if how is None else ((_VERIFIED, how.target_name),)
-            told = (*self._options, *verified, *ours) if is_own else (*verified, *self._options, *ours)
+            told = (*options, *verified, *ours) if is_own else (*verified, *options, *ours)
         channel = self._make(_target(key[1]), told, None if how is None else how.credentials)
         return SubChannel(key, channel, cluster, None if how is None else how.version, now)
 
@@ -209,6 +212,23 @@ class SubChannels:
 
     def __repr__(self) -> str:
         return f"<SubChannels {len(self._open)} open, {len(self._retired)} draining>"
+
+
+def _without_retries(options: Options) -> Options:
+    return tuple(
+        (name, _without_policies(value) if name == "grpc.service_config" else value) for name, value in options
+    )
+
+
+def _without_policies(text: Any) -> Any:
+    try:
+        config = json.loads(text)
+        for method in config.get("methodConfig", ()):
+            method.pop("retryPolicy", None)
+            method.pop("hedgingPolicy", None)
+    except (ValueError, TypeError, AttributeError):
+        return text  # gRPC says what is wrong with it
+    return json.dumps(config)
 
 
 def _of_the_cluster(cluster: Cluster) -> Options:
