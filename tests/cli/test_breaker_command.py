@@ -61,6 +61,18 @@ def test_what_a_policy_says_besides_stays() -> None:
     assert (again.forced, "forced" in again.release, "failureRate: 50" in again.release) == ("OPEN", False, True)
 
 
+def test_a_policy_of_the_same_name_for_something_else_is_not_replaced() -> None:
+    """What is applied replaces an object whole: one of a subset, or of another service, is left alone."""
+    for spec in (
+        "{host: ratings, breaker: {failureRate: 50}}",
+        "{host: reviews, subset: v1, breaker: {failureRate: 50}}",
+    ):
+        other = POLICY.replace("careful", "reviews").replace("{host: reviews, breaker: {failureRate: 50}}", spec)
+        found = breaker_of("reviews", "default", is_reviews, parse_text(other, "file.yaml").objects, ())
+        (opened,) = parse_text(found.open, "x").objects
+        assert (found.name, opened.name, found.before) == ("reviews-breaker", "reviews-breaker", "")
+
+
 def test_what_callers_tell_is_summed_up() -> None:
     """Their circuits by state; whom they leave alone; and the marks of the graph."""
     told = {"cluster": CLUSTER, "istio.workload": "productpage-v1", "service.namespace": "default"}

@@ -7,7 +7,7 @@ What processes tell is a minute old at most. An object is written whole, as it w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -67,6 +67,8 @@ def breaker_of(
     for gauge, told, value in states:
         if gauge == "meshlib_breaker_open" and is_of_service(_host_of(told), namespace) and value in _STATES:
             counts[_STATES[value]] = counts.get(_STATES[value], 0) + 1
+    if found is None:
+        name = _free(name, {each.name for each in objects if each.kind == KIND and each.namespace == namespace})
     return BreakerDetail(
         found.name if found is not None else name,
         forced,
@@ -104,6 +106,12 @@ def _host_of(told: Mapping[str, str]) -> str:
     """`outbound|9080|v1|reviews.default.svc.cluster.local` -> the last part."""
     parts = told.get("cluster", "").split("|")
     return parts[3] if len(parts) == 4 else ""
+
+
+def _free(name: str, taken: Set[str]) -> str:
+    """What is applied replaces what bears the same name, which may be of a subset, or of another service."""
+    names = (name, *(f"{name}-breaker{number or ''}" for number in range(len(taken))))
+    return next(each for each in names if each not in taken)
 
 
 def _written(found: Object | None, name: str, namespace: str, forced: str | None) -> str:
