@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from meshlib.controlplane.graph import graph
 from meshlib.controlplane.otlp import Receiver
@@ -145,3 +146,16 @@ def test_what_is_no_message_is_told_so(body: bytes) -> None:
     """And nothing is remembered of it."""
     with pytest.raises(ValueError, match="no ExportMetricsServiceRequest"):
         Receiver(TelemetryStore()).metrics(body)
+
+
+def test_what_is_kept_of_one_span_is_bounded() -> None:
+    """Whoever pushes may have no good will: a thousand attributes, names without end, ids that are none."""
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 5000, span_id=b"s" * 5000)
+    for number in range(1000):
+        span.attributes.add(key=f"{number}-{'x' * 5000}").value.string_value = "y" * 5000
+    store = TelemetryStore()
+    Receiver(store, lambda: NOW).traces(request.SerializeToString())
+    (found,) = store.spans(0.0)
+    assert (len(found.trace_id), len(found.span_id), len(found.attributes)) == (32, 16, 128)
+    assert all(len(name) <= 1024 and len(value) <= 1024 for name, value in found.attributes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -99,6 +99,8 @@ class LogRoutes:
         seconds = number(query["seconds"] or "600", 86400, "seconds")
         limit = round(number(query["limit"] or "100", MOST, "limit"))
         wanted, sees = _wanted(query), admission_of(request).powers.sees
+        if wanted.name and not wanted.namespace:
+            wanted = replace(wanted, namespace="default")
         workloads = wanted.workloads(self._view.endpoints())
 
         def fits(line: api.LogLine) -> bool:

@@ -13,6 +13,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -43,6 +44,9 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes, unpacked."""
 PROTOBUF = "application/x-protobuf"
 _MAX_VALUE = 1024
+"""Characters of a name, or of a value."""
+_MAX_ATTRIBUTES = 128
+"""Of one resource, span or line: OpenTelemetry's own limit (OTEL_ATTRIBUTE_COUNT_LIMIT)."""
 _KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
 _HISTOGRAMS = {
     "istio_request_duration_milliseconds": "milliseconds",
@@ -160,8 +164,8 @@ class Receiver:
                             record.severity_text[:16],
                             str(record.body.string_value),
                             _texts(record.attributes),
-                            record.trace_id.hex(),
-                            record.span_id.hex(),
+                            record.trace_id[:16].hex(),
+                            record.span_id[:8].hex(),
                         )
                     )
         self._logs.add(found)
@@ -281,7 +285,7 @@ def _parsed(kind: Any, body: bytes) -> Any:
 
 
 def _texts(attributes: Iterable[Any]) -> dict[str, str]:
-    return {each.key: _text(each.value) for each in attributes}
+    return {each.key[:_MAX_VALUE]: _text(each.value) for each in islice(attributes, _MAX_ATTRIBUTES)}
 
 
 def _text(value: Any) -> str:
@@ -329,9 +333,9 @@ def _span(message: Any, service: str, resource: dict[str, str]) -> Span:
         if name in resource:
             attributes.setdefault(name, resource[name])
     return Span(
-        message.trace_id.hex(),
-        message.span_id.hex(),
-        message.parent_span_id.hex(),
+        message.trace_id[:16].hex(),
+        message.span_id[:8].hex(),
+        message.parent_span_id[:8].hex(),
         service,
         message.name[:_MAX_VALUE],
         _KINDS[message.kind] if message.kind < len(_KINDS) else "internal",

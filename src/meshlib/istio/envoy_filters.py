@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.parts import check_regex
 from meshlib.istio.problems import Refused
 from meshlib.model import HeaderMatch, LimitAnswer, LimitKey, StringMatch
 
@@ -606,19 +607,8 @@ def _string(value: Any, at: str) -> StringMatch:
         regex = _Fields(given.taken("safe_regex"), f"{at}.safe_regex")
         found = StringMatch("regex", regex.take("regex", _text, ""))
         regex.done("google_re2")
-        _check_regex(found.value, f"{at}.safe_regex.regex")
+        check_regex(found.value, f"{at}.safe_regex.regex")
     given.done()
     if found.kind == "present":
         raise Refused(at, "needs one of exact, prefix, suffix, contains and safe_regex")
     return found
-
-
-def _check_regex(pattern: str, at: str) -> None:
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        re2.compile(pattern, options)
-    except re2.error as error:
-        raise Refused(at, f"is no RE2 expression: {error}") from None
