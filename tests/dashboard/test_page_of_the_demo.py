@@ -15,6 +15,7 @@ import pytest
 from pictured_town import CHROMIUM, FLAGS
 
 from e2e.test_demo import Demo
+from promises import within
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -65,13 +66,13 @@ def eventually(page: Any, holds: Callable[[], bool], what: Callable[[], str], se
 def test_the_first_request_shows_at_once(demo: Demo, page: Any) -> None:
     """The promise is two seconds; a machine that runs other tests beside it gets more."""
     with demo.browser() as browser:
+        gateway, productpage = "istio-system/istio-ingressgateway", "default/productpage"
+        eventually(page, lambda: rate(page, gateway, productpage) > 0, lambda: "the demo's own request is not drawn")
+        page.wait_for_function("document.querySelectorAll('g.edge').length >= 7")
+        before = rate(page, gateway, productpage)
         browser.get("/productpage")
-        eventually(
-            page,
-            lambda: rate(page, "istio-system/istio-ingressgateway", "default/productpage") > 0,
-            lambda: "the first request is not drawn",
-            20,
-        )
+        took = eventually(page, lambda: rate(page, gateway, productpage) > before, lambda: "the request is not drawn")
+    assert took < within(2)
 
 
 def test_edges_bear_what_was_sent_within_a_tenth(demo: Demo, page: Any) -> None:
@@ -122,6 +123,18 @@ def test_the_slider_changes_the_split_that_is_then_measured(demo: Demo, page: An
         eventually(
             page, lambda: Counter(version() for _ in range(6)) == {"reviews-v3": 6}, lambda: "the split did not change"
         )
+        page.goto(page.url.replace("seconds=60", "seconds=10"))
+
+        def measured() -> list[float]:
+            return [rate(page, "default/reviews", f"default/reviews-v{number}") for number in (1, 2, 3)]
+
+        def is_shifted() -> bool:
+            browser.get("/productpage")
+            one, two, three = measured()
+            return one == two == 0 < three
+
+        eventually(page, is_shifted, lambda: f"{measured()} to the three versions")
+        page.goto(page.url.replace("seconds=10", "seconds=60"))
     page.keyboard.press("Escape")
 
 
@@ -142,7 +155,7 @@ def test_a_service_that_stands_still_turns_red(demo: Demo, page: Any) -> None:
     try:
         for caller in callers:
             caller.start()
-        eventually(
+        took = eventually(
             page,
             lambda: any(
                 rate(page, "default/productpage-v1", target, "data-err") >= 0.1
@@ -150,6 +163,7 @@ def test_a_service_that_stands_still_turns_red(demo: Demo, page: Any) -> None:
             ),
             lambda: "no edge to reviews has failed",
         )
+        assert took < within(10)
         assert page.locator("g.edge.failure").count() > 0
     finally:
         os.kill(stopped, signal.SIGCONT)

@@ -116,6 +116,13 @@ def test_tags_come_from_three_places() -> None:
     )
 
 
+def test_the_context_of_traces_can_be_kept() -> None:
+    """Of calls that the workload makes; what is nearer may give it free again."""
+    kept = telemetry("tracing: [{disableContextPropagation: true}]", "istio-system")
+    assert not reporting(kept).client.context
+    assert reporting(kept, telemetry("tracing: [{disableContextPropagation: false}]")).client.context
+
+
 def test_a_gateway_is_told_too() -> None:
     """By its listeners, since nobody calls it through an inbound one."""
     gateway = """apiVersion: networking.istio.io/v1

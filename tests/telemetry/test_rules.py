@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from inbound.inbound_servers import uvicorn_server
 from meshlib.mesh import Mesh
 from meshlib.model import Inbound, NewLabel, Reporting, Snapshot, SpanTag, Told
+from meshlib.policy.propagation import Intake, current
 from meshlib.telemetry.otlp import Deltas
 from meshlib.telemetry.recorder import LABELS, Recorder, with_new
 from meshlib.telemetry.tracing import Ended
@@ -74,6 +76,40 @@ def test_sampling_and_tags_follow_the_configuration(monkeypatch: pytest.MonkeyPa
             publish(client, with_rules(reviews, rules))
             http.get("http://reviews:9080/200")
             assert spans_of(client) == []
+
+
+@pytest.mark.parametrize("sampling", [0, 1_000_000])
+def test_a_trace_can_be_kept_from_who_is_called(sampling: int) -> None:
+    """Whether or not it leaves spans here; neither what was brought nor what the caller wrote goes along. The request's
+    id does."""
+    seen: list[dict[bytes, bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        seen.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    trace = f"00-{'1' * 32}-{'2' * 16}-01"
+    brought = Intake().take_up([(b"traceparent", trace.encode()), (b"x-request-id", b"7")], time.monotonic, None)
+    with (
+        uvicorn_server(app) as url,
+        mesh(service="productpage", trace_sampling=0.0, **PUSHED) as client,
+        client.Client() as http,
+    ):
+        reviews = service("reviews:9080", [("127.0.0.1", httpx.URL(url).port or 0)])
+        for context in (True, False):
+            publish(client, with_rules(reviews, Told(sampling=sampling, context=context)))
+            http.get("http://reviews:9080/", headers={"b3": f"{'1' * 32}-{'2' * 16}-1"} if sampling else {})
+            token = current.set(brought)
+            http.get("http://reviews:9080/")
+            current.reset(token)
+        spans = len(spans_of(client))
+    told = [{name for name in each if name in (b"traceparent", b"b3")} for each in seen]
+    assert told == [{b"traceparent", b"b3"} if sampling else set(), {b"traceparent"}, set(), set()]
+    assert [each.get(b"x-request-id") for each in (seen[1], seen[3])] == [b"7", b"7"]
+    assert spans == (4 if sampling else 2)
 
 
 def test_the_log_begins_and_ends_by_the_configuration(caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ def _chosen(known: Sequence[r.Object], settings: MeshSettings, node: Node, servi
 
 def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
     sampling: float | None = None
-    spans, tags = True, {}
+    spans, context, tags = True, True, {}
     access_log: bool | None = None
     log_filter = ""
     off: set[str] = set()
@@ -68,6 +68,8 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
                 sampling = tracing.random_sampling_percentage
             if tracing.disable_span_reporting is not None:
                 spans = not tracing.disable_span_reporting
+            if tracing.disable_context_propagation is not None:
+                context = not tracing.disable_context_propagation
             if tracing.custom_tags:
                 tags = {name: _tag(name, tag) for name, tag in sorted(tracing.custom_tags.items())}
         logging = [each for each in spec.access_logging if _concerns(each.match, side)]
@@ -96,6 +98,7 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
         tuple(sorted(off)),
         tuple(sorted(bare)),
         new_labels=tuple(NewLabel(name, value) for name, value in sorted(made.items())),
+        context=context,
     )
 
 

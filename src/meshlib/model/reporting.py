@@ -34,6 +34,7 @@ class Told:
     no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without. new_labels:
     those that are made. all_traces:
     whatever the sampling here, or of who calls, every call leaves its spans: somebody looks at them as they happen.
+    context: whether who is called is told of the trace.
     """
 
     sampling: int | None = None
@@ -45,6 +46,7 @@ class Told:
     no_labels: tuple[str, ...] = ()
     all_traces: bool = False
     new_labels: tuple[NewLabel, ...] = ()
+    context: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,10 @@ _FORMATS: tuple[dict[bytes, re.Pattern[bytes]], ...] = (
     {b"grpc-trace-bin": _VISIBLE},
     {b"sw8": re.compile(rb"[\x21-\x7e]{1,2048}")},
 )
+TRACE_CONTEXT = tuple(
+    name.decode("ascii") for names in _FORMATS for name in names if name not in (REQUEST_ID, b"baggage")
+)
+"""What tells whoever is called of a trace; baggage and the request's id are the application's as well."""
 _PATTERNS = {name: pattern for names in _FORMATS for name, pattern in names.items()}
 _FORMAT_OF = {name: frozenset(names) for names in _FORMATS for name in names}
 _FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*[\x21-\x7e\x80-\xff])?")  # RFC 9110, 5.5

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshlib.model import AS_SET, HeaderOperations, HeaderView, Request, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
-from meshlib.policy.propagation import Carried
+from meshlib.policy.propagation import TRACE_CONTEXT, Carried
 from meshlib.state import forks
 from meshlib.telemetry.labels import UNKNOWN, Described, is_grpc, of_endpoint, peer_of
 from meshlib.telemetry.scrub import scrubbed
@@ -100,9 +100,12 @@ class Tracer:
 
     def attempt_began(self, call: Call, attempt: Attempt) -> HeaderOperations | None:
         operations = self._inner.attempt_began(call, attempt)
+        if call.mark is not None:
+            attempt.mark = self._id(64)
+        if not self.rules.client.context:
+            return HeaderOperations(() if operations is None else operations.set, remove=TRACE_CONTEXT)
         if call.mark is None or call.request is None:
             return operations
-        attempt.mark = self._id(64)
         told = [("traceparent", f"00-{call.mark.trace_id}-{attempt.mark}-01")]
         headers = call.request.headers
         if headers.get("b3") is not None:

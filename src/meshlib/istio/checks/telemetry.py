@@ -86,7 +86,8 @@ def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
     for index, tracing in enumerate(spec.tracing):
         for name, tag in tracing.custom_tags.items():
             if tag.formatter is not None:
-                yield warn(f"tracing[{index}].customTags.{name}.formatter", "has no effect yet")
+                reason = "has no effect: no Envoy evaluates its command operators"
+                yield warn(f"tracing[{index}].customTags.{name}.formatter", reason)
     for index, metrics in enumerate(spec.metrics):
         for number, override in enumerate(metrics.overrides):
             at = f"metrics[{index}].overrides[{number}]"

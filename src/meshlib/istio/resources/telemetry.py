@@ -46,7 +46,7 @@ class Tracing(IstioStruct, frozen=True):
     custom_tags: dict[str, CustomTag] = {}
     enable_istio_tags: bool | None = None
     use_request_id_for_trace_sampling: bool | None = None
-    disable_context_propagation: Unsupported = None
+    disable_context_propagation: bool | None = None
 
 
 class MetricSelector(IstioStruct, frozen=True):
