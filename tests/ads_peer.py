@@ -22,7 +22,7 @@ from meshlib.xds.resource_types import PUSH_ORDER
 from meshlib.xds.session import name_of
 
 Value = Listener | RouteConfiguration | Cluster | LoadAssignment
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 @dataclass

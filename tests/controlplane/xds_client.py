@@ -29,7 +29,7 @@ SERVICES: Mapping[str, tuple[Any, str]] = {
     "CDS": (ClusterDiscoveryServiceStub, "Clusters"),
     "EDS": (EndpointDiscoveryServiceStub, "Endpoints"),
 }
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def type_url(kind: str) -> str:

@@ -28,7 +28,7 @@ from meshlib.model import (
     Workload,
 )
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def node(identity: str = "sidecar~127.0.0.1~a-1.default~default.svc.cluster.local", **fields: Any) -> Node:

@@ -15,7 +15,7 @@ from peers import Answer, Peer, Received, plain
 from snapshots import forward, mesh, publish, route, service, snapshot
 
 URL = "http://reviews:9080/reviews/0"
-WAIT = 5.0
+WAIT = 15.0
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from peers import Peer
 from snapshots import Addresses, mesh, publish, service, snapshot
 
 URL = "http://reviews:9080/reviews/0"
-WAIT = 10.0
+WAIT = 30.0
 SPEAKING = ("httpx", "httpx-async", "httpx-aiohttp", "httpx2")
 NO_RETRY = RetryPolicy(attempts=0)
 QUICK = {"base_interval": 0.001, "max_interval": 0.001}

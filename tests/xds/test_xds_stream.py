@@ -27,7 +27,7 @@ NODE = Node(
     Workload("a", service="a", address="127.0.0.1", port=9080),
     user_agent="meshlib/1",
 )
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 both = pytest.mark.parametrize("delta", [True, False], ids=["delta", "sotw"])
 
 
