@@ -177,8 +177,16 @@ def test_a_spent_budget_ends_the_tries(name: str, open_face: Open, here: Mesh, p
 
 
 @every_channel
-def test_what_is_tried_again_is_the_routes_word_alone(name: str, open_face: Open, here: Mesh, peer: GrpcPeer) -> None:
+def test_what_is_tried_again_is_the_routes_word_alone(
+    name: str, open_face: Open, here: Mesh, peer: GrpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not that of a service config, which a program may bring along: two layers of three tries would make nine."""
+
+    def refuse(request: bytes, context: Any) -> None:
+        peer.requests.append(request)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "without a head, or gRPC would try nothing again")
+
+    monkeypatch.setattr(peer, "_met", refuse)
     publish(here, service(TARGET, [peer.address]))
     policy = {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1}
     policy["retryableStatusCodes"] = ["UNAVAILABLE"]
