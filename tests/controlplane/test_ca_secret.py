@@ -83,7 +83,7 @@ async def test_a_secret_without_a_ca_is_left_alone(api: ApiServer, data: dict[st
     """Somebody else's, or a broken one: to replace it is for people."""
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca", "namespace": "istio-system"}, "data": data}
     if isinstance(api, RealApi) and "!" in str(data):
-        pytest.skip("what is no base64, a real one does not take")
+        pytest.skip("only the stand-in takes what is no base64")
     before = api.put(body)
     with pytest.raises(StateError, match=says):
         await authority(api)

@@ -1,7 +1,8 @@
 """A real kube-apiserver with its etcd, on loopback: RBAC, admission, TLS and tokens as everywhere, nothing behind it.
 
-No controller runs, no scheduler and no kubelet: what they would write (EndpointSlices, pods' status, the `default`
-service accounts), tests write themselves. The programs come from `$KUBEBUILDER_ASSETS` or `make cluster-tools`.
+No controller runs but those that a test starts (real_controllers.py), no scheduler and no kubelet: what they would
+write (EndpointSlices, pods' status, the `default` service accounts), tests write themselves. The programs come from
+`$KUBEBUILDER_ASSETS` or `make cluster-tools`.
 """
 
 from __future__ import annotations
