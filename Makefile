@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-versions test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-pythons test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -85,6 +85,11 @@ test-versions: $(VENV)/.installed-test $(GRPCIOS:%=$(VENV)/versions/grpcio_%) $(
 		$(BIN)/python -m pytest tests/e2e/test_envoy_judge.py tests/native/test_envoy_sidecar.py \
 		tests/native/test_envoy_limits.py || exit 1; done
 
+# The wheel, installed from the index under each Python that is here.
+PYTHONS ?= $(foreach v,3.11 3.12 3.13 3.14,$(shell python$(v) -c 'import sys; print(sys.executable)' 2> /dev/null))
+test-pythons: $(VENV)/.installed-test   ## the wheel under each Python that is here, or under PYTHONS="/opt/3.12/bin/python ..."
+	MESHLIB_TEST_PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest tests/packaging/test_pythons.py
+
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-manager $(TOOLS)/helm    ## build a real Kubernetes API server, its etcd and controllers, and Helm (needs Go; 15 minutes)
 
 test-cluster: $(VENV)/.installed-test cluster-tools     ## the tests of everything Kubernetes, on a real API server
@@ -137,9 +142,11 @@ $(VENV)/tools/.installed: pyproject.toml scripts/requirements.py
 	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/tools/audit.txt
 	@touch $@
 
-audit: $(VENV)/tools/.installed     ## known vulnerabilities (asks the index: needs a network), and secrets in the repository
-	$(VENV)/tools/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --strict --progress-spinner off
+secrets: $(VENV)/tools/.installed   ## what looks like a secret in the repository, and is not in .secrets.baseline
 	git ls-files -z | xargs -0 $(VENV)/tools/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
+
+audit: secrets      ## the secrets, and known vulnerabilities (asks the index: needs a network)
+	$(VENV)/tools/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --strict --progress-spinner off
 
 $(VENV)/shipped/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv --without-pip $(VENV)/shipped

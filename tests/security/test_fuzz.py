@@ -297,3 +297,11 @@ def test_a_good_certificate_and_a_good_token_pass() -> None:
     raw = [(b"authorization", f"Bearer {GOOD}".encode())]
     verdict = TOKENS.admit(Request("GET", "http", "a", "/", Headers(raw)), UNKNOWN_PEER, 1_900_000_000.0)
     assert isinstance(verdict, Allow) and verdict.principal == "me/jane"
+
+
+def test_the_page_tells_what_is_fuzzed() -> None:
+    """docs/security.md has a row for each reader, with as many inputs of the corpus."""
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    assert [
+        row for name, (_, known, _) in PROPERTIES.items() if (row := f"| {name} | 60 | {len(known)} |") not in page
+    ] == []
