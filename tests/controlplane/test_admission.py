@@ -205,8 +205,14 @@ async def test_an_object_that_can_not_be_used_is_refused(webhook: Webhook) -> No
     refused = await webhook.ask("/validate", virtual_service(timeuot="3s"))
     assert refused["allowed"] is False
     assert refused["status"]["message"] == "spec.http[0].timeuot: there is no such field"
-    warned = await webhook.ask("/validate", virtual_service(corsPolicy={}))
-    assert (warned["allowed"], warned["warnings"]) == (True, ["spec.http[0].corsPolicy: has no effect yet"])
+    warned = await webhook.ask(
+        "/validate",
+        virtual_service(match=[{"uri": {"prefix": "/"}, "statPrefix": "x"}], fault={"abort": {"httpStatus": 500}}),
+    )
+    assert (warned["allowed"], warned["warnings"]) == (
+        True,
+        ["spec.http[0].fault.abort.percentage: is missing, so no request is affected"],
+    )
     assert (await webhook.ask("/validate", None))["allowed"] is True  # a deletion
 
 

@@ -141,7 +141,6 @@ def parsed(kind: str, path: str, value: Any) -> Parsed:
 
 _TO = [{"destination": {"host": "reviews"}}]
 CHECKED: dict[str, Any] = {
-    "http.corsPolicy": {"maxAge": "1s"},
     "tls": [{"match": [{"sniHosts": ["reviews"]}], "route": _TO}],
     "tcp": [{"route": _TO}],
     "trafficPolicy.tunnel": {"targetHost": "example.com", "targetPort": 443},

@@ -78,9 +78,8 @@ CASES = {
         "Error [IST0106] (VirtualService default/a) Schema validation error: spec.htp: there is no such field",
     ),
     "a field without effect": (
-        SERVICES + rule("a", "{hosts: [reviews], http: [{route: [{destination: {host: reviews}}], corsPolicy: {}}]}"),
-        "Warning [IST0133] (VirtualService default/a) "
-        "Schema validation warning: spec.http[0].corsPolicy: has no effect yet",
+        SERVICES + rule("a", "{hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}], tcp: []}"),
+        "Warning [IST0133] (VirtualService default/a) Schema validation warning: spec.tcp: has no effect yet",
     ),
     "an annotation of another kind": (
         ANNOTATED % "sidecar.istio.io/inject: 'true'",

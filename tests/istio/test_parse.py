@@ -179,7 +179,6 @@ def test_what_is_no_duration_is_an_error(text: object) -> None:
 @pytest.mark.parametrize(
     ("text", "field", "reason"),
     [
-        (rule(f"corsPolicy: {{}}, {TO_A}"), "spec.http[0].corsPolicy", "has no effect yet"),
         (
             rule(f"fault: {{abort: {{httpStatus: 500}}}}, {TO_A}"),
             "spec.http[0].fault.abort.percentage",

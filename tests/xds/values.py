@@ -122,6 +122,16 @@ faults = st.builds(
     | st.builds(md.FaultAbort, shares, st.integers(200, 599))
     | st.builds(md.FaultAbort, shares, st.just(0), st.integers(0, 16)),
 )
+cors = st.builds(
+    md.Cors,
+    st.lists(st.builds(md.StringMatch, st.sampled_from(["exact", "prefix"]), names), max_size=2).map(tuple),
+    names,
+    st.just("") | names,
+    st.just("") | names,
+    st.none() | st.integers(0, 86400),
+    st.booleans(),
+    st.booleans(),
+)
 routes = st.builds(
     md.Route,
     matches,
@@ -132,6 +142,7 @@ routes = st.builds(
     operations,
     texts,
     st.just("") | names,
+    st.none() | cors,
 )
 virtual_hosts = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
     lambda hosts: st.tuples(

@@ -33,6 +33,7 @@ from meshlib.outbound.wire import (
 )
 from meshlib.policy.admission import ALLOW, Deny, RawPairs
 from meshlib.policy.call import outbound_call
+from meshlib.policy.cors import told_to_page
 from meshlib.policy.observer import Served
 from meshlib.policy.paths import normalized_target
 from meshlib.policy.retry import CONNECT_FAILURE, LOCAL, TIMEOUT
@@ -130,7 +131,13 @@ class Proxy:
                     route_configuration=chain.route_configuration
                 )
                 call = context.call
-                answer = await drive_async(outbound_call(request, context), exchange)
+                page = told_to_page(self._mesh.live, chain.route_configuration, request)
+                if page.answer is not None:
+                    answer = exchange.reply(page.answer)
+                else:
+                    answer = await drive_async(outbound_call(request, context), exchange)
+                    if page.operations:
+                        answer.headers = apply((page.operations,), answer.headers)
             if answer.status == 101 and tunnel is not None and answer.response is not None:
                 await _relay(answer, tunnel)
             else:

@@ -20,6 +20,7 @@ from meshlib.istio.delegates import Rule
 from meshlib.istio.services import Directory, Service, cluster_name, fqdn
 from meshlib.model import (
     ClaimMatch,
+    Cors,
     DirectResponse,
     Fault,
     FaultAbort,
@@ -111,6 +112,7 @@ class RouteMaker:
             return
         action = self._action(owner, rule, given.at, port)
         fault = _fault(rule.fault)
+        cors = None if rule.cors_policy is None or gateway == MESH else _cors(rule.cors_policy)
         request, response = _operations(rule.headers)
         for match in matches:
             name = ".".join(part for part in (rule.name, match.name if match else "") if part) or "default"
@@ -118,7 +120,7 @@ class RouteMaker:
             if wanted.claims and gateway == MESH:
                 reason = "asks for a claim, which only a gateway knows: for calls within the mesh there is none"
                 self._report(ConfigurationError(owner.source, owner.title, f"{given.at}.match", reason))
-            yield Route(wanted, action, name, fault, request, response, owner.origin)
+            yield Route(wanted, action, name, fault, request, response, owner.origin, cors=cors)
 
     def _concerns(self, match: r.HTTPMatchRequest, home: str, port: int, gateway: str) -> bool:
         """Gateways that are named decide alone; the source is looked at only where none is (sourceMatchHTTP)."""
@@ -269,6 +271,19 @@ def _string(match: r.StringMatch, *, presence: bool = False, ignore_case: bool =
         # Istio's own form for presence; "*" alone is no regular expression.
         return StringMatch("present") if presence and match.regex == "*" else StringMatch("regex", match.regex)
     return StringMatch("present")
+
+
+def _cors(given: r.CorsPolicy) -> Cors:
+    origins = (*(r.StringMatch(exact=each) for each in given.allow_origin), *given.allow_origins)
+    return Cors(
+        tuple(_string(each) for each in origins),
+        ",".join(given.allow_methods),
+        ",".join(given.allow_headers),
+        ",".join(given.expose_headers),
+        None if given.max_age is None else int(given.max_age.seconds),
+        bool(given.allow_credentials),
+        given.unmatched_preflights != "IGNORE",
+    )
 
 
 def _operations(headers: r.Headers) -> tuple[HeaderOperations, HeaderOperations]:

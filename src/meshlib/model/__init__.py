@@ -60,6 +60,7 @@ from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
     ClaimMatch,
+    Cors,
     DirectResponse,
     Fault,
     FaultAbort,
@@ -116,6 +117,7 @@ __all__ = [
     "ClusterType",
     "Condition",
     "ConnectionLimits",
+    "Cors",
     "DirectResponse",
     "DomainTable",
     "Endpoint",

@@ -184,6 +184,24 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Cors:
+    """Which pages of other origins may read the answers, by what a browser is told (Fetch, CORS protocol).
+
+    origins: any of them; exact `*` is every one. methods, headers, exposed: as the answer lists them; "" says nothing.
+    max_age: seconds for which a preflight's answer is good. credentials: cookies may come along.
+    forward_unmatched: a preflight of an origin that is not allowed goes on to the server; else it is answered here.
+    """
+
+    origins: tuple[StringMatch, ...] = ()
+    methods: str = ""
+    headers: str = ""
+    exposed: str = ""
+    max_age: int | None = None
+    credentials: bool = False
+    forward_unmatched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Mirror:
     cluster: str
     per_million: int = 1_000_000
@@ -243,7 +261,7 @@ class DirectResponse:
 class Route:
     """`name` is Istio's (`rule.match`, or `default`); `origin` names the object it came from (`VirtualService
     default/reviews`), for logs and explain. `limited_by`: the cluster whose rate limits hold for a route that goes to
-    none."""
+    none. `cors`: for a gateway; calls within the mesh come from no page."""
 
     match: RouteMatch
     action: Forward | Redirect | DirectResponse
@@ -253,6 +271,7 @@ class Route:
     response_headers: HeaderOperations = NO_OPERATIONS
     origin: str = ""
     limited_by: str = ""
+    cors: Cors | None = None
 
     @property
     def clusters(self) -> tuple[str, ...]:

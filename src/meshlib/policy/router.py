@@ -25,6 +25,7 @@ from meshlib.model import (
     VirtualHost,
     WeightedCluster,
 )
+from meshlib.policy.cors import CorsRules
 from meshlib.policy.matching import Predicate, compile_match, compile_regex
 from meshlib.policy.retry import Retrying
 
@@ -47,6 +48,7 @@ class Decision:
         "_cumulative",
         "action",
         "clusters",
+        "cors",
         "fault",
         "matches",
         "request_headers",
@@ -61,6 +63,7 @@ class Decision:
         self.matches: Predicate | None = compile_match(route.match)
         self.action: Forward | Redirect | DirectResponse = route.action
         self.fault: Fault | None = route.fault
+        self.cors = None if route.cors is None else CorsRules(route.cors)
         self.request_headers: HeaderOperations = route.request_headers
         self.response_headers: HeaderOperations = route.response_headers
         self.timeout: float | None = None

@@ -22,6 +22,7 @@ from meshlib.model import (
     Access,
     ClaimMatch,
     Cluster,
+    Cors,
     DirectResponse,
     Fault,
     FaultAbort,
@@ -325,6 +326,7 @@ def _route(message: Any, field: str) -> Route:
         *_both_operations(message, field),
         read.text(noted, "origin"),
         read.text(noted, "limited_by"),
+        notes.read(Cors, noted["cors"], f"{field}.{_NOTED}.cors") if "cors" in noted else None,
     )
 
 

@@ -258,6 +258,8 @@ def _add_route(host: Any, route: Route, reader: Reader) -> None:
         noted["origin"] = route.origin
     if route.limited_by:
         noted["limited_by"] = route.limited_by
+    if route.cors is not None:
+        noted["cors"] = notes.write(route.cors)
     if isinstance(action, Redirect) and action.port == -1:
         noted[DEFAULT_PORT] = True
     if noted:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from meshlib.model import (
     BreakerRules,
     ConnectionLimits,
+    Cors,
     HashTable,
     HeaderMatch,
     HealthCheck,
@@ -144,6 +145,10 @@ def _string_match(note: Any, field: str) -> StringMatch:
     return found
 
 
+def _head_text(value: Any, field: str) -> str:
+    return head_text(text(value, field), field)
+
+
 def _pair(note: Any, field: str) -> tuple[str, str]:
     found = listed(text)(note, field)
     if len(found) != 2 or not found[0]:
@@ -235,6 +240,15 @@ _CHECKS: Mapping[type, Mapping[str, Check]] = {
         "minimum_ring_size": whole(1, 8 * 1024 * 1024),
         "maximum_ring_size": whole(1, 8 * 1024 * 1024),
         "maglev_size": whole(2, 5_000_011),
+    },
+    Cors: {
+        "origins": listed(_string_match),
+        "methods": _head_text,
+        "headers": _head_text,
+        "exposed": _head_text,
+        "max_age": optional(whole(0)),
+        "credentials": flag,
+        "forward_unmatched": flag,
     },
     HedgePolicy: {"delay": _SECONDS, "max_attempts": whole(1)},
     ConnectionLimits: {

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from meshlib.istio import resources as r
-from meshlib.istio.checks.parts import HEADER, check_regex, read
+from meshlib.istio.checks.parts import HEADER, check_regex
 from meshlib.istio.problems import Refused
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"})
 
 
-def check_cors(given: Any, at: str) -> None:
+def check_cors(policy: r.CorsPolicy, at: str) -> None:
     """Raises Refused."""
-    policy: r.CorsPolicy = read(given, r.CorsPolicy, at)
     for index, origin in enumerate(policy.allow_origins):
         given = [name for name in ("exact", "prefix", "regex") if getattr(origin, name) is not None]
         if len(given) != 1 or not getattr(origin, given[0]):

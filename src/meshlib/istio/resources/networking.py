@@ -143,7 +143,7 @@ class Delegate(IstioStruct, frozen=True):
 
 
 class CorsPolicy(IstioStruct, frozen=True):
-    """Read to be checked: nothing answers a browser yet. allow_origin: the old form of allow_origins."""
+    """allow_origin: the old form of allow_origins."""
 
     allow_origin: list[str] = []
     allow_origins: list[StringMatch] = []
@@ -170,7 +170,7 @@ class HTTPRoute(IstioStruct, frozen=True):
     mirror_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
     mirrors: list[HTTPMirrorPolicy] = []
     headers: Headers = Headers()
-    cors_policy: Unsupported = None
+    cors_policy: CorsPolicy | None = None
     delegate: Delegate | None = None
 
 
