@@ -37,7 +37,7 @@ function Bar() {
         ))}
       </nav>
       <span class="total" data-testid="total">
-        {rate(rps)}, {share(rps ? 1 - failed / rps : 1)} ok
+        {rps ? `${rate(rps)}, ${share(1 - failed / rps)} ok` : "no requests"}
       </span>
       <span class="grow" />
       <label>

@@ -231,7 +231,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
       {detail.objects.length > 0 && (
         <>
           <h3>Rules</h3>
-          <ul>
+          <ul class="rules">
             {detail.objects.map((each) => (
               <li key={each}>
                 <button type="button" onClick={() => choose({ view: "configuration", find: each })}>
