@@ -97,6 +97,27 @@ def test_an_envoy_that_says_little_is_taken_for_a_gateway() -> None:
         decode_node(m.Node())
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"MESHLIB_INBOUND": {"http": "127.0.0.1:80"}},
+        {"MESHLIB_INBOUND": {"9080": "127.0.0.1"}},
+        {"MESHLIB_INBOUND": {"9080": "shop:80"}},
+        {"MESHLIB_OUTBOUND": "127.0.0.1:http"},
+        {"MESHLIB_OUTBOUND": "15001"},
+    ],
+)
+def test_an_envoy_says_where_it_listens_by_address_and_port(metadata: dict[str, Any]) -> None:
+    """It is told to bind, or to call, just that: what is none is refused by name, and no defect of the server's."""
+    message = m.Node(id="edge-1", user_agent_name="envoy")
+    message.metadata.update(metadata)
+    with pytest.raises(InvalidResource) as caught:
+        decode_node(message)
+    assert next(iter(metadata)) in caught.value.field
+    message.metadata.update({"MESHLIB_INBOUND": {"9080": "127.0.0.1:80"}, "MESHLIB_OUTBOUND": "[::1]:15001"})
+    assert (decode_node(message).inbound, decode_node(message).outbound) == (((9080, "127.0.0.1:80"),), "[::1]:15001")
+
+
 def messages_of(descriptor: Any) -> list[Descriptor]:
     found = []
     for message in descriptor.message_types_by_name.values() if hasattr(descriptor, "message_types_by_name") else []:

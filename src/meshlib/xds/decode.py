@@ -131,7 +131,8 @@ def decode_node(message: Any) -> Node:
         port_names=tuple(sorted((str(k), _port(v)) for k, v in ports.items())) if isinstance(ports, dict) else (),
         locality=read.locality(message.locality),
     )
-    inbound = metadata.get("MESHLIB_INBOUND")
+    inbound, outbound = metadata.get("MESHLIB_INBOUND"), read.text(metadata, "MESHLIB_OUTBOUND")
+    sockets = inbound.items() if isinstance(inbound, dict) else ()
     # Istio's agent names its provider so, and says that it is one (grpc_bootstrap.go).
     provider = "default" if metadata.get("GENERATOR") == "grpc" else ""
     agent = message.user_agent_name
@@ -145,8 +146,8 @@ def decode_node(message: Any) -> Node:
         cluster_id=read.text(metadata, "CLUSTER_ID") or "Kubernetes",
         ready=metadata.get("MESHLIB_READY") is True,
         certificates=read.text(metadata, "MESHLIB_CERTIFICATES") or provider,
-        inbound=tuple(sorted((_port(k), str(v)) for k, v in inbound.items())) if isinstance(inbound, dict) else (),
-        outbound=read.text(metadata, "MESHLIB_OUTBOUND"),
+        inbound=tuple(sorted((_inbound_port(key), _socket(value)) for key, value in sockets)),
+        outbound=_socket(outbound) if outbound else "",
         metrics_port=_port(metadata.get("MESHLIB_METRICS_PORT")),
         discovery_cluster=read.text(metadata, "MESHLIB_DISCOVERY_CLUSTER"),
         takes_ttl=m.TTL_FEATURE in message.client_features,
