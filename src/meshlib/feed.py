@@ -102,9 +102,11 @@ class Feed:
             self._given = snapshot
         self._wake()
 
-    def _wake(self) -> None:
+    def _wake(self, is_news: bool = True) -> None:
+        """is_news: of hosts, too, so that those which nobody knew are worth another wait."""
         with self._changed:
-            self._unanswered.clear()
+            if is_news:
+                self._unanswered.clear()
             self._changed.notify_all()
             waiting = list(self._waiting)
         for loop, event in waiting:
@@ -140,8 +142,9 @@ class Feed:
     def _readdress(self) -> None:
         """A name has other addresses. On a thread of discovery/addresses."""
         with self._publishing:
-            if self._given is not None and not self.closing.is_set():
-                self._compile(self._given)
+            if self._given is None or self.closing.is_set() or not self._compile(self._given):
+                return
+        self._wake(is_news=False)
 
     def _check_health(self) -> None:
         """Active checks of what the configuration asks for."""

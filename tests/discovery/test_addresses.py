@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import threading
@@ -183,6 +184,30 @@ spec:
         with meshlib.connect(tmp_path) as made, made.Client() as client:
             assert client.get("http://localhost/").status_code == 200
             until(lambda: "localhost" in names.asked)
+
+
+def test_who_follows_the_configuration_hears_of_new_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a host that nobody knew is not waited for again because of them."""
+    names = Names()
+    monkeypatch.setattr(addresses, "lookup", names)
+    monkeypatch.setattr(addresses, "RETRY", 0.01)
+    given = snapshot(
+        {"db:80": [route(forward("c"))]},
+        {"c": (Cluster("c", ClusterType.STRICT_DNS, endpoints=(Endpoint("db", 80),)), [])},
+    )
+
+    async def follow() -> int:
+        with mesh(replace(given, assignments=())) as made:
+            made._feed._unanswered.add("nobody:80")
+            before = made.live
+            following = asyncio.create_task(made.next_live(before))
+            await asyncio.sleep(0)
+            names.known["db"] = ("127.0.0.1", "127.0.0.2")
+            after = await asyncio.wait_for(following, 30)
+            assert made._feed._unanswered == {"nobody:80"}
+            return len(after.clusters["c"].targets)
+
+    assert asyncio.run(follow()) == 2
 
 
 def test_the_operating_system_is_asked() -> None:
