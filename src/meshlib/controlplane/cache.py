@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -17,6 +17,7 @@ from meshlib.controlplane.sight import Form, Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import Object
+from meshlib.istio.services import are_same
 from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,
@@ -53,25 +54,38 @@ SIGHTS_LIMIT = 1000
 
 
 class View(Comparable):
-    """What one group of nodes sees. Immutable, but for answers that are made when they are first asked for."""
+    """What one group of nodes sees. Immutable, but for answers that are made when they are first asked for.
 
-    def __init__(self, snapshot: Snapshot, problems: tuple[ConfigurationError, ...], encode: Encoder) -> None:
+    before: what the same nodes saw before a change, of which is taken over what is the same.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        problems: tuple[ConfigurationError, ...],
+        encode: Encoder,
+        before: View | None = None,
+    ) -> None:
         self.problems = problems
-        self.resources: Mapping[str, Mapping[str, Resource]] = {
-            CLUSTER: {each.name: encode(CLUSTER, each.name, each) for each in snapshot.clusters},
-            ENDPOINT: {each.cluster: encode(ENDPOINT, each.cluster, each) for each in snapshot.assignments},
-            LISTENER: {each.name: encode(LISTENER, each.name, each) for each in snapshot.listeners},
-            ROUTE: {each.name: encode(ROUTE, each.name, each) for each in snapshot.route_configurations},
-        }
-        self.versions = {
-            type_url: combined_version(resources.values()) for type_url, resources in self.resources.items()
-        }
+        old: Mapping[str, Sequence[Value]] = {} if before is None else _values(before.snapshot)
+        found: dict[str, Mapping[str, Resource]] = {}
+        versions: dict[str, str] = {}
+        for type_url, values in _values(snapshot).items():
+            if before is not None and are_same(old[type_url], values):
+                found[type_url], versions[type_url] = before.resources[type_url], before.plain_versions[type_url]
+            else:
+                found[type_url] = {_name(each): encode(type_url, _name(each), each) for each in values}
+                versions[type_url] = combined_version(found[type_url].values())
+        self.resources: Mapping[str, Mapping[str, Resource]] = found
+        self.plain_versions: Mapping[str, str] = versions
+        """By type, of all resources that bear their own names."""
+        self.versions: dict[str, str] = dict(versions)
         if snapshot.inbound:  # not by its own name: it bears each client's
             inbound = "".join(_resource(LISTENER, each.name, each).version for each in snapshot.inbound)
             self.versions[LISTENER] = digest(f"{self.versions[LISTENER]} {inbound}".encode())
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         told = "".join(version for _, version in sorted(self.versions.items()))
-        self.snapshot = replace(snapshot, version=f"{made}/{digest(told.encode())[:8]}")
+        self.snapshot: Snapshot = replace(snapshot, version=f"{made}/{digest(told.encode())[:8]}")
         """Its version: when the last change for these nodes was made, and of what it all consists; for people."""
         self._wild: dict[str, DomainTable[Listener]] = {}
         wild: dict[str, list[tuple[str, Listener]]] = {}
@@ -168,9 +182,17 @@ class Encoder:
 
     def keep_only(self, views: Iterable[View]) -> None:
         """Forget what no view has."""
-        kept = {id(each) for view in views for found in view.resources.values() for each in found.values()}
-        self._known = {value: resource for value, resource in self._known.items() if id(resource) in kept}
-        self._same.clear()
+        kept: set[int] = set()
+        held: set[int] = set()
+        for view in views:
+            for values in _values(view.snapshot).values():
+                held.update(map(id, values))
+            for found in view.resources.values():
+                kept.update(map(id, found.values()))
+        for value in [value for value, resource in self._known.items() if id(resource) not in kept]:
+            del self._known[value]
+        for each in self._same.keys() - held:
+            del self._same[each]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,10 +335,24 @@ class Cache:
         if old is not None and old.problems == translation.problems and old.snapshot.same_content(snapshot):
             return old
         with self._encoding:
-            return View(snapshot, translation.problems, self._encode)
+            return View(snapshot, translation.problems, self._encode, old)
 
     def __repr__(self) -> str:
         return f"<Cache {len(self._views)} views of {len(self._inputs.objects)} objects>"
+
+
+def _values(snapshot: Snapshot) -> Mapping[str, Sequence[Value]]:
+    """By type, in their order."""
+    return {
+        CLUSTER: snapshot.clusters,
+        ENDPOINT: snapshot.assignments,
+        LISTENER: snapshot.listeners,
+        ROUTE: snapshot.route_configurations,
+    }
+
+
+def _name(value: Value) -> str:
+    return value.cluster if isinstance(value, LoadAssignment) else value.name
 
 
 def _resource(type_url: str, name: str, value: Value) -> Resource:

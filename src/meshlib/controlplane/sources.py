@@ -359,13 +359,10 @@ def _entries(before: Contents, after: Contents, by: Actor, action: str, now: flo
     """What is otherwise in force after a change, an entry for each object."""
     old, new = before.in_force(), after.in_force()
     entries = []
-    for key in sorted({*old, *new}):
+    changed = [key for key, held in new.items() if old.get(key) is not held]
+    for key in sorted({*changed, *(old.keys() - new.keys())}):
         was, now_is = old.get(key), new.get(key)
-        if (
-            key.kind in RUNNING
-            or was is now_is
-            or (was is not None and now_is is not None and was.object.same_content(now_is.object))
-        ):
+        if key.kind in RUNNING or (was is not None and now_is is not None and was.object.same_content(now_is.object)):
             continue
         told, where = (now_is, after) if now_is is not None else (was, before)
         assert told is not None

@@ -7,9 +7,11 @@ The registry is the same for every node; what a node may see of it is decided wh
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from functools import cached_property
+from operator import is_
+from typing import Generic, NamedTuple, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
@@ -75,6 +77,10 @@ class Service:
     subject_alt_names: tuple[str, ...] = ()
     instances: Mapping[int, tuple[Instance, ...]] = field(default_factory=dict)
     traffic_distribution: str = ""
+
+    def is_called_like(self, other: Service) -> bool:
+        """Whether they differ at most in who serves them: routes and listeners are the same then."""
+        return self is other or replace(self, instances={}) == replace(other, instances={})
 
     def port(self, number: int) -> Port | None:
         return next((port for port in self.ports if port.number == number), None)
@@ -144,37 +150,46 @@ class Registry:
             if each.spec is not None:  # a kind of the same name in another API group has none
                 by_kind.setdefault(each.kind, []).append(each)
         # By all that they say: an address that is told twice is the same endpoint whoever comes first.
-        running = sorted(
+        running = self._running = sorted(
             workloads,
             key=lambda w: (
                 *(w.namespace, w.service, w.name, w.address, w.port),
                 *(w.locality, w.labels, w.service_account, w.port_names),
             ),
         )
-        pods = by_kind.get("Pod", ())
-        self._pods = {(pod.namespace, pod.name): pod for pod in pods}
-        self._pod_addresses = {
-            pod.spec.status.pod_ip: pod for pod in pods if isinstance(pod.spec, r.Pod) and pod.spec.status.pod_ip
-        }
+        self._pod_list = by_kind.get("Pod", [])
+        same_pods = before is not None and are_same(before._pod_list, self._pod_list)
+        self._pods: Mapping[tuple[str, str], r.Object]
+        if before is not None and same_pods:
+            self._pods = before._pods
+        else:
+            self._pods = {(pod.namespace, pod.name): pod for pod in self._pod_list}
         self._nodes = {node.name: _locality_of_node(node.labels) for node in by_kind.get("Node", ())}
         self._meshed: dict[str, frozenset[int]] = {}
         for w in running:
             if _is_meshed(dict(w.labels)):
                 ports_of = frozenset(number for _, number in _served(w))
                 self._meshed[w.address] = self._meshed.get(w.address, frozenset()) | ports_of
-        self._pods_by_label = _ByLabel((pod.namespace, pod.labels, pod) for pod in pods)
         self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
-        self._entries_by_label = _ByLabel(
-            (each.namespace, _labels_of_entry(each), each) for each in by_kind.get("WorkloadEntry", ())
-        )
+        self._machines = by_kind.get("WorkloadEntry", [])
+        self._entries_by_label = _ByLabel((each.namespace, _labels_of_entry(each), each) for each in self._machines)
         self._workloads_by_host: dict[str, list[Workload]] = {}
         for workload in running:
             if workload.service:
                 host = fqdn(workload.service, workload.namespace)
                 self._workloads_by_host.setdefault(host, []).append(workload)
-        self._made: dict[tuple[str, str], tuple[tuple[object, ...], Service]] = {}
+        self._made: dict[tuple[str, str], _Made] = {}
+        self._made_of_entries: dict[tuple[str, str], tuple[r.Object, tuple[Service, ...]]] = {}
+        self._made_of_workloads: dict[str, Service] = {}
         is_alike = before is not None and before._nodes == self._nodes and before._export_to == export_to
-        self._made_before = before._made if before is not None and is_alike else {}
+        self._before = before if is_alike else None
+        self._changed_pods: frozenset[tuple[str, str]] = frozenset()
+        self._is_quiet = False
+        """Whether nothing that services are made of has changed but slices, ServiceEntries and the pods above."""
+        if self._before is not None:
+            if not same_pods:
+                self._changed_pods = _changed(self._before._pods, self._pods)
+            self._is_quiet = self._is_quiet_since(self._before)
         self._slices: dict[tuple[str, str], list[r.EndpointSlice]] = {}
         for each in by_kind.get("EndpointSlice", ()):
             assert isinstance(each.spec, r.EndpointSlice)
@@ -185,12 +200,12 @@ class Registry:
         self._all: dict[str, list[Service]] = {}
         for each in by_kind.get("Service", ()):
             self._add(self._known(each))
-        self._made_before = {}
         for each in by_kind.get("ServiceEntry", ()):
-            for service in self._entry(each):
+            for service in self._known_entry(each):
                 self._add(service)
         for service in self._implied():
             self._add(service)
+        self._before = None
         self.services: Mapping[str, Service] = {host: found[0] for host, found in self._all.items()}
 
     def _add(self, service: Service) -> None:
@@ -203,28 +218,67 @@ class Registry:
                 return
         known.append(service)
 
-    def seen_from(self, namespace: str) -> Directory:
-        """What nodes of `namespace` may call: what is exported to it. Of several that claim one host, its own."""
+    def seen_from(self, namespace: str, before: Directory | None = None) -> Directory:
+        """What nodes of `namespace` may call: what is exported to it. Of several that claim one host, its own. before:
+        what they might call before a change."""
         seen: dict[str, Service] = {}
         for host, claimants in self._all.items():
             visible = [each for each in claimants if each.is_visible(namespace)]
             if visible:
                 seen[host] = next((each for each in visible if each.namespace == namespace), visible[0])
-        return Directory(seen)
+        return Directory(seen, before)
+
+    def claimants(self) -> Iterator[Service]:
+        """Every service, whoever sees it."""
+        for found in self._all.values():
+            yield from found
+
+    # What has changed?
+
+    def _is_quiet_since(self, before: Registry) -> bool:
+        if before._running != self._running or not are_same(before._machines, self._machines):
+            return False
+        # A process at a pod's address counts otherwise than one elsewhere.
+        pods = [known for place in self._changed_pods for known in (before._pods.get(place), self._pods.get(place))]
+        addresses = {each.spec.status.pod_ip for each in pods if each is not None and isinstance(each.spec, r.Pod)}
+        return addresses.isdisjoint(w.address for w in self._running)
+
+    @cached_property
+    def _pod_addresses(self) -> frozenset[str]:
+        pods = (each.spec for each in self._pod_list)
+        return frozenset(pod.status.pod_ip for pod in pods if isinstance(pod, r.Pod) and pod.status.pod_ip)
+
+    @cached_property
+    def _pods_by_label(self) -> _ByLabel[r.Object]:
+        return _ByLabel((pod.namespace, pod.labels, pod) for pod in self._pod_list)
 
     # Kubernetes
 
     def _known(self, given: r.Object) -> Service:
-        """Of ten thousand pods one changes: what is made of the others is not made again."""
+        """Of ten thousand pods one changes: what is made of the others is not made again, nor looked at closely."""
         place = (given.namespace, given.name)
+        before = self._before._made.get(place) if self._before is not None else None
+        slices = self._slices.get(place)
+        if (
+            self._is_quiet
+            and before is not None
+            and slices is not None
+            and before.because[0] is given
+            and are_same(before.slices, slices)
+            and before.pods.isdisjoint(self._changed_pods)
+        ):
+            self._made[place] = before
+            return before.service
         because = self._reasons(given)
-        if because is None:
+        if because is None or slices is None:
             return self._kubernetes(given)
-        known = self._made_before.get(place)
-        if known is None or len(known[0]) != len(because) or not all(map(_is_same, known[0], because)):
-            known = (because, self._kubernetes(given))
+        known = before
+        if known is None or len(known.because) != len(because) or not all(map(_is_same, known.because, because)):
+            targets = (end.target_ref.name if end.target_ref else "" for each in slices for end in each.endpoints)
+            pods = frozenset((given.namespace, target) for target in targets)
+            known = _Made(because, self._kubernetes(given), slices, pods)
         self._made[place] = known
-        return known[1]
+        return known.service
 
     def _reasons(self, given: r.Object) -> tuple[object, ...] | None:
         """All that a service is made of, but for nodes and exportTo; None where that is not told easily."""
@@ -381,6 +435,19 @@ class Registry:
 
     # ServiceEntry
 
+    def _known_entry(self, given: r.Object) -> Iterable[Service]:
+        """What selects nothing is made of itself, and of processes that say so."""
+        spec = given.spec
+        assert isinstance(spec, r.ServiceEntry)
+        if spec.workload_selector is not None:
+            return self._entry(given)
+        place = (given.namespace, given.name)
+        known = self._before._made_of_entries.get(place) if self._before is not None and self._is_quiet else None
+        if known is None or known[0] is not given:
+            known = (given, tuple(self._entry(given)))
+        self._made_of_entries[place] = known
+        return known[1]
+
     def _entry(self, given: r.Object) -> Iterator[Service]:
         spec = given.spec
         assert isinstance(spec, r.ServiceEntry)
@@ -443,6 +510,11 @@ class Registry:
             members = [workload for workload in joined if workload.port and workload.address]
             if host in self._all or not members or members[0].service in self._all:
                 continue
+            known = self._before._made_of_workloads.get(host) if self._before is not None and self._is_quiet else None
+            if known is not None:
+                self._made_of_workloads[host] = known
+                yield known
+                continue
             numbers: dict[int, Port] = {}
             for workload in members:
                 for name, number in _served(workload):
@@ -458,7 +530,30 @@ class Registry:
             }
             namespace = members[0].namespace
             short = host.partition(".")[0] if len(names(host, namespace)) > 1 else ""
-            yield Service(host, namespace, ports, short, instances=instances)
+            found = self._made_of_workloads[host] = Service(host, namespace, ports, short, instances=instances)
+            yield found
+
+
+class _Made(NamedTuple):
+    """A service of EndpointSlices. because: all that it is made of, first the Service. pods: those that its endpoints
+    name, by namespace and name."""
+
+    because: tuple[object, ...]
+    service: Service
+    slices: list[r.EndpointSlice]
+    pods: frozenset[tuple[str, str]]
+
+
+def are_same(one: Sequence[object], two: Sequence[object]) -> bool:
+    """Whether they hold the very same, in the same order."""
+    return len(one) == len(two) and all(map(is_, one, two))
+
+
+def _changed(
+    before: Mapping[tuple[str, str], r.Object], after: Mapping[tuple[str, str], r.Object]
+) -> frozenset[tuple[str, str]]:
+    new = {place for place, each in after.items() if before.get(place) is not each}
+    return frozenset(new | (before.keys() - after.keys()))
 
 
 def joined_hosts(workloads: Iterable[Workload]) -> frozenset[str]:
@@ -474,12 +569,21 @@ def _is_same(one: object, two: object) -> bool:
 
 
 class Directory:
-    """The services that one namespace sees, by host."""
+    """The services that one namespace sees, by host. before: of the same namespace before a change.
 
-    __slots__ = ("services",)
+    shape: the very same object for directories that differ at most in who serves the services.
+    """
 
-    def __init__(self, services: Mapping[str, Service]) -> None:
+    __slots__ = ("services", "shape")
+
+    def __init__(self, services: Mapping[str, Service], before: Directory | None = None) -> None:
         self.services = services
+        is_alike = (
+            before is not None
+            and len(before.services) == len(services)
+            and all(map(Service.is_called_like, before.services.values(), services.values()))
+        )
+        self.shape: object = before.shape if before is not None and is_alike else object()
 
     def find(self, host: str, namespace: str) -> Service | None:
         """The service that a rule of `namespace` means by `host`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateways as gateway_rules
@@ -15,9 +15,10 @@ from meshlib.istio.clusters import Caller, Rules
 from meshlib.istio.gateway_api import convert
 from meshlib.istio.localities import NODE_LABEL
 from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_settings
+from meshlib.istio.order import Parts
 from meshlib.istio.problems import in_order
 from meshlib.istio.routes import MESH, RouteMaker, default_route, qualified
-from meshlib.istio.services import Service, cluster_name, fqdn, names
+from meshlib.istio.services import Service, are_same, cluster_name, fqdn, names
 from meshlib.istio.telemetry import reporting_of
 from meshlib.istio.world import World
 from meshlib.model import (
@@ -42,7 +43,16 @@ from meshlib.model import (
     Workload,
 )
 
-__all__ = ["ROOT_NAMESPACE", "MeshSettings", "Translation", "mesh_settings", "translate", "view_key", "world_of"]
+__all__ = [
+    "ROOT_NAMESPACE",
+    "MeshSettings",
+    "Translation",
+    "mesh_settings",
+    "translate",
+    "translated",
+    "view_key",
+    "world_of",
+]
 T = TypeVar("T")
 
 
@@ -61,19 +71,25 @@ def translate(
 
     Fast for one node after another where `objects` and `workloads` are the very same tuples.
     """
-    return _View(world_of(objects, workloads, settings), node).translation()
+    return translated(world_of(objects, workloads, settings), node)
+
+
+def translated(world: World, node: Node) -> Translation:
+    """What `translate` says, of a World that is there."""
+    return _View(world, node).translation()
 
 
 def world_of(objects: Iterable[r.Object], workloads: Iterable[Workload], settings: MeshSettings | None = None) -> World:
     """What `translate` makes its views of; the one that it had last, where the very same tuples come again."""
     before = _worlds.latest
-    return _worlds.of((objects, workloads, settings), lambda: World(objects, workloads, settings, before))
+    return _worlds.of((objects, workloads, settings), lambda: World(_parts_of(objects), workloads, settings, before))
 
 
 def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
     """Nodes with equal keys get equal Snapshots: of a node's labels, only those count that some object asks for, and
     its locality only where endpoints are chosen by theirs."""
-    asked = _asked.of((objects,), lambda: _Asked.by(objects))
+    before = _asked.latest
+    asked = _asked.of((objects,), lambda: _Asked.by(_parts_of(objects).rules, before))
     counted = asked.labels | asked.gateway_labels if node.kind is NodeKind.ROUTER else asked.labels
     labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in counted)
     service = node.workload.service if asked.service else None
@@ -82,16 +98,20 @@ def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What of a node some object asks for. locality, service: whether they count."""
+    """What of a node some object asks for. given: which objects. locality, service: whether they count."""
 
+    given: tuple[r.Object, ...]
     labels: frozenset[str]
     gateway_labels: frozenset[str]
     locality: bool
     service: bool
 
     @classmethod
-    def by(cls, objects: Iterable[r.Object]) -> _Asked:
-        settings = mesh_settings(objects := convert(objects).objects)
+    def by(cls, given: tuple[r.Object, ...], before: _Asked | None = None) -> _Asked:
+        """given: all but those of which only services are made. before: what was asked for before a change."""
+        if before is not None and are_same(before.given, given):
+            return before
+        settings = mesh_settings(objects := convert(given).objects)
         labels: set[str] = set()
         gateway: set[str] = set()
         locality = settings.outlier_detection is not None or settings.zone_aware is not None
@@ -132,7 +152,7 @@ class _Asked:
         if locality:
             labels.update(r.TOPOLOGY_LABELS)
         targeted, service = targets.asked_labels(objects)
-        return cls(frozenset(labels | targeted), frozenset(gateway), locality, service)
+        return cls(given, frozenset(labels | targeted), frozenset(gateway), locality, service)
 
 
 def _selected(selector: r.WorkloadSelector | None) -> Iterable[str]:
@@ -170,6 +190,21 @@ class _Last(Generic[T]):
 
 _worlds: _Last[World] = _Last()
 _asked: _Last[_Asked] = _Last()
+_parts: _Last[Parts] = _Last()
+_ANYWHERE = Cluster(PASSTHROUGH, ClusterType.ORIGINAL_DST)
+
+
+def _parts_of(objects: Iterable[r.Object]) -> Parts:
+    return _parts.of((objects,), lambda: Parts.of(objects))
+
+
+class _Said(NamedTuple):
+    """All that a node is told but clusters and their endpoints: it outlives a change of who runs. Sorted by name."""
+
+    listeners: tuple[Listener, ...]
+    configurations: tuple[RouteConfiguration, ...]
+    inbound: tuple[Inbound, ...]
+    problems: tuple[ConfigurationError, ...]
 
 
 class _View:
@@ -189,6 +224,33 @@ class _View:
         self._assignments: dict[str, LoadAssignment] = {}
 
     def translation(self) -> Translation:
+        if self._node.kind is NodeKind.ROUTER:
+            said = self._said()
+        else:
+            workload = self._node.workload
+            who = (self._node.kind, workload.namespace, workload.labels, workload.service)
+            sidecar = None if self._sidecar is None else self._sidecar.key
+            said = self._world.once_of_rules(("said", id(self._directory.shape), sidecar, *who), self._said)
+            self._problems.extend(said.problems)
+            for service in self._directory.services.values():
+                self._add_clusters(service)
+            if not self._is_registry_only:
+                self._clusters[PASSTHROUGH] = _ANYWHERE
+        return Translation(
+            Snapshot(
+                "",
+                said.listeners,
+                said.configurations,
+                tuple(self._clusters[name] for name in sorted(self._clusters)),
+                tuple(self._assignments[name] for name in sorted(self._assignments)),
+                complete=True,
+                inbound=said.inbound,
+            ),
+            in_order(self._problems),
+        )
+
+    def _said(self) -> _Said:
+        known_problems = len(self._problems)
         inbound: tuple[Inbound, ...] = ()
         self._report_missing_gateways()
         if self._node.kind is NodeKind.ROUTER:
@@ -200,26 +262,17 @@ class _View:
             listeners = [replace(each, access=access) for each in listeners]
         else:
             inbound = (inbound_of(self._world.objects, self._settings, self._node, self._problems.append),)
-            visible = list(self._directory.services.values())
-            listeners, configurations = self._outbound(visible)
-            for service in visible:
-                self._add_clusters(service)
+            listeners, configurations = self._outbound(list(self._directory.services.values()))
         served = targets.services_of(self._world.objects, self._node.workload)
         reporting = reporting_of(self._world.objects, self._settings, self._node, served)
         if reporting is not None:
             listeners = [replace(each, reporting=reporting) for each in listeners]
             inbound = tuple(replace(each, reporting=reporting) for each in inbound)
-        return Translation(
-            Snapshot(
-                "",
-                tuple(sorted(listeners, key=lambda each: each.name)),
-                tuple(sorted(configurations, key=lambda each: each.name)),
-                tuple(self._clusters[name] for name in sorted(self._clusters)),
-                tuple(self._assignments[name] for name in sorted(self._assignments)),
-                complete=True,
-                inbound=inbound,
-            ),
-            in_order(self._problems),
+        return _Said(
+            tuple(sorted(listeners, key=lambda each: each.name)),
+            tuple(sorted(configurations, key=lambda each: each.name)),
+            inbound,
+            tuple(self._problems[known_problems:]),
         )
 
     def _rules_for(self, service: Service) -> Rules:
@@ -245,7 +298,7 @@ class _View:
             name = configuration.name
             if name not in configurations:
                 configurations[name] = configuration
-                for listener in self._world.once(
+                for listener in self._world.once_of_settings(
                     ("listeners", hosts, host, port), lambda: _listeners(hosts, port, name)
                 ):
                     listeners.setdefault(listener.name, listener)
@@ -293,7 +346,7 @@ class _View:
             # The same for all who mean the same services by the same names, and are told the same of them.
             found = (self._directory.find(name, home) for name, home in self._world.destinations(owner))
             meant = tuple((id(each), id(self._rules_for(each))) if each is not None else None for each in found)
-            configuration, problems = self._world.once(("ruled", id(owner), host, hosts, port, meant), make)
+            configuration, problems = self._world.once_of_rules(("ruled", id(owner), host, hosts, port, meant), make)
         self._problems.extend(problems)
         return None if configuration is None else self._limited(configuration, host, port)
 
@@ -329,7 +382,7 @@ class _View:
         def make() -> RouteConfiguration:
             return _configuration(service.host, hosts, port, [default_route(service, port, rules)])
 
-        return self._world.once(("default", id(service), hosts, port, id(rules)), make)
+        return self._world.once_of_settings(("default", id(service), hosts, port, id(rules)), make)
 
     def _claims(self) -> dict[str, r.Object]:
         """host -> the VirtualService that has it for this node. The first wins; the others are told so."""
@@ -381,14 +434,17 @@ class _View:
         wild = [name for name in claims if name == "*" or (name.startswith("*.") and host.endswith(name[1:]))]
         return claims[max(wild, key=len)] if wild else None
 
-    def _catch_all(self) -> tuple[Listener, RouteConfiguration]:
+    @property
+    def _is_registry_only(self) -> bool:
         sidecar = self._sidecar.spec if self._sidecar is not None else None
         own = sidecar.outbound_traffic_policy if isinstance(sidecar, r.Sidecar) else None
-        if own.is_registry_only if own is not None else self._settings.registry_only:
+        return own.is_registry_only if own is not None else self._settings.registry_only
+
+    def _catch_all(self) -> tuple[Listener, RouteConfiguration]:
+        if self._is_registry_only:
             route = Route(RouteMatch(), DirectResponse(502), "block_all")
         else:
             route = Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), "allow_any")
-            self._clusters[PASSTHROUGH] = Cluster(PASSTHROUGH, ClusterType.ORIGINAL_DST)
         name = route.name
         return Listener(CATCH_ALL, name), RouteConfiguration(name, (VirtualHost(name, ("*",), (route,)),))
 
