@@ -77,7 +77,9 @@ def _dns_source(server: str) -> Source:
     except ValueError as error:
         raise SettingsError(f"control plane {DNS}{server!r}: {error}") from None
     except ImportError as error:
-        raise SettingsError(f"control plane {DNS!r} needs the extra dns: {error}") from error
+        raise SettingsError(
+            f"control plane {DNS!r} needs the extra dns (pip install 'meshlib-proxyless[dns]'): {error}"
+        ) from error
     return DnsSource(address)
 
 
@@ -848,7 +850,9 @@ def _checked_http2(is_wanted: bool) -> bool:
     from meshlib.outbound.http2 import HAS_H2
 
     if is_wanted and not HAS_H2:
-        raise SettingsError("http2=True needs the extra http2, which brings the library h2")
+        raise SettingsError(
+            "http2=True needs the extra http2, which brings the library h2: pip install 'meshlib-proxyless[http2]'"
+        )
     return is_wanted
 
 

@@ -60,7 +60,9 @@ class Gateway:
         credentials: Path | KubeSettings | None = None,
     ) -> None:
         if trusted_hops < 0:
-            raise SettingsError(f"trusted_hops={trusted_hops}: it is a number of proxies")
+            raise SettingsError(
+                f"trusted_hops={trusted_hops}: give the number of proxies in front of the gateway, 0 or more"
+            )
         self.mesh = mesh
         limits = limits or Limits()
         self._proxy = Proxy(mesh, UpstreamEngine(), limits, trusted_hops, server_name)

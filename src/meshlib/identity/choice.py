@@ -36,7 +36,9 @@ def credentials_source(identity: str, access: Callable[[str], Access], control_p
         try:
             from meshlib.identity.workload_api import WorkloadApiSource
         except ImportError as error:
-            raise SettingsError(f"identity {identity!r} needs the extra spiffe: {error}") from error
+            raise SettingsError(
+                f"identity {identity!r} needs the extra spiffe (pip install 'meshlib-proxyless[spiffe]'): {error}"
+            ) from error
         return WorkloadApiSource(where)
     from meshlib.identity.ca_client import CaSource
 

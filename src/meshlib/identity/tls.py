@@ -102,7 +102,10 @@ class TlsContexts:
     def _present(self) -> tuple[Credentials, dict[Any, Context]]:
         credentials = self._credentials()
         if credentials is None:
-            raise NoCredentials("mTLS is demanded, and this process has no certificate of the mesh")
+            raise NoCredentials(
+                "mTLS is demanded, and this process has no certificate of the mesh: MESHLIB_IDENTITY says whence, and "
+                "the log of meshlib.identity why there is none yet"
+            )
         if credentials.has_expired(self._clock()):
             raise NoCredentials(f"mTLS is demanded, and the certificate of {credentials.identity} has expired")
         known, contexts = self._made

@@ -49,7 +49,10 @@ def target_of(telemetry: str, control_plane: str, environ: Mapping[str, str] | N
     if not url:
         is_address = control_plane.rpartition(":")[2].isdigit() and not os.path.isdir(control_plane)  # noqa: PTH112
         if telemetry == CONTROL_PLANE and not is_address:
-            raise SettingsError(f"telemetry {CONTROL_PLANE!r}: there is no control plane at host:port")
+            raise SettingsError(
+                f"telemetry {CONTROL_PLANE!r}: there is no control plane at host:port: set "
+                "MESHLIB_CONTROL_PLANE to one, or telemetry to off"
+            )
         return Setup(target=control_plane if is_address else "", keeps_lines=is_address)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
