@@ -164,7 +164,9 @@ def test_a_page_is_one_trace(demo: Demo) -> None:
         answer = httpx.get(f"{admin}/v1/traces/{trace_id}", trust_env=False, timeout=20)
         spans = answer.json()["spans"] if answer.status_code == 200 else []
         known = {caller, *(each["span_id"] for each in spans)}
-        if len(spans) >= 7 and all(each["parent_id"] in known for each in spans):
+        told = {each["service"] for each in spans if each["kind"] == "server"}
+        is_whole = all(each["parent_id"] in known for each in spans)
+        if len(spans) >= 7 and is_whole and told >= {"istio-ingressgateway", "productpage", "details", "reviews"}:
             break
         assert time.monotonic() - started < 30, f"no whole tree, but {spans}"
         time.sleep(0.1)
