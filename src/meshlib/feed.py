@@ -47,7 +47,7 @@ class Feed:
         before_first: Callable[[], object],
         on_live: Callable[[Live, Snapshot], None],
     ) -> None:
-        self.live = empty_live(rng)
+        self.live = empty_live(rng, denies=settings.outbound_failure_policy == "deny")
         """What calls read now. One attribute read; replaced whole."""
         self._settings, self._rng, self._tls, self._scope = settings, rng, tls, scope
         self._before_first, self._on_live = before_first, on_live

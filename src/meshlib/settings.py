@@ -55,6 +55,8 @@ class Settings:
     failure_policy: `deny` (503) or `allow`: what becomes of requests that come in while the control plane, or folder,
       was never heard and nothing is kept of it, so that nobody knows who may call. Rules that came and can't be used
       let nobody in either way. Without a control plane, and by name servers alone, nothing is enforced.
+    outbound_failure_policy: `allow` or `deny`: what becomes of calls in plaintext to other machines meanwhile. `allow`
+      sends them where their URL says, by DNS; `deny` answers them with 503.
     identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
       service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; `spiffe`, the Workload API (SPIRE) at
       SPIFFE_ENDPOINT_SOCKET, or `spiffe:unix:///PATH`; "" is nobody, so it has no certificate.
@@ -94,6 +96,7 @@ class Settings:
     token_file: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
     failure_policy: str = "deny"
+    outbound_failure_policy: str = "allow"
     telemetry: str = ""
     telemetry_interval: float = 10.0
     prometheus: str = ""
@@ -119,7 +122,7 @@ class Settings:
 
     def check(self, kind: NodeKind = NodeKind.SIDECAR) -> None:
         """Raises SettingsError for what no parser has seen, since it was given in code."""
-        for field in ("identity", "dialect", "breaker_storage"):
+        for field in ("identity", "dialect", "breaker_storage", "failure_policy", "outbound_failure_policy"):
             value = getattr(self, field)
             if value:
                 try:
@@ -299,6 +302,7 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "identity": _identity,
     "identity_timeout": float,
     "failure_policy": _failure_policy,
+    "outbound_failure_policy": _failure_policy,
     "telemetry_interval": _interval,
     "prometheus": _address,
     "strict_istio_labels": _yes,

@@ -119,6 +119,23 @@ def test_a_host_that_gets_no_answer_is_waited_for_once() -> None:
         assert time.monotonic() - started < within(0.3)
 
 
+async def test_calls_in_plaintext_can_be_denied_until_there_is_a_configuration() -> None:
+    """By `outbound_failure_policy`: what others could read on its way is not sent while nobody knows where to."""
+    with Peer() as peer, Fed(resolve_timeout=0.05, outbound_failure_policy="deny") as made:
+        with made.Client() as client:
+            answer = client.get("http://reviews:9080/")
+            assert (answer.status_code, answer.extensions["meshlib.flag"]) == (503, "NC")
+            assert "outbound_failure_policy" in answer.extensions["meshlib.reason"]
+            assert client.get(f"http://127.0.0.1:{peer.port}/").text == "ok"
+            with pytest.raises(httpx.ConnectError):  # it is sent, and no such host is found
+                client.get("https://reviews.invalid/")
+        async with made.AsyncClient() as client:
+            assert (await client.get("http://192.0.2.1:9080/")).status_code == 503
+            made.feeds[0].tell(service("reviews:9080", [peer.address]))
+            assert (await client.get("http://reviews:9080/")).text == "ok"
+            assert (await client.get(f"http://localhost:{peer.port}/")).text == "ok"
+
+
 async def test_cancelling_the_wait_for_a_host_leaves_nothing_behind() -> None:
     """No waiter stays registered."""
     with Fed() as made:

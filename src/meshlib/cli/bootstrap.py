@@ -171,7 +171,8 @@ def _numeric(option: str, text: str) -> str:
 
 def _direct(settings: Settings, is_envoy: bool) -> ControlPlaneAddress:
     """Without a relay. A token has to be one that may be shown again and again."""
-    from meshlib.identity.access import JOIN_PREFIX, is_loopback
+    from meshlib.identity.access import JOIN_PREFIX
+    from meshlib.model import is_loopback
     from meshlib.xds.bootstrap import ControlPlaneAddress
 
     target, roots, token = settings.control_plane, settings.ca_roots, settings.token_file

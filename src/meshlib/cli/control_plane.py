@@ -17,7 +17,7 @@ from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
 from meshlib.cli.failure import CommandFailed
 from meshlib.cli.kubernetes import cluster_of
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
-from meshlib.identity.access import is_loopback
+from meshlib.model import is_loopback
 
 if TYPE_CHECKING:
     from meshlib.controlplane.admission import Injection

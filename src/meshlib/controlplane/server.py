@@ -66,14 +66,13 @@ from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.controlplane.trust_domain import trust_domain_warnings
 from meshlib.controlplane.what_if import WhatIfRoutes
 from meshlib.errors import ConfigurationError
-from meshlib.identity.access import is_loopback
 from meshlib.istio.folder import Contents, Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Service, joined_hosts
 from meshlib.istio.translate import world_of
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
-from meshlib.model import Node, Workload
+from meshlib.model import Node, Workload, is_loopback
 from meshlib.xds.resource_types import CLUSTER
 
 logger = logging.getLogger("meshlib.controlplane")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import itertools
 import random
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.proof import prove
+from meshlib.model import is_loopback
 
 JOIN_PREFIX = "mjt_"
 TIMEOUT = 5.0
@@ -150,11 +150,3 @@ def pinned_root(target: str, sha256: str) -> bytes:
 def addresses_of(target: str) -> tuple[str, ...]:
     """`a:15012, b:15012` -> each of them; a control plane has one address, or one for each replica."""
     return tuple(part for each in target.split(",") if (part := each.strip())) or (target,)
-
-
-def is_loopback(target: str) -> bool:
-    host = target.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

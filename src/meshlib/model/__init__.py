@@ -51,7 +51,7 @@ from meshlib.model.cluster import (
     ZoneAware,
     mesh_alpn,
 )
-from meshlib.model.domains import DomainTable
+from meshlib.model.domains import DomainTable, is_loopback
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
 from meshlib.model.process import FeedState, ProcessState
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
@@ -192,6 +192,7 @@ __all__ = [
     "ZoneAware",
     "canonical_revision",
     "canonical_service",
+    "is_loopback",
     "mesh_alpn",
     "peer_of",
 ]

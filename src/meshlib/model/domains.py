@@ -6,6 +6,7 @@ https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/route/v3/route_compone
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
@@ -52,3 +53,12 @@ class DomainTable(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<DomainTable {len(self._exact)} exact, {len(self._suffixes) + len(self._prefixes)} wildcard>"
+
+
+def is_loopback(authority: str) -> bool:
+    """Whether `host:port` is this machine itself: an address of 127.0.0.0/8, `[::1]`, or `localhost`."""
+    host = authority.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

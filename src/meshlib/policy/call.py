@@ -34,7 +34,7 @@ from meshlib.policy.observer import Attempt, Call, Observer, attempted, delivere
 from meshlib.policy.quota import Answer, Quotas
 from meshlib.policy.rate_limit import Limited, Limiter, Taken
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
-from meshlib.policy.router import NO_ROUTE, Decision, redirected, rewritten_path, with_port
+from meshlib.policy.router import NO_ROUTE, UNCONFIGURED, Decision, redirected, rewritten_path, with_port
 from meshlib.policy.steps import (
     Ask,
     Deliver,
@@ -601,6 +601,9 @@ def _answered(decision: Decision, request: Request, action: Redirect | DirectRes
         return Reply(action.status, (("location", location), *headers))
     if decision is NO_ROUTE:
         return Reply(404, (), b"", "NR", f"{request.authority}: no route for {request.method} {request.path}")
+    if decision is UNCONFIGURED:
+        reason = f"{request.authority}: the control plane was never reached, and outbound_failure_policy is deny"
+        return Reply(503, (), b"no configuration", "NC", reason)
     body_headers = (("content-type", "text/plain"),) if action.body else ()
     return Reply(action.status, (*body_headers, *headers), action.body)
 

@@ -53,11 +53,16 @@ class Live:
 
 
 def compile_live(
-    snapshot: Snapshot, previous: Live | None, rng: random.Random, here: Locality = NOWHERE, now: float = 0.0
+    snapshot: Snapshot,
+    previous: Live | None,
+    rng: random.Random,
+    here: Locality = NOWHERE,
+    now: float = 0.0,
+    denies: bool = False,
 ) -> Live:
     """Matchers, pickers and limits for `snapshot`; takes over from `previous` whatever is unchanged.
 
-    here: where this process runs. now: monotonic seconds.
+    here: where this process runs. now: monotonic seconds. denies: calls in plaintext to hosts that are not known.
     """
     old_tables = previous.router.tables if previous else {}
     tables: dict[str, RouteTable] = {}
@@ -83,9 +88,9 @@ def compile_live(
         else LiveCluster(Cluster(PASSTHROUGH, type=ClusterType.ORIGINAL_DST), None, rng)
     )
     guard = guard_of(snapshot, previous.guard if previous else None, previous.snapshot if previous else None)
-    return Live(snapshot, Router(snapshot, tables), MappingProxyType(clusters), passthrough, guard)
+    return Live(snapshot, Router(snapshot, tables, denies), MappingProxyType(clusters), passthrough, guard)
 
 
-def empty_live(rng: random.Random) -> Live:
-    """Before any configuration: knows no host, so every call asks the feed."""
-    return compile_live(Snapshot(), None, rng)
+def empty_live(rng: random.Random, denies: bool = False) -> Live:
+    """Before any configuration: knows no host, so every call asks the feed. denies: what it does not answer for."""
+    return compile_live(Snapshot(), None, rng, denies=denies)

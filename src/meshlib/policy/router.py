@@ -24,6 +24,7 @@ from meshlib.model import (
     Snapshot,
     VirtualHost,
     WeightedCluster,
+    is_loopback,
 )
 from meshlib.policy.cors import CorsRules
 from meshlib.policy.matching import Predicate, compile_match, compile_regex
@@ -39,6 +40,11 @@ def with_port(authority: str, scheme: str) -> str:
     if authority.endswith("]") or ":" not in authority.rpartition("]")[2]:
         return f"{authority}:{_DEFAULT_PORTS.get(scheme, '80')}"
     return authority
+
+
+def _is_exposed(request: Request) -> bool:
+    """Whether others could read it on its way: not what is encrypted, and not what stays on this machine."""
+    return request.scheme not in ("https", "wss") and not is_loopback(with_port(request.authority, request.scheme))
 
 
 class Decision:
@@ -128,6 +134,8 @@ class RouteTable:
 NO_ROUTE = Decision(Route(RouteMatch(), DirectResponse(404), name="no route"), random.Random(0))
 TO_HTTPS = Decision(Route(RouteMatch(), Redirect(301, scheme="https"), name="to https"), random.Random(0))
 """What a virtual host that requires TLS says to plain HTTP."""
+UNCONFIGURED = Decision(Route(RouteMatch(), DirectResponse(503), name="no configuration yet"), random.Random(0))
+"""What happens to a call in plaintext before any configuration, where the settings say so."""
 PASS = Decision(Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), name="passthrough"), random.Random(0))
 """What happens to a host that the registry does not know while nothing else is configured (Istio's ALLOW_ANY)."""
 
@@ -138,10 +146,12 @@ class Router:
     `match` costs one dictionary look-up and the walk down the routes.
     """
 
-    __slots__ = ("_absent", "_complete", "_hosts", "_listeners", "_unknown", "tables")
+    __slots__ = ("_absent", "_complete", "_denies", "_hosts", "_listeners", "_unknown", "tables")
 
-    def __init__(self, snapshot: Snapshot, tables: Mapping[str, RouteTable]) -> None:
+    def __init__(self, snapshot: Snapshot, tables: Mapping[str, RouteTable], denies: bool = False) -> None:
+        """denies: what would leave this machine in plaintext, to a host of which nothing is known."""
         self.tables = tables
+        self._denies = denies
         self._complete = snapshot.complete
         self._absent = frozenset(snapshot.absent)
         self._listeners: DomainTable[RouteTable] = DomainTable(
@@ -174,7 +184,7 @@ class Router:
     def unknown(self, request: Request) -> Decision:
         """What outboundTrafficPolicy says about a host that is not in the registry."""
         if self._unknown is None:
-            return PASS
+            return UNCONFIGURED if self._denies and _is_exposed(request) else PASS
         return self._unknown.match(request) or NO_ROUTE
 
     def looked_at(self, request: Request) -> tuple[str, tuple[Decision, ...]]:
