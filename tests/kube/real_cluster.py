@@ -33,7 +33,7 @@ Object = dict[str, Any]
 BUILT = Path(__file__).parents[2] / ".venv" / "go" / "bin"
 PATIENCE = 60.0
 HOW = "there is no kube-apiserver and etcd here: make test-cluster builds them, KUBEBUILDER_ASSETS names them"
-_SYSTEM = ("kube-system", "kube-public", "kube-node-lease")
+SYSTEM = ("kube-system", "kube-public", "kube-node-lease")
 _ITS_OWN = ("apiregistration.k8s.io", "events", "masterleases", "peerserverleases", "flowschemas", "ranges")
 
 
@@ -416,7 +416,7 @@ class RealCluster:
             for each in answer.json().get("items", ()) if answer.is_success else ():
                 metadata = each["metadata"]
                 who = (kind, metadata.get("namespace", ""), metadata["name"])
-                if who not in self._first and who[1] not in _SYSTEM:
+                if who not in self._first and who[1] not in SYSTEM:
                     found[who] = each
         return found
 
@@ -447,7 +447,7 @@ class RealCluster:
 
     def _is_internal(self, key: str) -> bool:
         parts = key.split("/")
-        return parts[2] in _ITS_OWN or any(each in parts for each in _SYSTEM)
+        return parts[2] in _ITS_OWN or any(each in parts for each in SYSTEM)
 
     def _etcd_ask(self, what: str, **body: Any) -> Any:
         answer = httpx.post(

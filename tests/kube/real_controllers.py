@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from kube.real_cluster import BUILT, PATIENCE, Object, RealCluster
+from kube.real_cluster import BUILT, PATIENCE, SYSTEM, Object, RealCluster
 
 PROGRAM = BUILT / "kube-controller-manager"
 NODE = "here"
@@ -54,6 +54,9 @@ def controllers(cluster: RealCluster) -> Iterator[None]:
     finally:
         process.kill()
         process.wait(PATIENCE)
+        for namespace in SYSTEM:  # where wipe() leaves what the API server writes itself
+            cluster.remove("ConfigMap", "kube-root-ca.crt", namespace)
+            cluster.remove("ServiceAccount", "default", namespace)
 
 
 class _Pod:
