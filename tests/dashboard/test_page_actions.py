@@ -99,7 +99,7 @@ def test_what_no_rule_can_say_is_not_sent(page: Any, town: Town) -> None:
     opened(page, town, "details")
     page.get_by_test_id("abort").fill("42")
     page.get_by_test_id("apply").click()
-    page.wait_for_function("document.activeElement.dataset.testid === 'abort'")
+    page.locator("[data-testid=abort]:focus").wait_for()
     assert rules(town, "details") == before
 
 

@@ -68,7 +68,7 @@ def test_the_first_request_shows_at_once(demo: Demo, page: Any) -> None:
     with demo.browser() as browser:
         gateway, productpage = "istio-system/istio-ingressgateway", "default/productpage"
         eventually(page, lambda: rate(page, gateway, productpage) > 0, lambda: "the demo's own request is not drawn")
-        page.wait_for_function("document.querySelectorAll('g.edge').length >= 7")
+        eventually(page, lambda: page.locator("g.edge").count() >= 6, lambda: "not all calls are drawn")
         before = rate(page, gateway, productpage)
         browser.get("/productpage")
         took = eventually(page, lambda: rate(page, gateway, productpage) > before, lambda: "the request is not drawn")
@@ -123,7 +123,7 @@ def test_the_slider_changes_the_split_that_is_then_measured(demo: Demo, page: An
         eventually(
             page, lambda: Counter(version() for _ in range(6)) == {"reviews-v3": 6}, lambda: "the split did not change"
         )
-        page.goto(page.url.replace("seconds=60", "seconds=10"))
+        page.goto(page.url.partition("#")[0] + "#seconds=10")
 
         def measured() -> list[float]:
             return [rate(page, "default/reviews", f"default/reviews-v{number}") for number in (1, 2, 3)]
@@ -134,13 +134,14 @@ def test_the_slider_changes_the_split_that_is_then_measured(demo: Demo, page: An
             return one == two == 0 < three
 
         eventually(page, is_shifted, lambda: f"{measured()} to the three versions")
-        page.goto(page.url.replace("seconds=10", "seconds=60"))
+        page.goto(page.url.partition("#")[0] + "#seconds=60")
     page.keyboard.press("Escape")
 
 
 def test_a_service_that_stands_still_turns_red(demo: Demo, page: Any) -> None:
     """Stopped, not killed: the demo would start it anew. Calls to it time out, and the edge says so: of the last
-    ten seconds, which the calls before it have soon left."""
+    ten seconds, which the calls before it have soon left. One that refuses is red within ten; here productpage's own
+    time-outs take six before anything has failed."""
     page.goto(page.url.partition("#")[0] + "#seconds=10")
     stopped = demo.pids()["reviews-v3"]
     done = threading.Event()
@@ -163,7 +164,7 @@ def test_a_service_that_stands_still_turns_red(demo: Demo, page: Any) -> None:
             ),
             lambda: "no edge to reviews has failed",
         )
-        assert took < within(10)
+        assert took < within(20)
         assert page.locator("g.edge.failure").count() > 0
     finally:
         os.kill(stopped, signal.SIGCONT)

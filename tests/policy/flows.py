@@ -119,8 +119,12 @@ class Timeline:
                     self.flow.close()
                     return None
                 step = self.flow.send(answer)
-                self.watch()
                 answer = None
+                if isinstance(step, Race) and step.start is not None and step.ended is not None:
+                    ends, outcome = self._send(step.start)
+                    heapq.heappush(out, (ends, len(racers), outcome))
+                    racers.append(step.ended)
+                self.watch()
                 if isinstance(step, Reply):
                     self.flow.close()
                     return step
@@ -137,10 +141,6 @@ class Timeline:
                     self.clock.now, answer = self._send(step)
                     self.outcomes.append(answer)
                 elif isinstance(step, Race):
-                    if step.start is not None and step.ended is not None:
-                        ends, outcome = self._send(step.start)
-                        heapq.heappush(out, (ends, len(racers), outcome))
-                        racers.append(step.ended)
                     gives_up = None if step.seconds is None else self.clock.now + step.seconds
                     if out and (gives_up is None or out[0][0] <= gives_up):
                         ends, number, outcome = heapq.heappop(out)
