@@ -25,7 +25,7 @@ class Detector:
     hosts: how many endpoints the cluster has. is_shadow: ejections are counted and not carried out.
     """
 
-    __slots__ = ("_hosts", "_is_shadow", "_random", "_rules", "_state")
+    __slots__ = ("_hosts", "_is_shadow", "_judges_rates", "_random", "_rules", "_state")
 
     def __init__(
         self, rules: OutlierDetection, state: ClusterState, hosts: int, rng: random.Random, is_shadow: bool = False
@@ -33,6 +33,19 @@ class Detector:
         self._rules, self._state, self._hosts = rules, state, hosts
         self._random = rng.random
         self._is_shadow = is_shadow
+        self._judges_rates = bool(rules.success_rate_enforcing or rules.failure_percentage_enforcing)
+
+    def is_news(self, endpoint: EndpointState, status: int | None) -> bool:
+        """Whether `record` would change anything that matters. Asked without the lock: a good answer beside a bad one
+        that is being counted has come before it or after it, nobody can tell."""
+        return (
+            self._judges_rates
+            or status is None
+            or status >= 500
+            or bool(endpoint.consecutive_5xx or endpoint.consecutive_gateway_errors)
+            or endpoint.consecutive_local_failures > 0
+            or status in self._rules.error_codes
+        )
 
     def record(self, endpoint: EndpointState, status: int | None, now: float) -> bool:
         """Count one finished attempt. True when it ejected the endpoint.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from meshlib.model import Cluster, Endpoint, LoadBalancing
 from meshlib.state import EndpointState
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Target:
     """An endpoint and what this process knows of it."""
 
     endpoint: Endpoint

@@ -24,7 +24,6 @@ from meshlib.model import (
     Outcome,
     Redirect,
     Request,
-    Rewrite,
     WeightedCluster,
 )
 from meshlib.policy.cluster import LiveCluster
@@ -34,7 +33,15 @@ from meshlib.policy.observer import Attempt, Call, Observer, attempted, delivere
 from meshlib.policy.quota import Answer, Quotas
 from meshlib.policy.rate_limit import Limited, Limiter, Taken
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
-from meshlib.policy.router import NO_ROUTE, UNCONFIGURED, Decision, redirected, rewritten_path, with_port
+from meshlib.policy.router import (
+    NO_ROUTE,
+    UNCONFIGURED,
+    Decision,
+    Destination,
+    redirected,
+    rewritten_path,
+    with_port,
+)
 from meshlib.policy.steps import (
     Ask,
     Deliver,
@@ -112,11 +119,12 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
             yield reply
     finally:
         call.ended = context.clock()
-        given_up = [attempt for attempt in call.racing if attempt.outcome is None]
-        if call.last is not None and call.last.outcome is None and call.last not in given_up:
-            given_up.append(call.last)
-        for attempt in given_up:
-            ended(call, attempt, None, observer, call.ended)
+        for attempt in call.racing:
+            if attempt.outcome is None:
+                ended(call, attempt, None, observer, call.ended)
+        last = call.last
+        if last is not None and last.outcome is None and last not in call.racing:
+            ended(call, last, None, observer, call.ended)
         if call.status == 0 and not call.flags:
             call.flags = "DC"  # the caller went away before there was an answer: cancelled, or its process is ending
         observer.call_ended(call)
@@ -124,14 +132,14 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
 
 def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply | None]:
     """Returns what the mesh answers in the server's place; None after Deliver."""
-    clock, rng, call, observer = context.clock, context.rng, context.call, context.observer
+    live, clock, rng, callers_deadline, table, may_resend, finds_its_way, source, observer, call, _ = context
     started = clock()
-    if context.deadline is not None and started >= context.deadline:
+    if callers_deadline is not None and started >= callers_deadline:
         return _too_late(request)
-    decision = _match(context.live(), request, context.route_configuration)
+    decision = _match_in(table, live(), request) if table else live().router.match(request)
     if decision is None:
         yield Resolve(with_port(request.authority, request.scheme))
-        router = context.live().router
+        router = live().router
         decision = router.match(request) or router.unknown(request)
         started = clock()
 
@@ -145,9 +153,9 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             delayed = True
             if call is not None:
                 call.fault = "delay"
-            yield Wait(delay.seconds if context.deadline is None else min(delay.seconds, context.deadline - started))
+            yield Wait(delay.seconds if callers_deadline is None else min(delay.seconds, callers_deadline - started))
             started = clock()  # an injected delay does not count against the route's timeout
-            if context.deadline is not None and started >= context.deadline:
+            if callers_deadline is not None and started >= callers_deadline:
                 _aim(decision, context)
                 return _too_late(request)
         if (abort := decision.fault.abort) is not None and rng.random() * _MILLION < abort.per_million:
@@ -156,7 +164,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
 
     action = decision.action
     if not isinstance(action, Forward):
-        limiting = context.live().cluster(decision.route.limited_by) if decision.route.limited_by else None
+        limiting = live().cluster(decision.route.limited_by) if decision.route.limited_by else None
         reply = _answered(decision, request, action)
         if limiting is not None and limiting.limiter is not None:
             allowed = yield from _within(limiting, limiting.limiter, request, context, started)
@@ -167,7 +175,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
         return reply
 
     chosen = decision.choose(rng)
-    cluster = context.live().cluster(chosen.cluster)
+    cluster = live().cluster(chosen.cluster)
     if call is not None:
         call.cluster = cluster
     if cluster is None:
@@ -206,25 +214,27 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             "UO",
             f"{cluster.name}: {cluster.cluster.limits.told}",
         )
-    if admitted is not True and not (yield from _waited(admitted, cluster, decision, context, started, permit)):
-        return _timed_out(request, decision)
+    current = cluster  # a call that has waited, for its turn or to be tried again, sees the endpoints of then
+    if admitted is not True:
+        if not (yield from _waited(admitted, cluster, decision, context, started, permit)):
+            return _timed_out(request, decision)
+        current = live().cluster(chosen.cluster) or cluster
     holds_retry = False  # a place in the retry budget, from before the pause until its try has ended
     try:
-        if action.mirrors and not context.finds_its_way:
+        if action.mirrors and not finds_its_way:
             for mirror in action.mirrors:
-                if rng.random() * _MILLION < mirror.per_million and (copy := context.live().cluster(mirror.cluster)):
+                if rng.random() * _MILLION < mirror.per_million and (copy := live().cluster(mirror.cluster)):
                     suffix = "-shadow" if mirror.add_shadow_suffix else ""
                     yield Mirror(_mirror(request, copy, decision, suffix, context), copy)
 
-        deadline = context.deadline
+        deadline = callers_deadline
         if decision.timeout is not None and (deadline is None or started + decision.timeout < deadline):
             deadline = started + decision.timeout
-        authority_on_wire, path, headers = _on_the_wire(request, decision, chosen)
+        path = None if action.rewrite is None else rewritten_path(action.rewrite, decision.route.match, request.path)
+        headers = chosen.request_headers
         if quota is not None and quota.request_headers:
             headers = (*headers, HeaderOperations(set=quota.request_headers))
-        key, set_cookie = (
-            hash_key(action.hash_policies, request, context.source, rng) if action.hash_policies else (None, "")
-        )
+        key, set_cookie = hash_key(action.hash_policies, request, source, rng) if action.hash_policies else (None, "")
         retrying = decision.retrying
         tries = None
         retried = False
@@ -235,8 +245,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                 if permit is not None and tried:
                     permit.failure(now - started, now)
                 return _timed_out(request, decision)
-            current = context.live().cluster(chosen.cluster) or cluster  # a retry sees today's endpoints
-            if tried or context.finds_its_way or current.cluster.type is _ORIGINAL_DST:
+            if tried or finds_its_way or current.cluster.type is _ORIGINAL_DST:
                 target = _pick(current, request, context, now, tried, key, retrying)
             else:
                 target = current.pick(now, (), 0, key)
@@ -245,10 +254,9 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                 return Reply(503, (), b"no healthy upstream", "UH", f"{current.name}: no endpoint can be called")
 
             timeout = None if deadline is None else deadline - now
-            if retrying is not None and retrying.policy.per_try_timeout is not None:
-                per_try = retrying.policy.per_try_timeout
+            if retrying is not None and (per_try := retrying.policy.per_try_timeout) is not None:
                 timeout = per_try if timeout is None else min(per_try, timeout)
-            send = Send(current, target.endpoint, authority_on_wire, path, headers, timeout, deadline)
+            send = Send(current, target.endpoint, chosen.authority, path, headers, timeout, deadline)
             attempt: Attempt | None = None
             began = False
             try:
@@ -279,7 +287,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                     finished = clock()
                     if attempt is not None and call is not None and observer is not None:
                         ended(call, attempt, outcome, observer, finished)
-                    if not context.finds_its_way:
+                    if not finds_its_way:
                         current.judge(target, outcome, finished - now, finished)
                 if outcome.status is None or outcome.status >= 400:
                     retrying = asked_for(request.headers, retrying, rng) if tries is None else retrying
@@ -290,7 +298,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                     and (deadline is None or finished < deadline)
                 ):
                     tries = tries or retrying.begin()
-                    pause = retrying.again(tries, outcome, request.method, context.may_resend)
+                    pause = retrying.again(tries, outcome, request.method, may_resend)
                     if pause is not None and deadline is not None and finished + pause >= deadline:
                         pause = None
                     if pause is not None:
@@ -307,8 +315,11 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                         _record(permit, outcome, finished - started, finished)
                     if outcome.failure == TIMEOUT:
                         return _timed_out(request, decision)
+                    operations = chosen.response_headers
+                    if set_cookie or quota is not None:
+                        operations += _told_besides(set_cookie, quota)
                     deliver = Deliver(
-                        _response_operations(decision, chosen, set_cookie, quota),
+                        operations,
                         deadline,
                         _flag(outcome, retried, delayed),
                         "" if outcome.status else f"{request.authority} at {target.endpoint} ({current.name})",
@@ -322,6 +333,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
                 if began:
                     current.end(target)
             yield Wait(pause)
+            current = live().cluster(chosen.cluster) or cluster
     finally:
         if holds_retry:
             cluster.leave_retry()
@@ -330,9 +342,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             permit.cancel()  # means nothing once it was told how the call ended
 
 
-def _match(live: Live, request: Request, route_configuration: str) -> Decision | None:
-    if not route_configuration:
-        return live.router.match(request)
+def _match_in(route_configuration: str, live: Live, request: Request) -> Decision:
     table = live.router.tables.get(route_configuration)
     return NO_ROUTE if table is None else table.match(request) or NO_ROUTE
 
@@ -528,31 +538,11 @@ def _race(
 # What goes on the wire
 
 
-def _on_the_wire(
-    request: Request, decision: Decision, chosen: WeightedCluster
-) -> tuple[str | None, str | None, tuple[HeaderOperations, ...]]:
-    """Authority, path and header operations of every attempt; None where the caller's own stand."""
-    action = decision.action
-    rewrite: Rewrite | None = action.rewrite if isinstance(action, Forward) else None
-    authority, path = chosen.authority, None
-    if rewrite is not None:
-        # A destination's Host loses to the route's (Istio, route.go processDestination).
-        authority = rewrite.authority or authority
-        path = rewritten_path(rewrite, decision.route.match, request.path)
-    if decision.request_headers or chosen.request_headers:
-        # Envoy: the more specific first, so that the less specific has the last word.
-        return authority, path, (chosen.request_headers, decision.request_headers)
-    return authority, path, ()
-
-
-def _response_operations(
-    decision: Decision, chosen: WeightedCluster, set_cookie: str, quota: Taken | None
-) -> tuple[HeaderOperations, ...]:
+def _told_besides(set_cookie: str, quota: Taken | None) -> tuple[HeaderOperations, ...]:
+    """On the response: the cookie of a hash policy, and what is left of a rate limit."""
     operations: tuple[HeaderOperations, ...] = ()
-    if decision.response_headers or chosen.response_headers:
-        operations = (chosen.response_headers, decision.response_headers)
     if set_cookie:
-        operations = (*operations, HeaderOperations(add=(("set-cookie", set_cookie),)))
+        operations = (HeaderOperations(add=(("set-cookie", set_cookie),)),)
     if quota is not None and quota.headers:
         operations = (*operations, HeaderOperations(add=quota.headers))
     return operations
@@ -581,7 +571,9 @@ def _mirror(request: Request, cluster: LiveCluster, decision: Decision, suffix: 
         cluster.dropped_mirror()
         return
     host, port_mark, port = request.authority.partition(":")
-    _, path, headers = _on_the_wire(request, decision, WeightedCluster(cluster.name))
+    rewrite = decision.action.rewrite if isinstance(decision.action, Forward) else None
+    path = None if rewrite is None else rewritten_path(rewrite, decision.route.match, request.path)
+    headers = Destination(WeightedCluster(cluster.name), decision.route).request_headers
     cluster.begin(target)
     try:
         authority = f"{host}{suffix}{port_mark}{port}" if suffix else None

@@ -17,6 +17,7 @@ from meshlib.model import (
     NOWHERE,
     Cluster,
     Endpoint,
+    HeaderView,
     Health,
     LoadAssignment,
     LoadBalancing,
@@ -26,7 +27,7 @@ from meshlib.model import (
 from meshlib.policy.rate_limit import Limiter
 from meshlib.policy.retry import CLIENT_TIMEOUT, LOCAL, TIMEOUT
 from meshlib.state import NEVER, ClusterState, EndpointState
-from meshlib.state.budget import Budget, budget_of
+from meshlib.state.budget import Budget, TokenBudget, budget_of
 from meshlib.state.limits import Limits, Ticket
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ class LiveCluster:
 
     __slots__ = (
         "_budget",
+        "_deposits",
         "_detector",
         "_is_hashing",
         "_is_limited",
         "_limits",
-        "_measures",
         "_pool",
         "_states",
+        "_weighs",
         "assignment",
         "breaker",
         "cluster",
@@ -90,7 +92,7 @@ class LiveCluster:
         if rules is not None:
             shadow = "outlier-detection" in cluster.shadow
             self._detector = Detector(rules, self.state, len(self._states), rng, shadow)
-        self._measures = self._detector is not None or cluster.load_balancing in (
+        self._weighs = cluster.load_balancing in (
             LoadBalancing.PEAK_EWMA,
             LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN,
         )
@@ -102,6 +104,7 @@ class LiveCluster:
             self._budget = previous._budget  # with what was deposited
         else:
             self._budget = budget_of(cluster.retry_budget, cluster.limits.max_retries, self.state)
+        self._deposits = self._budget if isinstance(self._budget, TokenBudget) else None
         self.breaker: Breaker | None = _breaker(cluster, previous)
         self.limiter: Limiter | None = None
         if cluster.rate_limits or cluster.quotas:
@@ -181,8 +184,8 @@ class LiveCluster:
         or with one `give_up` while the Ticket is not granted."""
         state = self.state
         with state.lock:
-            if self._budget is not None:
-                self._budget.began(now)
+            if self._deposits is not None:
+                self._deposits.began(now)
             if not self._is_limited:
                 state.requests += 1
                 return True
@@ -241,22 +244,30 @@ class LiveCluster:
 
     def judge(self, target: Target, outcome: Outcome, seconds: float, now: float) -> None:
         """How an attempt ended, `seconds` after it was sent, for outlier detection and for pickers that measure."""
-        if not self._measures or outcome.failure in (CLIENT_TIMEOUT, LOCAL):
-            return  # what never left this process, or was given up by its caller, is no endpoint's fault
-        policy = self.cluster.load_balancing
-        report = None
-        if policy is LoadBalancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN and outcome.headers is not None:
-            report = load_report.read(outcome.headers)
-        status = 504 if outcome.failure == TIMEOUT else outcome.status
-        with self.state.lock:
-            if policy is LoadBalancing.PEAK_EWMA:
-                if status is None or status >= 500 or status == 429:
-                    seconds = max(seconds, peak_ewma.penalty(outcome.headers))
-                peak_ewma.observe(target.state, seconds, now)
-            elif report is not None:
-                client_weighted.observe(target.state, report, now)
-            if self._detector is not None and self._detector.record(target.state, status, now):
-                self.state.rebuild(now)
+        status, detector = outcome.status, self._detector
+        if status is None:
+            if outcome.failure in (CLIENT_TIMEOUT, LOCAL):
+                return  # what never left this process, or was given up by its caller, is no endpoint's fault
+            status = 504 if outcome.failure == TIMEOUT else None
+        if self._weighs:
+            self._weigh(target.state, outcome.headers, status, seconds, now)
+        if detector is not None and detector.is_news(target.state, status):
+            with self.state.lock:
+                if detector.record(target.state, status, now):
+                    self.state.rebuild(now)
+
+    def _weigh(
+        self, state: EndpointState, headers: HeaderView | None, status: int | None, seconds: float, now: float
+    ) -> None:
+        """For pickers that measure."""
+        if self.cluster.load_balancing is LoadBalancing.PEAK_EWMA:
+            if status is None or status >= 500 or status == 429:
+                seconds = max(seconds, peak_ewma.penalty(headers))
+            with self.state.lock:
+                peak_ewma.observe(state, seconds, now)
+        elif headers is not None and (report := load_report.read(headers)) is not None:
+            with self.state.lock:
+                client_weighted.observe(state, report, now)
 
     def set_health(self, authority: str, is_healthy: bool, now: float) -> None:
         """What an active health check has found out. A healthy endpoint that was ejected serves again at once (Envoy's

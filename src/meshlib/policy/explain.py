@@ -313,7 +313,7 @@ def _candidates(found: LiveCluster) -> Iterator[Candidate]:
     ]
     shares = dict(zip(priorities, priority_shares(counts, rules.min_health_percent if rules else 0), strict=True))
     for target in found.everyone:
-        endpoint, state = target
+        endpoint, state = target.endpoint, target.state
         verdict = _why_not(target)
         share = shares.get(endpoint.priority)
         if share is not None and share.is_panicking and endpoint.health is Health.HEALTHY:
@@ -325,7 +325,7 @@ def _candidates(found: LiveCluster) -> Iterator[Candidate]:
 
 
 def _why_not(target: Any) -> str:
-    endpoint, state = target
+    endpoint, state = target.endpoint, target.state
     if endpoint.health is not Health.HEALTHY:
         return f"{endpoint.health.lower()}, says the control plane"
     if not state.is_healthy:

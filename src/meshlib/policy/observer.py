@@ -7,7 +7,6 @@ knows route and cluster; by the edge, which knows sizes and peers. Where nobody 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.model import UNKNOWN_PEER, Endpoint, HeaderOperations, HeaderView, Outcome, Request
@@ -124,15 +123,26 @@ class Call:
         self.response_bytes = size if self.response_bytes < 0 else self.response_bytes + size
 
     @property
+    def wire_sizes(self) -> tuple[int, int]:
+        """Bytes there and back, of heads and bodies."""
+        request_head, there = sizes_of(None if self.request is None else self.request.headers)
+        response_head, back = sizes_of(self.response_headers)
+        there, back = self._bodies(there, back)
+        return request_head + there, response_head + back
+
+    @property
     def body_sizes(self) -> tuple[int, int]:
-        """Bytes of the bodies, there and back: counted, else as their heads say."""
-        there, back = self.request_bytes, self.response_bytes
-        if there < 0:
-            there = content_length(None if self.request is None else self.request.headers)
-        if back < 0:
-            has_none = self.status in (204, 304) or (self.request is not None and self.request.method == "HEAD")
-            back = 0 if has_none else content_length(self.response_headers)
-        return there, back
+        """Bytes of the bodies, there and back."""
+        told = sizes_of(None if self.request is None else self.request.headers)[1]
+        return self._bodies(told, sizes_of(self.response_headers)[1])
+
+    def _bodies(self, there: int, back: int) -> tuple[int, int]:
+        """As they were counted, else as their heads say."""
+        if self.response_bytes >= 0:
+            back = self.response_bytes
+        elif self.status in (204, 304) or (self.request is not None and self.request.method == "HEAD"):
+            back = 0
+        return self.request_bytes if self.request_bytes >= 0 else there, back
 
     def __repr__(self) -> str:
         return (
@@ -273,11 +283,20 @@ _GRPC_OF = {400: "13", 401: "16", 403: "7", 404: "12"}
 def size_of(headers: HeaderView | None) -> int:
     """What a head takes on the wire (HTTP/1.1: name, value and four more of each line), in bytes; views that show no
     pairs have no size."""
-    raw: Collection[tuple[bytes, bytes]] = getattr(headers, "raw", ())
-    return sum(map(len, chain.from_iterable(raw))) + 4 * len(raw)
+    return sizes_of(headers)[0]
 
 
-def content_length(headers: HeaderView | None) -> int:
-    """What a head says of its body; 0 where it says nothing that can be believed."""
-    told = None if headers is None else headers.get("content-length")
-    return int(told) if told is not None and told.isdigit() and len(told) < 16 else 0
+def sizes_of(headers: HeaderView | None) -> tuple[int, int]:
+    """`size_of` a head; and what it says of its body, in bytes, 0 where it says nothing that can be believed."""
+    raw: Collection[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
+    told: str | bytes | None = None
+    size = 0
+    if raw is None:
+        told = None if headers is None else headers.get("content-length")
+    else:
+        size = 4 * len(raw)
+        for name, value in raw:
+            size += len(name) + len(value)
+            if len(name) == 14 and name.lower() == b"content-length":
+                told = value if told is None else b"two"
+    return size, int(told) if told and told.isdigit() and len(told) < 16 else 0

@@ -74,7 +74,17 @@ _NO_POLICY = RetryPolicy(attempts=1, on=frozenset(), host_selection_attempts=0) 
 class Retrying:
     """A RetryPolicy, compiled. Immutable; shared by all calls on its routes."""
 
-    __slots__ = ("_failures", "_grpc", "_headers", "_ratelimited", "_rng", "_statuses", "_tenacity", "policy")
+    __slots__ = (
+        "_failures",
+        "_grpc",
+        "_headers",
+        "_ratelimited",
+        "_reads_heads",
+        "_rng",
+        "_statuses",
+        "_tenacity",
+        "policy",
+    )
 
     def __init__(self, policy: RetryPolicy, rng: random.Random, wall_clock: Callable[[], float] = time.time) -> None:
         """wall_clock: seconds since 1970, for servers that name a point in time."""
@@ -92,6 +102,7 @@ class Retrying:
         if "retriable-headers" in on:
             self._headers = tuple(compile_header(each) for each in policy.retriable_headers)
         self._ratelimited = "envoy-ratelimited" in on
+        self._reads_heads = bool(self._grpc or self._headers or self._ratelimited)
         self._tenacity = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(policy.attempts + 1) | StopOnPushback(),
             wait=Backoff(policy, rng, wall_clock),
@@ -125,9 +136,11 @@ class Retrying:
         """Whether the conditions name this outcome. Asked after every attempt, so it is cheap for the good ones."""
         if outcome.status is None:
             return outcome.failure in self._failures
-        headers = outcome.headers
         # Envoy's conditions on the HTTP status see the 200 that every gRPC status comes with.
-        named = outcome.grpc_status is None and outcome.status in self._statuses
+        named = outcome.status in self._statuses and outcome.grpc_status is None
+        if not named and not self._reads_heads:
+            return False
+        headers = outcome.headers
         if headers is None:
             return named
         if not named and self._grpc:

@@ -47,13 +47,35 @@ def _is_exposed(request: Request) -> bool:
     return request.scheme not in ("https", "wss") and not is_loopback(with_port(request.authority, request.scheme))
 
 
+class Destination:
+    """One of a route's weighted clusters, with what stands on the wire for it: the route's own is joined to it once.
+
+    authority: in place of the caller's, None where that stands. request_headers, response_headers: operations, in
+    this order.
+    """
+
+    __slots__ = ("authority", "cluster", "request_headers", "response_headers")
+
+    def __init__(self, chosen: WeightedCluster, route: Route) -> None:
+        rewrite = route.action.rewrite if isinstance(route.action, Forward) else None
+        self.cluster = chosen.cluster
+        # A destination's Host loses to the route's (Istio, route.go processDestination).
+        self.authority = (None if rewrite is None else rewrite.authority) or chosen.authority
+        # Envoy: the more specific first, so that the less specific has the last word.
+        self.request_headers = tuple(each for each in (chosen.request_headers, route.request_headers) if each)
+        self.response_headers = tuple(each for each in (chosen.response_headers, route.response_headers) if each)
+
+    def __repr__(self) -> str:
+        return f"<Destination {self.cluster}>"
+
+
 class Decision:
     """What one route says about the calls that match it. Immutable and shared; a call holds one for its whole life."""
 
     __slots__ = (
         "_cumulative",
+        "_destinations",
         "action",
-        "clusters",
         "cors",
         "fault",
         "matches",
@@ -74,20 +96,20 @@ class Decision:
         self.response_headers: HeaderOperations = route.response_headers
         self.timeout: float | None = None
         self.retrying: Retrying | None = None
-        self.clusters: tuple[WeightedCluster, ...] = ()
+        self._destinations: tuple[Destination, ...] = ()
         self._cumulative: list[int] = []
         if isinstance(route.action, Forward):
             self.timeout = route.action.timeout
-            self.clusters = route.action.clusters
-            self._cumulative = list(accumulate(cluster.weight for cluster in self.clusters))
+            self._destinations = tuple(Destination(each, route) for each in route.action.clusters)
+            self._cumulative = list(accumulate(cluster.weight for cluster in route.action.clusters))
             if route.action.retry is not None and route.action.retry.attempts > 0:
                 self.retrying = Retrying(route.action.retry, rng)
 
-    def choose(self, rng: random.Random) -> WeightedCluster:
+    def choose(self, rng: random.Random) -> Destination:
         """A destination, by weight. A lone one is chosen whatever its weight (Istio)."""
-        if len(self.clusters) == 1:
-            return self.clusters[0]
-        return self.clusters[bisect(self._cumulative, rng.random() * self._cumulative[-1])]
+        if len(self._destinations) == 1:
+            return self._destinations[0]
+        return self._destinations[bisect(self._cumulative, rng.random() * self._cumulative[-1])]
 
     def __repr__(self) -> str:
         return f"<Decision {self.route.name} of {self.route.origin or 'no object'}>"

@@ -42,7 +42,7 @@ class Ticket:
 class Limits:
     """The limits of one cluster, over its state. `admit` and `leave` are called with the cluster's lock held."""
 
-    __slots__ = ("_connections", "_pending", "_requests", "_state")
+    __slots__ = ("_at_once", "_pending", "_requests", "_state")
 
     def __init__(self, limits: ConnectionLimits, state: ClusterState, is_multiplexed: bool) -> None:
         self._state = state
@@ -51,13 +51,13 @@ class Limits:
             return UNLIMITED if limit is None else limit
 
         self._requests = most(limits.max_requests)
-        self._connections = UNLIMITED if is_multiplexed else most(limits.max_connections)
+        self._at_once = min(self._requests, UNLIMITED if is_multiplexed else most(limits.max_connections))
         self._pending = most(limits.max_pending_requests)
 
     def admit(self) -> bool | Ticket:
         """True: go. A Ticket: wait until it is granted. False: turned away."""
         state = self._state
-        if state.requests < min(self._connections, self._requests) and not state.queue:
+        if state.requests < self._at_once and not state.queue:
             state.requests += 1
             return True
         if state.requests + len(state.queue) >= self._requests or len(state.queue) >= self._pending:
@@ -87,7 +87,7 @@ class Limits:
 
     def _next(self) -> Ticket | None:
         state = self._state
-        if not state.queue or state.requests >= min(self._connections, self._requests):
+        if not state.queue or state.requests >= self._at_once:
             return None
         state.requests += 1
         ticket: Ticket = state.queue.popleft()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshlib.model import HeaderOperations, Node, Reporting, Told
-from meshlib.policy.observer import Attempt, Call, Served, size_of
+from meshlib.policy.observer import Attempt, Call, Served
 from meshlib.policy.propagation import Carried
 from meshlib.telemetry.labels import (
     METADATA,
@@ -69,24 +69,26 @@ class Meter:
         request = call.request
         if request is None or call.decision is None:
             return
-        last = call.last
-        cluster = "" if call.cluster is None else call.cluster.name
-        workload, peer = ("", "") if last is None else (last.endpoint.workload, last.endpoint.peer)
-        is_tls = call.cluster is not None and call.cluster.cluster.tls is not None
-        protocol = protocol_of(call)
-        there, back = call.body_sizes
+        cluster, endpoint = call.cluster, None if call.last is None else call.last.endpoint
         made = () if self._client_made is None else self._client_made.of_call(call)
-        self._recorder.request(
-            (cluster, workload, peer, call.status, call.flags, call.grpc_status, protocol, is_tls, last is None, made),
-            lambda: with_new(
-                without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels), made
-            ),
-            call.ended - call.began,
-            size_of(request.headers) + there,
-            size_of(call.response_headers) + back,
-            None if call.mark is None else call.mark[:2],
-            call.messages,
+        key = (
+            None if cluster is None else cluster.name,
+            cluster is None or cluster.cluster.tls is None,
+            None if endpoint is None else endpoint.workload,
+            None if endpoint is None else endpoint.peer,
+            call.status,
+            call.flags,
+            call.grpc_status,
+            protocol_of(call),
+            made,
         )
+        series = self._recorder.find(key)
+        if series is None:
+            labels = without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels)
+            series = self._recorder.begin(key, with_new(labels, made))
+        there, back = call.wire_sizes
+        exemplar = None if call.mark is None else call.mark[:2]
+        self._recorder.add(series, call.ended - call.began, there, back, exemplar, call.messages)
 
     def serving(self, served: Served) -> Carried | None:
         if served.messages is not None and served.messages.is_stream:

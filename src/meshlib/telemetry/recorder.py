@@ -22,6 +22,8 @@ BOUNDS = (
     *(30000.0, 60000.0, 300000.0, 600000.0, 1800000.0, 3600000.0),
 )
 """Envoy's buckets (source/common/stats/histogram_impl.cc), for milliseconds and bytes alike."""
+_WHOLE_BOUNDS = tuple(map(int, BOUNDS))
+"""The same for what is counted in whole numbers, which are compared three times as fast with others of their kind."""
 MAX_SERIES = 5000
 OVERFLOW = "__overflow__"
 
@@ -183,13 +185,27 @@ class Recorder:
         messages: Messages | None = None,
     ) -> None:
         """One request has ended. key: stands for the labels, which are made only when it is new. messages: of gRPC."""
-        series = self._found.get(key)
-        if series is None:
-            series = self._new(key, labels())
+        series = self.find(key) or self.begin(key, labels())
+        self.add(series, seconds, request_bytes, response_bytes, exemplar, messages)
+
+    def find(self, key: Hashable) -> Series | None:
+        """What `key` stands for, if it is known."""
+        return self._found.get(key)
+
+    def add(
+        self,
+        series: Series,
+        seconds: float,
+        request_bytes: int,
+        response_bytes: int,
+        exemplar: tuple[str, str] | None = None,
+        messages: Messages | None = None,
+    ) -> None:
+        """One request of `series` has ended. messages: of gRPC."""
         milliseconds = int(seconds * 1000)
-        bucket = bisect_left(BOUNDS, milliseconds)
-        in_requests = bisect_left(BOUNDS, request_bytes)
-        in_responses = bisect_left(BOUNDS, response_bytes)
+        bucket = bisect_left(_WHOLE_BOUNDS, milliseconds)
+        in_requests = bisect_left(_WHOLE_BOUNDS, request_bytes)
+        in_responses = bisect_left(_WHOLE_BOUNDS, response_bytes)
         with self._lock:
             series.count += 1
             series.milliseconds += milliseconds
@@ -205,7 +221,8 @@ class Recorder:
         if messages is not None and messages.report is not None:
             messages.report(messages)
 
-    def _new(self, key: Hashable, labels: tuple[str, ...]) -> Series:
+    def begin(self, key: Hashable, labels: tuple[str, ...]) -> Series:
+        """What `key` stands for from now on."""
         with self._lock:
             series = self._series.get(labels)
             if series is None:
