@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from click.testing import Result
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 from kube.api_server import ApiServer, crd
 from kube.cluster import Cluster
+from meshlib.cli import endings
 from meshlib.cli.app import app
 from meshlib.controlplane.installation import Installation, cluster_rules, manifests
 from meshlib.controlplane.kubernetes import CRDS, CUSTOM, WATCHED
@@ -119,10 +122,60 @@ def test_uninstall_leaves_what_people_wrote(cluster: Cluster) -> None:
     left = contents(cluster) - before
     assert {kind for kind, _ in left} == {"Namespace", "CustomResourceDefinition", "Secret"}
     assert meshctl("uninstall", "--purge").exit_code == 0
-    deadline = time.monotonic() + PATIENCE
-    while "CustomResourceDefinition" in {kind for kind, _ in contents(cluster) - before}:
-        assert time.monotonic() < deadline, "a definition goes once its objects have gone"
     assert {kind for kind, _ in contents(cluster) - before} == {"Namespace"}
+
+
+OWN, FINALIZER = "ratelimits.meshlib.io", "example.com/held"
+
+
+@pytest.fixture
+def held(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """All is installed, and somebody's finalizer holds one of its kinds; what is returned lets it go."""
+    monkeypatch.setattr(endings, "REMIND", 0.05)
+    assert meshctl("install").exit_code == 0
+    definition = f"{cluster.api.url}{CRDS.path('v1', name=OWN)}"
+
+    def hold(*names: str) -> None:
+        others = httpx.get(definition).json()["metadata"].get("finalizers", ())
+        finalizers = [*(each for each in others if each != FINALIZER), *names]
+        kind = {"content-type": "application/merge-patch+json"}
+        httpx.patch(definition, json={"metadata": {"finalizers": finalizers}}, headers=kind).raise_for_status()
+
+    hold(FINALIZER)
+    return hold
+
+
+def test_a_purge_is_over_when_the_kinds_are_gone(cluster: Cluster, held: Callable[[], None]) -> None:
+    """Not when their deletion was asked for; the API server is reminded of those that it keeps."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(meshctl, "uninstall", "--purge")
+        deadline = time.monotonic() + PATIENCE
+        while endings.REMINDED not in find(cluster, "customresourcedefinitions", OWN, "")["metadata"].get(
+            "annotations", {}
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not done.done()
+        held()
+        assert done.result(PATIENCE).exit_code == 0
+    assert "CustomResourceDefinition" not in {kind for kind, _ in contents(cluster)}
+
+
+def test_a_kind_that_stays_is_named_and_is_not_defined_anew_before_it_is_gone(
+    cluster: Cluster, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied to a definition that is being deleted goes with it."""
+    monkeypatch.setattr(endings, "PATIENCE", 0.5)
+    failed = meshctl("uninstall", "--purge")
+    assert failed.exit_code == 1
+    assert f"still being deleted after 0.5 s: {OWN}: " in failed.output
+    again = meshctl("install")
+    assert again.exit_code == 1
+    assert OWN in again.output
+    held()
+    monkeypatch.setattr(endings, "PATIENCE", PATIENCE)
+    assert meshctl("install").exit_code == 0
+    assert "deletionTimestamp" not in find(cluster, "customresourcedefinitions", OWN, "")["metadata"]
 
 
 def test_check_says_what_is_missing(cluster: Cluster) -> None:

@@ -516,6 +516,11 @@ class ApiServer:
             assert known is not None
             return web.json_response(self._shown(place, known, version))
         if request.method == "DELETE":
+            assert known is not None
+            if known["metadata"].get("finalizers"):
+                ending = copy.deepcopy(known)
+                ending["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
+                return web.json_response(self._shown(place, self._store(place, ending, known), version))
             return web.json_response(self._remove(place, key))
         body = yaml.safe_load(await request.text()) if applies else await request.json()
         if request.method == "PUT":
@@ -545,6 +550,8 @@ class ApiServer:
                 new.pop("status", None)
         if known is not None and _without_version(new) == _without_version(known):
             return web.json_response(self._shown(place, known, version))  # etcd is not written for nothing
+        if known is not None and known["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers"):
+            return web.json_response(self._shown(place, self._remove(place, key), version))
         created = 200 if known else 201
         return web.json_response(self._shown(place, self._store(place, new, known), version), status=created)
 

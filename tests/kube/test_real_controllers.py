@@ -139,5 +139,6 @@ def test_nothing_is_left_of_it(cluster: RealCluster, tmp_path: Path) -> None:
     install(cluster, tmp_path, "--istio-crds", "--replicas", "2")
     cluster.until(lambda: bool(pods(cluster, HOME)), "its pods are made")
     assert meshctl(cluster, tmp_path, "uninstall", "--purge").exit_code == 0
+    assert not [name for kind, _, name in cluster.everything() if kind == "CustomResourceDefinition"]
     cluster.ask("DELETE", f"/api/v1/namespaces/{HOME}")
     cluster.until(lambda: set(cluster.everything()) <= before, "all is gone")

@@ -111,6 +111,7 @@ async def _client(context: str) -> AsyncIterator[KubeClient]:
 
 
 async def _install(wanted: Installation, context: str, wait: bool) -> None:
+    from meshlib.cli.endings import ended
     from meshlib.controlplane.installation import MANAGER, manifests, path_of, unwanted
 
     async with _client(context) as client:
@@ -121,6 +122,8 @@ async def _install(wanted: Installation, context: str, wait: bool) -> None:
         for each in manifests(wanted):
             # Of a namespace nothing is ours but that it is there; Istio's own kind has a schema, which ours would take
             # away.
+            if each["kind"] == "CustomResourceDefinition":
+                await ended(client, (path_of(each),))
             is_kept = each["kind"] == "Namespace" or (_is_istios(each) and not await _is_ours(client, each))
             if is_kept and await _find(client, path_of(each)) is not None:
                 continue
@@ -175,12 +178,14 @@ def _is_available(deployment: Object) -> bool:
 
 
 async def _uninstall(namespace: str, purge: bool, context: str) -> None:
+    from meshlib.cli.endings import ended
     from meshlib.controlplane.installation import CA, KINDS, Installation, manifests, path_of
     from meshlib.controlplane.statuses import LEASE
     from meshlib.kube.lease import LEASES
 
     async with _client(context) as client:
         given = Installation(UNKNOWN_ROOT, namespace, replicas=2, injects=True, istio_crds=True)
+        definitions: list[str] = []
         for each in reversed(manifests(given)):
             if each["kind"] == "Namespace":
                 continue
@@ -188,6 +193,8 @@ async def _uninstall(namespace: str, purge: bool, context: str) -> None:
             if is_crd and (not purge or (_is_istios(each) and not await _is_ours(client, each))):
                 continue
             await client.delete(path_of(each))
+            if is_crd:
+                definitions.append(path_of(each))
             typer.echo(f"{_name(each)} deleted")
         # Made by the control plane, which may not make it again by now: its role is gone.
         await client.delete(LEASES.path("v1", namespace, LEASE))
@@ -195,6 +202,7 @@ async def _uninstall(namespace: str, purge: bool, context: str) -> None:
         if purge:
             await client.delete(KINDS["Secret"].path("v1", namespace, CA))
             typer.echo(f"secret/{CA} deleted")
+            await ended(client, definitions)
 
 
 async def _is_ours(client: KubeClient, wanted: Object) -> bool:
