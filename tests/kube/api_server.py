@@ -216,6 +216,15 @@ class ApiServer:
         async with self._watched:
             await self._watched.wait_for(lambda: len(self.requests) >= number)
 
+    async def connected(self, number: int) -> int:
+        """How many connections there are, once that is `number`, or after some seconds."""
+        assert self._runner is not None and self._runner.server is not None
+        for _ in range(1000):
+            if len(self._runner.server.connections) == number:
+                break
+            await asyncio.sleep(0.01)
+        return len(self._runner.server.connections)
+
     def bookmark(self) -> str:
         """To all who watch. Returns the version that it tells."""
         for watch in self._watches:

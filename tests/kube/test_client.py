@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,38 @@ async def test_a_new_ca_file_is_read_once_the_old_one_fails(tmp_path: Path) -> N
                 await client.list(PATH)
             ca.cert_pem.write_to_path(tmp_path / "ca.crt")
             assert (await client.list(PATH)).items == []
+
+
+async def test_connections_of_an_old_ca_end_with_their_last_request(tmp_path: Path) -> None:
+    """What is under way goes on; the idle ones are not left to the garbage collector."""
+    first, second = trustme.CA(), trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    first.issue_cert("127.0.0.1").configure_cert(server_side)
+    first.cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("t")
+    async with ApiServer(tls=server_side) as api:
+        environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(api.port)}
+        async with KubeClient(in_cluster(environ, tmp_path)) as client:
+            version = (await client.list(PATH)).version
+            events = client.watch(PATH, version, seconds=60, silence=60)
+            api.list_gate.clear()
+            async with contextlib.aclosing(events):
+                following = asyncio.create_task(anext(events))
+                await asyncio.wait_for(api.watched("configmaps"), 10)
+                slow = asyncio.create_task(client.list(PATH))
+                await asyncio.wait_for(api.asked(3), 10)
+                second.issue_cert("127.0.0.1").configure_cert(server_side)
+                with pytest.raises(Unreachable, match=r"(?i)certificate"):
+                    await client.list(PATH)  # needs a connection of its own
+                second.cert_pem.write_to_path(tmp_path / "ca.crt")
+                api.list_gate.set()
+                assert (await client.list(PATH)).items == []
+                assert (await slow).items == []
+                api.put(CONFIG_MAP)
+                assert (await following).type == "ADDED"
+                assert await api.connected(3) == 3
+            api.end_watches()  # the stand-in sees that a connection is closed when it answers
+            assert await api.connected(1) == 1
 
 
 def test_a_user_that_asks_to_run_a_program_is_refused(tmp_path: Path) -> None:

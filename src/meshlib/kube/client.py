@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,6 +67,16 @@ class Event(NamedTuple):
     object: Object
 
 
+@dataclass(eq=False, slots=True)
+class _Connections:
+    """Made with the certificates of one moment. users: requests and watches that are under way on them. is_retired:
+    nobody begins on them any more, and who ends last closes them."""
+
+    http: httpx.AsyncClient
+    users: int = 0
+    is_retired: bool = False
+
+
 class KubeClient:
     """Speaks to one API server. Belongs to one event loop. Raises KubernetesError's classes, and no others.
 
@@ -76,7 +86,8 @@ class KubeClient:
 
     def __init__(self, settings: KubeSettings) -> None:
         self.settings = settings
-        self._http: httpx.AsyncClient | None = None
+        self._now: _Connections | None = None
+        self._retired: set[_Connections] = set()
 
     async def __aenter__(self) -> KubeClient:
         return self
@@ -85,9 +96,11 @@ class KubeClient:
         await self.close()
 
     async def close(self) -> None:
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
+        for each in (self._now, *self._retired):
+            if each is not None:
+                await each.http.aclose()
+        self._now = None
+        self._retired.clear()
 
     # One object
 
@@ -129,8 +142,7 @@ class KubeClient:
     ) -> Object:
         content = msgspec.json.encode(body) if body is not None else None
         headers = self._headers(accept) | ({"content-type": content_type} if content is not None else {})
-        http = self._client()
-        with self._translated(method, path):
+        async with self._connected(method, path) as http:
             response = await http.request(
                 method, path, params=dict(params or {}), content=content, headers=headers, extensions=self._extensions()
             )
@@ -182,26 +194,23 @@ class KubeClient:
             "timeoutSeconds": str(int(seconds)),
         }
         where = f"watch {path}"
-        http = self._client()
-        request = http.build_request(
-            "GET",
-            path,
-            params=query,
-            headers=self._headers(accept.replace("MetadataList", "Metadata")),
-            timeout=httpx.Timeout(REQUEST_TIMEOUT, read=silence),
-            extensions=self._extensions(),
-        )
-        with self._translated("watch", path):
-            response = await http.send(request, stream=True)
-        try:
-            with self._translated("watch", path):
-                if response.status_code != 200:
-                    await response.aread()
-                    _answer(response, where)
-                async for line in _lines(response):
-                    yield _event(line, where)
-        finally:
-            await response.aclose()
+        headers = self._headers(accept.replace("MetadataList", "Metadata"))
+        async with (
+            self._connected("watch", path) as http,
+            http.stream(
+                "GET",
+                path,
+                params=query,
+                headers=headers,
+                timeout=httpx.Timeout(REQUEST_TIMEOUT, read=silence),
+                extensions=self._extensions(),
+            ) as response,
+        ):
+            if response.status_code != 200:
+                await response.aread()
+                _answer(response, where)
+            async for line in _lines(response):
+                yield _event(line, where)
 
     def _headers(self, accept: str) -> dict[str, str]:
         authorization = self.settings.authorization()
@@ -211,28 +220,42 @@ class KubeClient:
         name = self.settings.server_name
         return {"trace": _Handshake().follow, **({"sni_hostname": name} if name else {})}
 
-    def _client(self) -> httpx.AsyncClient:
-        if self._http is None:
-            self._http = httpx.AsyncClient(
-                base_url=self.settings.server,
-                verify=self.settings.tls() if self.settings.server.startswith("https:") else True,
-                timeout=REQUEST_TIMEOUT,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),  # each watch holds one
-                trust_env=False,
-                proxy=self.settings.proxy or None,
-                headers={"user-agent": "meshlib"},
-            )
-        return self._http
+    def _made(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.settings.server,
+            verify=self.settings.tls() if self.settings.server.startswith("https:") else True,
+            timeout=REQUEST_TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),  # each watch holds one
+            trust_env=False,
+            proxy=self.settings.proxy or None,
+            headers={"user-agent": "meshlib"},
+        )
 
-    @contextlib.contextmanager
-    def _translated(self, method: str, path: str) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _connected(self, method: str, path: str) -> AsyncIterator[httpx.AsyncClient]:
+        """For one request or watch; httpx's errors become ours."""
+        if self._now is None:
+            self._now = _Connections(self._made())
+        used = self._now
+        used.users += 1
         try:
-            yield
+            yield used.http
         except httpx.HTTPError as error:
-            if "certificate" in str(error).lower():
-                self._http = None  # the CA or our certificate may have been rotated; what is under way ends by itself
+            if "certificate" in str(error).lower():  # the CA or our certificate may have been rotated
+                self._retire(used)
             what = str(error) or type(error).__name__
             raise Unreachable(f"{method} {self.settings.server}{path}: {what}") from error
+        finally:
+            used.users -= 1
+            if used.is_retired and not used.users:
+                self._retired.discard(used)
+                await used.http.aclose()
+
+    def _retire(self, used: _Connections) -> None:
+        used.is_retired = True
+        self._retired.add(used)
+        if self._now is used:
+            self._now = None
 
     def __repr__(self) -> str:
         return f"<KubeClient {self.settings.server}>"
