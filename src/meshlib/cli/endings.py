@@ -1,5 +1,5 @@
-"""Is a kind's definition gone? The API server lets one go only after all objects of its kind, some time after DELETE was
-answered; who defines the kind anew before that loses it again."""
+"""Is a kind's definition gone? The API server lets one go only after all objects of its kind, some time after DELETE
+was answered; who defines the kind anew before that loses it again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LOOK = 0.25
 """Seconds between two looks."""
 REMIND = 3.0
 """Seconds after which the API server is reminded of a definition that is still there. Its finalizer can forget one: a
-look that fails (`storage is (re)initializing`, just after the kind was defined) is tried again with what it still has in
-its cache, that is a conflict with the status it has just written, and it waits for a change that has happened already
-(apiextensions-apiserver, crd_finalizer.go). It then looks again with its next resync, minutes later, or once anything
-but that status changes."""
+look that fails (`storage is (re)initializing`, just after the kind was defined) is tried again with a copy from before
+the status that it has just written, that is a conflict, and a conflict waits for news that had come already
+(apiextensions-apiserver, crd_finalizer.go). It looks again with its next resync, minutes later, or once anything but
+that status changes."""
 REMINDED = "meshlib.io/deletion-seen"
 """The annotation that changes then."""
 

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from meshlib.model import ClaimMatch, HeaderMatch, HeaderView, QueryMatch, Request, RouteMatch, StringMatch
+from meshlib.model.expressions import compile_regex
 
 Predicate = Callable[[Request], bool]
-
-
-@lru_cache(maxsize=4096)
-def compile_regex(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
-    """A user's regular expression, by RE2: Envoy's dialect, and no pattern can take more than linear time.
-
-    Raises re2.error for a pattern that RE2 refuses.
-    """
-    import re2
-
-    options = re2.Options()
-    options.case_sensitive = not ignore_case
-    options.log_errors = False
-    compiled: re.Pattern[str] = re2.compile(pattern, options)
-    return compiled
 
 
 def compile_string(match: StringMatch) -> Callable[[str], bool]:

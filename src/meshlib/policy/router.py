@@ -26,8 +26,9 @@ from meshlib.model import (
     WeightedCluster,
     is_loopback,
 )
+from meshlib.model.expressions import compile_regex
 from meshlib.policy.cors import CorsRules
-from meshlib.policy.matching import Predicate, compile_match, compile_regex
+from meshlib.policy.matching import Predicate, compile_match
 from meshlib.policy.retry import Retrying
 
 _REMEMBERED = 4096

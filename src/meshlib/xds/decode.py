@@ -559,30 +559,9 @@ def _rewrite(message: Any, field: str) -> Rewrite | None:
         if pattern == WHOLE_PATH and "\\" not in substitution.replace("\\\\", ""):
             return Rewrite(path=substitution.replace("\\\\", "\\"), authority=authority)
         read.regex(pattern, f"{field}.regex_rewrite.pattern.regex")
-        _check_substitution(pattern, substitution, f"{field}.regex_rewrite.substitution")
+        read.substitution(pattern, substitution, f"{field}.regex_rewrite.substitution")
         return Rewrite(regex=pattern, substitution=substitution, authority=authority)
     return Rewrite(authority=authority) if authority is not None else None
-
-
-def _check_substitution(pattern: str, substitution: str, field: str) -> None:
-    """What a call would trip over: RE2 knows `\\0` to `\\9`, as many as there are groups, and `\\\\`."""
-    import re2
-
-    escaped = [substitution[i + 1 : i + 2] for i in _backslashes(substitution)]
-    wrong = next((each for each in escaped if each != "\\" and each not in tuple("0123456789")), None)
-    if wrong is not None:
-        raise Wrong(field, f"has a backslash before {wrong or 'its end'!r}")
-    groups = re2.compile(pattern).groups
-    if any(each != "\\" and int(each) > groups for each in escaped):
-        raise Wrong(field, f"names a group that is not there: the pattern has {groups}")
-
-
-def _backslashes(text: str) -> Iterable[int]:
-    """Where escapes begin."""
-    place = text.find("\\")
-    while place >= 0:
-        yield place
-        place = text.find("\\", place + 2)
 
 
 def _redirect(message: Any, field: str) -> Redirect:
@@ -594,7 +573,7 @@ def _redirect(message: Any, field: str) -> Redirect:
     if path_kind == "regex_rewrite":
         read.head_text(substitution, f"{field}.regex_rewrite.substitution")
         read.regex(regex, f"{field}.regex_rewrite.pattern.regex")
-        _check_substitution(regex, substitution, f"{field}.regex_rewrite.substitution")
+        read.substitution(regex, substitution, f"{field}.regex_rewrite.substitution")
     status = _REDIRECT_STATUS.get(message.response_code)
     if status is None:
         raise Wrong(f"{field}.response_code", f"is not known: {message.response_code}")

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshlib.model import HeaderMatch, Locality, StringMatch
+from meshlib.model.expressions import wrong_pattern, wrong_substitution
 
 LONGEST = 315_576_000_000
 """Seconds: ten thousand years, the most that a Duration holds (duration.proto)."""
@@ -109,16 +110,14 @@ def unpacked(any_message: Any, message_type: Any, field: str) -> Any:
 
 
 def regex(pattern: str, field: str) -> str:
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        re2.compile(pattern, options)
-    except re2.error as error:
-        told = error.args[0] if error.args else error
-        raise Wrong(field, f"is no RE2 expression: {told.decode() if isinstance(told, bytes) else told}") from None
+    if reason := wrong_pattern(pattern):
+        raise Wrong(field, reason)
     return pattern
+
+
+def substitution(pattern: str, text: str, field: str) -> None:
+    if reason := wrong_substitution(pattern, text):
+        raise Wrong(field, reason)
 
 
 def string(message: Any, field: str) -> StringMatch:

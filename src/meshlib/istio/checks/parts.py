@@ -11,6 +11,7 @@ import msgspec
 from meshlib.istio import resources as r
 from meshlib.istio.decoding import converted, explained
 from meshlib.istio.problems import Refused
+from meshlib.model.expressions import wrong_pattern, wrong_substitution
 
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\.?)\Z", re.IGNORECASE)
 SUBSET = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?\Z")
@@ -81,15 +82,13 @@ def is_network(address: str) -> bool:
 
 
 def check_regex(pattern: str, at: str) -> None:
-    import re2
+    if reason := wrong_pattern(pattern):
+        raise Refused(at, reason)
 
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        re2.compile(pattern, options)
-    except re2.error as error:
-        told = error.args[0] if error.args else error
-        raise Refused(at, f"is no RE2 expression: {told.decode() if isinstance(told, bytes) else told}") from None
+
+def check_substitution(pattern: str, substitution: str, at: str) -> None:
+    if reason := wrong_substitution(pattern, substitution):
+        raise Refused(at, reason)
 
 
 def check_head_text(text: str, at: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 
 from meshlib.istio import resources as r
 from meshlib.istio.checks.cors import check_cors
@@ -16,6 +15,7 @@ from meshlib.istio.checks.parts import (
     check_head_text,
     check_host,
     check_regex,
+    check_substitution,
     is_address,
     msgspec_name,
 )
@@ -245,17 +245,8 @@ def _check_rewrite(rewrite: r.HTTPRewrite, at: str) -> None:
     if rewrite.uri_regex_rewrite is not None:
         check_regex(rewrite.uri_regex_rewrite.match, f"{at}.uriRegexRewrite.match")
         check_head_text(rewrite.uri_regex_rewrite.rewrite, f"{at}.uriRegexRewrite.rewrite")
-        _check_substitution(rewrite.uri_regex_rewrite, f"{at}.uriRegexRewrite.rewrite")
-
-
-def _check_substitution(rewrite: r.RegexRewrite, at: str) -> None:
-    """RE2 knows `\\0` to `\\9`, as many as the pattern has groups, and `\\\\`."""
-    import re2
-
-    groups = re2.compile(rewrite.match).groups
-    for escaped in re.findall(r"\\(.?)", rewrite.rewrite):
-        if escaped != "\\" and not (escaped and escaped in "0123456789" and int(escaped) <= groups):
-            raise Refused(at, f"has a \\{escaped} that is no group of the pattern, which has {groups}")
+        found = rewrite.uri_regex_rewrite
+        check_substitution(found.match, found.rewrite, f"{at}.uriRegexRewrite.rewrite")
 
 
 def check_retries(retries: r.HTTPRetry, at: str) -> None:
