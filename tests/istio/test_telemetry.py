@@ -7,18 +7,19 @@ from views import node, objects, view
 
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import view_key
-from meshlib.model import AS_SET, NewLabel, NodeKind, Reporting, SpanTag
+from meshlib.model import AS_SET, NewLabel, NodeKind, RemovedLabel, Reporting, SpanTag
 from meshlib.xds.access import read, write
 
 HEAD = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: %s, namespace: %s}\nspec:\n"
-EVERY = (
-    "istio_request_bytes",
-    "istio_request_duration_milliseconds",
-    "istio_request_messages_total",
+METRICS = (
     "istio_requests_total",
+    "istio_request_duration_milliseconds",
+    "istio_request_bytes",
     "istio_response_bytes",
+    "istio_request_messages_total",
     "istio_response_messages_total",
 )
+EVERY = tuple(sorted(METRICS))
 
 
 def telemetry(spec: str, namespace: str = "default", name: str = "x", created: str = "") -> str:
@@ -84,36 +85,63 @@ metrics:
 
 
 def test_labels_are_made_said_otherwise_and_taken_back() -> None:
-    """The last word holds; of one metric, it is made for all, and a warning says that."""
+    """The last word holds, of each metric by itself."""
     given = telemetry(
         """
 metrics:
 - overrides:
   - {match: {metric: REQUEST_COUNT}, tagOverrides: {request_method: {value: request.method}, bad-name: {value: "1"}}}
-  - {tagOverrides: {tenant: {value: "'x'"}, source_app: {value: "'y'"}}}
+  - {tagOverrides: {tenant: {value: "'x'"}, source_app: {value: "'y'"}, reporter: {operation: REMOVE}}}
+  - {match: {metric: REQUEST_SIZE}, tagOverrides: {tenant: {value: "'z'"}, source_app: {operation: REMOVE}}}
   - {match: {mode: SERVER}, tagOverrides: {tenant: {operation: REMOVE}}}
 """
     )
     found = reporting(given)
+    others = tuple(each for each in METRICS if each != "istio_request_bytes")
     assert found.client.new_labels == (
-        *(NewLabel("request_method", "request.method"), NewLabel("source_app", "'y'")),
-        NewLabel("tenant", "'x'"),
+        NewLabel("request_method", "request.method", ("istio_requests_total",)),
+        NewLabel("source_app", "'y'", others),
+        NewLabel("tenant", "'x'", others),
+        NewLabel("tenant", "'z'", ("istio_request_bytes",)),
     )
+    assert found.client.removed_labels == (RemovedLabel("source_app", ("istio_request_bytes",)),)
     assert [each.name for each in found.server.new_labels] == ["request_method", "source_app"]
-    assert found.server.no_labels == ("tenant",)
+    assert (found.client.no_labels, found.server.no_labels) == ((), ("tenant",))
     assert read(Reporting, write(found), "reporting") == found
 
 
-def test_tags_come_from_three_places() -> None:
+def test_what_is_said_of_every_metric_is_said_of_none_by_name() -> None:
+    """One after the other or all at once."""
+    one_by_one = ", ".join(
+        f"{{match: {{metric: {name}}}, tagOverrides: {{a: {{value: request.host}}}}}}"
+        for name in (
+            *("REQUEST_COUNT", "REQUEST_DURATION", "REQUEST_SIZE", "RESPONSE_SIZE"),
+            *("GRPC_REQUEST_MESSAGES", "GRPC_RESPONSE_MESSAGES"),
+        )
+    )
+    assert reporting(telemetry(f"metrics: [{{overrides: [{one_by_one}]}}]")).client.new_labels == (
+        NewLabel("a", "request.host"),
+    )
+
+
+def test_tags_come_from_four_places() -> None:
     """A header's name is compared in lower case."""
     tags = (
-        "{a: {literal: {value: x}}, b: {header: {name: End-User, defaultValue: nobody}}, c: {environment: {name: E}}}"
+        "{a: {literal: {value: x}}, b: {header: {name: End-User, defaultValue: nobody}}, c: {environment: {name: E}}, "
+        "d: {formatter: {value: '%PROTOCOL%'}}}"
     )
     assert reporting(telemetry(f"tracing: [{{customTags: {tags}}}]")).client.tags == (
         SpanTag("a", "literal", "x"),
         SpanTag("b", "header", "end-user", "nobody"),
         SpanTag("c", "environment", "E"),
+        SpanTag("d", "formatter", "%PROTOCOL%"),
     )
+
+
+def test_istios_names_can_be_left_out_of_spans() -> None:
+    """They are in them unless somebody says no."""
+    given = telemetry("tracing: [{match: {mode: CLIENT}, enableIstioTags: false}]")
+    assert (reporting(given).client.workload, reporting(given).server.workload) == (False, True)
 
 
 def test_the_context_of_traces_can_be_kept() -> None:
@@ -161,6 +189,16 @@ def test_the_labels_that_it_selects_by_tell_nodes_apart() -> None:
         ),
         ("selector: {matchLabels: {app: a}}\ntargetRefs: [{kind: Service, name: a}]", "spec.targetRefs", "only one"),
         ("sampling: 1", "spec.sampling", "no such field"),
+        (
+            "tracing: [{customTags: {a: {formatter: {value: 'at %REQ(x'}}}}]",
+            "spec.tracing[0].customTags.a.formatter.value",
+            "begins or ends no command operator",
+        ),
+        (
+            "tracing: [{customTags: {a: {formatter: {value: '%REQ%'}}}}]",
+            "spec.tracing[0].customTags.a.formatter.value",
+            "%REQ(...)%",
+        ),
     ],
 )
 def test_what_can_not_be_meant_is_refused(spec: str, field: str, reason: str) -> None:
@@ -175,7 +213,7 @@ def test_what_can_not_be_meant_is_refused(spec: str, field: str, reason: str) ->
         ("metrics: [{reportingInterval: 5s}]", "spec.metrics[0].reportingInterval"),
         ("metrics: [{overrides: [{match: {metric: TCP_SENT_BYTES}}]}]", "spec.metrics[0].overrides[0].match"),
         (
-            "metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, tagOverrides: {a: {value: request.host}}}]}]",
+            "metrics: [{overrides: [{match: {metric: GRPC_REQUEST_MESSAGES}, tagOverrides: {a: {value: '1'}}}]}]",
             "spec.metrics[0].overrides[0].tagOverrides.a",
         ),
         (
@@ -183,10 +221,9 @@ def test_what_can_not_be_meant_is_refused(spec: str, field: str, reason: str) ->
             "spec.metrics[0].overrides[0].tagOverrides.reporter",
         ),
         (
-            "metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, tagOverrides: {a: {operation: REMOVE}}}]}]",
-            "spec.metrics[0].overrides[0].tagOverrides.a",
+            "tracing: [{customTags: {a: {formatter: {value: '%BYTES_SENT% %DYNAMIC_METADATA(a:b)%'}}}}]",
+            "spec.tracing[0].customTags.a.formatter.value",
         ),
-        ("tracing: [{customTags: {a: {formatter: {value: x}}}}]", "spec.tracing[0].customTags.a.formatter"),
     ],
 )
 def test_what_is_not_given_is_told(spec: str, field: str) -> None:

@@ -34,7 +34,7 @@ from meshlib.model import (
 from meshlib.outbound.grpc_terms import Call, Terms
 from meshlib.policy import propagation
 from meshlib.policy.steps import Send
-from meshlib.telemetry.recorder import LABELS
+from meshlib.telemetry.label_sets import LABELS
 from snapshots import Counted, counted, forward, mesh, publish, route, service, snapshot
 
 TARGET = "ratings:9080"

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from inbound.inbound_servers import uvicorn_server, werkzeug_server
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, Endpoint, Fault, FaultAbort, RetryPolicy, ServiceName, Snapshot, peer_of
-from meshlib.telemetry.recorder import LABELS
+from meshlib.telemetry.label_sets import LABELS
 from snapshots import mesh, publish, service
 from telemetry.receiver import attributes, grpc_receiver, http_receiver
 
@@ -141,8 +141,8 @@ def test_a_probe_is_no_traffic(kind: str) -> None:
     """A kubelet asks each replica every few seconds, in plaintext: no edge of the graph, and no lock half open."""
     with mesh(**SERVER, **PORT, probe_paths=("/200",)) as server, served(kind, server) as url:
         for path in ("/200", "/404"):
-            assert httpx.get(url + path, trust_env=False).status_code == int(path[1:])
-        (counted,) = told(server)
+            assert httpx.get(url + path, trust_env=False, timeout=30).status_code == int(path[1:])
+    (counted,) = told(server)  # what was served is told a moment after the answer, and before the server has ended
     assert (counted["response_code"], counted["count"]) == ("404", "1")
 
 

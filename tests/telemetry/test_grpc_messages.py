@@ -13,7 +13,8 @@ import pytest
 from inbound.grpc_homes import AioHome, SyncHome
 from meshlib.mesh import Mesh
 from meshlib.model import RetryPolicy
-from meshlib.telemetry.recorder import MESSAGE_LABELS, Recorder
+from meshlib.telemetry.label_sets import MESSAGE_LABELS
+from meshlib.telemetry.recorder import Recorder
 from outbound.grpc_peers import FACES, SERVICE, GrpcPeer, face
 from snapshots import mesh, publish, service
 from telemetry.test_recorder import labels

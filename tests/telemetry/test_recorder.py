@@ -5,8 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from meshlib.telemetry.label_sets import LABELS
 from meshlib.telemetry.prometheus import Counted, Folder, merged, render
-from meshlib.telemetry.recorder import BOUNDS, LABELS, OVERFLOW, Recorder, Value
+from meshlib.telemetry.recorder import BOUNDS, OVERFLOW, Recorder, Value
 
 WALL = 1_700_000_000.0
 

@@ -15,10 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inbound.inbound_servers import uvicorn_server
 from meshlib.mesh import Mesh
-from meshlib.model import Inbound, NewLabel, Reporting, Snapshot, SpanTag, Told
+from meshlib.model import Inbound, NewLabel, RemovedLabel, Reporting, Snapshot, SpanTag, Told
 from meshlib.policy.propagation import Intake, current
+from meshlib.telemetry.label_sets import LABELS, with_new
 from meshlib.telemetry.otlp import Deltas
-from meshlib.telemetry.recorder import LABELS, Recorder, with_new
+from meshlib.telemetry.recorder import Recorder
 from meshlib.telemetry.tracing import Ended
 from snapshots import mesh, publish, service
 from telemetry.receiver import attributes
@@ -37,13 +38,25 @@ def with_rules(given: Snapshot, client: Told = Told(), server: Told = Told()) ->
     )
 
 
-def spans_of(by: Mesh) -> list[Ended]:
+def spans_of(by: Mesh, number: int = 0) -> list[Ended]:
+    """number: as many are waited for; a server's ends a moment after its caller has the answer."""
+    deadline, found = time.monotonic() + 20.0, []
+    while len(found := found + _taken(by)) < number and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def _taken(by: Mesh) -> list[Ended]:
     assert by.telemetry is not None and by.telemetry._tracer is not None
     return by.telemetry._tracer.taken()
 
 
-def counted(by: Mesh) -> dict[str, list[dict[str, str]]]:
+def counted(by: Mesh, series: int = 0) -> dict[str, list[dict[str, str]]]:
+    """series: as many are waited for, as in spans_of."""
     assert by.telemetry is not None
+    deadline = time.monotonic() + 20.0
+    while len(by.telemetry.recorder.series()) < series and time.monotonic() < deadline:
+        time.sleep(0.01)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(by.telemetry.exposition()[1].decode()):
         for sample in family.samples:
@@ -163,8 +176,8 @@ def test_metrics_and_labels_are_left_out() -> None:
         publish(client, with_rules(nobody, told))
         http.get("http://b/")
         found = counted(client)
-        assert [each["response_flags"] for each in found["istio_requests_total"]] == ["UH", ""]
-        assert found["istio_requests_total"][1]["source_workload"] == ""
+        assert [each.get("response_flags") for each in found["istio_requests_total"]] == ["UH", None]
+        assert "source_workload" not in found["istio_requests_total"][1]
         assert "istio_request_bytes_count" not in found
         assert "istio_response_bytes_count" in found
 
@@ -193,7 +206,7 @@ def test_labels_are_made_by_expressions() -> None:
             http.get("http://reviews:9080/404", headers={"x-tenant": tenant})
         http.get("http://reviews:9080/404")
         for end in (client, server):
-            found = counted(end)["istio_requests_total"]
+            found = counted(end, 3)["istio_requests_total"]
             assert [each["tenant"] for each in found] == ["a", "b", "unknown"]
             expected = {
                 "request_method": "GET",
@@ -207,6 +220,100 @@ def test_labels_are_made_by_expressions() -> None:
             message = ExportMetricsServiceRequest.FromString(body or b"")
             points = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
             assert [attributes(each)["tenant"] for each in points] == ["a", "b", "unknown"]
+
+
+def test_one_metric_bears_other_labels_than_the_rest() -> None:
+    """A label that is made, said otherwise or removed for one of them: what it no longer tells apart is one series of
+    it, with the sum, at Prometheus and in pushes, and the others are as they were."""
+    size, count = "istio_request_bytes", "istio_requests_total"
+    told = Told(
+        new_labels=(
+            NewLabel("tenant", "request.headers['x-tenant']", (count,)),
+            NewLabel("source_app", "'y'", (size,)),
+        ),
+        removed_labels=(RemovedLabel("response_flags", (size,)), RemovedLabel("response_code", (size,))),
+    )
+    with mesh(service="a", labels=(("app", "a"),), **PUSHED) as client, client.Client() as http:
+        publish(client, with_rules(service("b:80", []), told))
+        for tenant in ("x", "y", "y"):
+            http.get("http://b/", headers={"x-tenant": tenant})
+        with pytest.raises(httpx.ConnectError):
+            http.get("http://127.0.0.1:1/", headers={"x-tenant": "x"})
+        found = counted(client)
+        requests = found[count]
+        assert [(each["tenant"], each["response_flags"], each["source_app"]) for each in requests] == [
+            *(("x", "UH", "a"), ("y", "UH", "a")),
+            ("x", "UF", "a"),
+        ]
+        sizes = found[f"{size}_count"]
+        assert [(each["source_app"], each["destination_service"], "tenant" in each) for each in sizes] == [
+            *(("y", requests[0]["destination_service"], False),),
+            ("y", requests[2]["destination_service"], False),
+        ]
+        assert all(not {"response_flags", "response_code"} & set(each) for each in sizes)
+        durations = found["istio_request_duration_milliseconds_count"]
+        assert [(each["response_flags"], "tenant" in each) for each in durations] == [("UH", False), ("UF", False)]
+        assert client.telemetry is not None
+        deltas = Deltas({}, 0.0)
+        pushes = []
+        for _ in range(2):
+            series = client.telemetry.recorder.series()
+            pushes.append(ExportMetricsServiceRequest.FromString(deltas.request(series, (), 1.0) or b""))
+            deltas.arrived(series, (), 1.0)
+            http.get("http://b/", headers={"x-tenant": "y"})
+        sums = [
+            {
+                metric.name: [each.as_int for each in metric.sum.data_points]
+                or [each.count for each in metric.histogram.data_points]
+                for metric in push.resource_metrics[0].scope_metrics[0].metrics
+                if metric.name in (size, count)
+            }
+            for push in pushes
+        ]
+        assert sums == [{count: [1, 2, 1], size: [3, 1]}, {count: [1], size: [1]}]
+
+
+def test_a_tag_is_a_text_with_what_envoys_operators_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the request and its answer, at both ends; what is not known is empty, and an empty text is no attribute."""
+    monkeypatch.setenv("BUILD", "7")
+    text = "%REQ(:METHOD)% %REQ(X-NONE?X-TENANT):3% %RESPONSE_CODE%%% %PROTOCOL% %ENVIRONMENT(BUILD)% [%RESP(x-none)%]"
+    tags = (
+        SpanTag("text", "formatter", text),
+        SpanTag("path", "formatter", "%REQ(:path)% %REQ_WITHOUT_QUERY(:path)%"),
+        SpanTag("is", "formatter", "%CEL(request.path == '/404?token=x')%"),
+        SpanTag("flags", "formatter", "%RESPONSE_FLAGS%"),
+        SpanTag("nothing", "formatter", "%DYNAMIC_METADATA(a)%%REQ(x-none)%"),
+    )
+    rules = Told(sampling=1_000_000, tags=tags)
+    with (
+        mesh(service="reviews", **PUSHED) as server,
+        uvicorn_server(server.asgi(_asgi)) as url,
+        mesh(service="productpage", **PUSHED) as client,
+        client.Client() as http,
+    ):
+        publish(server, with_rules(service("x:80", []), server=rules))
+        host, _, port = url.removeprefix("http://").partition(":")
+        publish(client, with_rules(service("reviews:9080", [(host, int(port))]), client=rules))
+        http.get("http://reviews:9080/404?token=x", headers={"x-tenant": "abcd"})
+        for end, protocol in ((client, ""), (server, "HTTP/1.1")):
+            (span,) = spans_of(end, 1)
+            told = dict(span.attributes)
+            assert told["text"] == f"GET abc 404% {protocol} 7 []"
+            assert (told["path"], told["is"], told["flags"]) == ("/404?token=REDACTED /404", "True", "-")
+            assert "nothing" not in told
+
+
+def test_spans_say_whose_they_are_in_istios_words() -> None:
+    """Kiali finds a workload's spans by them; `enableIstioTags: false` leaves them out."""
+    with mesh(service="a", labels=(("app", "a"), ("version", "v3")), **PUSHED) as client, client.Client() as http:
+        told = []
+        for workload in (True, False):
+            publish(client, with_rules(service("b:80", []), Told(sampling=1_000_000, workload=workload)))
+            http.get("http://b/")
+            told.append(dict(spans_of(client)[0].attributes))
+        assert told[0]["istio.canonical_service"] == "a" and told[0]["istio.canonical_revision"] == "v3"
+        assert told[0]["istio.namespace"] == "default" and told[0]["node_id"]
+        assert not [name for name in told[1] if name.startswith("istio.") or name == "node_id"]
 
 
 def test_what_is_made_beyond_the_limit_is_counted_together() -> None:

@@ -13,9 +13,11 @@ from meshlib.istio import resources as r
 from meshlib.istio import targets
 from meshlib.istio.checks.telemetry import EVERY_METRIC, is_label, metrics_of
 from meshlib.istio.mesh_settings import MeshSettings
-from meshlib.model import NewLabel, Node, Reporting, SpanTag, Told
+from meshlib.model import NewLabel, Node, RemovedLabel, Reporting, SpanTag, Told
 
 _CLIENT, _SERVER = "CLIENT", "SERVER"
+_Labels = dict[str, dict[str, str | None]]
+"""Of labels by name and metric: the expression of its value, or None where it is removed."""
 
 
 def reporting_of(
@@ -58,8 +60,8 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
     access_log: bool | None = None
     log_filter = ""
     off: set[str] = set()
-    bare: set[str] = set()
-    made: dict[str, str] = {}
+    workload = True
+    labels: _Labels = {}
     for spec in specs:
         for tracing in spec.tracing:
             if not _concerns(tracing.match, side):
@@ -70,6 +72,8 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
                 spans = not tracing.disable_span_reporting
             if tracing.disable_context_propagation is not None:
                 context = not tracing.disable_context_propagation
+            if tracing.enable_istio_tags is not None:
+                workload = tracing.enable_istio_tags
             if tracing.custom_tags:
                 tags = {name: _tag(name, tag) for name, tag in sorted(tracing.custom_tags.items())}
         logging = [each for each in spec.access_logging if _concerns(each.match, side)]
@@ -83,12 +87,10 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
             if override.disabled is not None:
                 off = off | set(names) if override.disabled else off - set(names)
             for label, change in override.tag_overrides.items():
-                if change.operation == "UPSERT" and names and is_label(label):
-                    made[label] = change.value
-                    bare.discard(label)
-                elif change.operation == "REMOVE" and names == EVERY_METRIC:
-                    made.pop(label, None)
-                    bare.add(label)
+                if is_label(label):
+                    value = change.value if change.operation == "UPSERT" else None
+                    labels.setdefault(label, {}).update(dict.fromkeys(names, value))
+    new, removed, bare = _labels(labels)
     return Told(
         None if sampling is None else round(sampling * 10_000),
         spans,
@@ -96,10 +98,33 @@ def _told(specs: Sequence[r.Telemetry], side: str) -> Told:
         access_log,
         log_filter,
         tuple(sorted(off)),
-        tuple(sorted(bare)),
-        new_labels=tuple(NewLabel(name, value) for name, value in sorted(made.items())),
+        bare,
+        new_labels=new,
         context=context,
+        removed_labels=removed,
+        workload=workload,
     )
+
+
+def _labels(said: _Labels) -> tuple[tuple[NewLabel, ...], tuple[RemovedLabel, ...], tuple[str, ...]]:
+    """What is made, what some metrics go without, and what all do."""
+    new: list[NewLabel] = []
+    removed: list[RemovedLabel] = []
+    bare: list[str] = []
+    for name, values in sorted(said.items()):
+        groups: dict[str | None, list[str]] = {}
+        for metric in EVERY_METRIC:
+            if metric in values:
+                groups.setdefault(values[metric], []).append(metric)
+        for value, metrics in groups.items():
+            some = () if len(metrics) == len(EVERY_METRIC) else tuple(metrics)
+            if value is not None:
+                new.append(NewLabel(name, value, some))
+            elif some:
+                removed.append(RemovedLabel(name, some))
+            else:
+                bare.append(name)
+    return tuple(new), tuple(removed), tuple(bare)
 
 
 def _concerns(match: r.TelemetryMatch | r.MetricSelector | None, side: str) -> bool:
@@ -111,5 +136,7 @@ def _tag(name: str, tag: r.CustomTag) -> SpanTag:
         return SpanTag(name, "literal", tag.literal.value)
     if tag.header is not None:
         return SpanTag(name, "header", tag.header.name.lower(), tag.header.default_value)
+    if tag.formatter is not None:
+        return SpanTag(name, "formatter", tag.formatter.value)
     assert tag.environment is not None
     return SpanTag(name, "environment", tag.environment.name, tag.environment.default_value)

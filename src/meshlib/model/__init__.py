@@ -51,11 +51,12 @@ from meshlib.model.cluster import (
     ZoneAware,
     mesh_alpn,
 )
+from meshlib.model.command_text import OPERATORS, Command, parts_of
 from meshlib.model.domains import DomainTable, is_loopback
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
 from meshlib.model.process import FeedState, ProcessState
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
-from meshlib.model.reporting import AS_SET, NewLabel, Reporting, SpanTag, Told
+from meshlib.model.reporting import AS_SET, NewLabel, RemovedLabel, Reporting, SpanTag, Told
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
 from meshlib.model.route import (
     CATCH_ALL,
@@ -98,6 +99,7 @@ __all__ = [
     "NEVER",
     "NOWHERE",
     "NO_ACCESS_RULES",
+    "OPERATORS",
     "PASSTHROUGH",
     "SERVER_PREFIX",
     "SHADOWABLE",
@@ -115,6 +117,7 @@ __all__ = [
     "ClaimMatch",
     "Cluster",
     "ClusterType",
+    "Command",
     "Condition",
     "ConnectionLimits",
     "Cors",
@@ -166,6 +169,7 @@ __all__ = [
     "RateBudget",
     "RateLimit",
     "Redirect",
+    "RemovedLabel",
     "Reporting",
     "Request",
     "ResetHeader",
@@ -194,5 +198,6 @@ __all__ = [
     "canonical_service",
     "is_loopback",
     "mesh_alpn",
+    "parts_of",
     "peer_of",
 ]

@@ -9,20 +9,31 @@ from typing import Literal
 @dataclass(frozen=True, slots=True)
 class SpanTag:
     """One attribute of every span. kind: `literal`, the value itself; `header`, of the request; `environment`, a
-    variable of this process. default: where header or variable is not there; "" leaves the attribute out."""
+    variable of this process; `formatter`, a text with Envoy's command operators. default: where header or variable is
+    not there; "" leaves the attribute out, as an empty text does."""
 
     name: str
-    kind: Literal["literal", "header", "environment"]
+    kind: Literal["literal", "header", "environment", "formatter"]
     value: str
     default: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NewLabel:
-    """A label of Istio's metrics that the configuration makes, or says otherwise. expression: CEL, of its value."""
+    """A label of Istio's metrics that the configuration makes, or says otherwise. expression: CEL, of its value.
+    metrics: those that bear it; none are all of them."""
 
     name: str
     expression: str
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedLabel:
+    """A label that these metrics go without, and others do not."""
+
+    name: str
+    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +42,10 @@ class Told:
 
     sampling: of traces that begin here, per million. spans: whether any are made; who is called next is told all the
     same. access_log: whether there is a line for each. log_filter: a CEL expression that must hold; "" is all.
-    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without. new_labels:
-    those that are made. all_traces:
-    whatever the sampling here, or of who calls, every call leaves its spans: somebody looks at them as they happen.
-    context: whether who is called is told of the trace.
+    no_metrics: names of Istio's metrics that are not told. no_labels: labels that all of them go without;
+    removed_labels: that some do. new_labels: those that are made. all_traces: whatever the sampling here, or of who
+    calls, every call leaves its spans: somebody looks at them as they happen. context: whether who is called is told of
+    the trace. workload: whether spans bear Istio's names of this workload.
     """
 
     sampling: int | None = None
@@ -47,6 +58,8 @@ class Told:
     all_traces: bool = False
     new_labels: tuple[NewLabel, ...] = ()
     context: bool = True
+    removed_labels: tuple[RemovedLabel, ...] = ()
+    workload: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshlib.model import HeaderView
+from meshlib.policy.observer import Call, Served
 
 _GROUPS = ("request", "response", "xds")
 
@@ -43,6 +44,48 @@ def evaluated(program: Any, attributes: Mapping[str, Any]) -> Any:
 
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def fields_of_call(call: Call) -> dict[str, Any]:
+    """What `attributes` is made of, by the access log's names."""
+    request = call.request
+    assert request is not None
+    there, back = call.body_sizes
+    return {
+        "method": request.method,
+        "path": request.path,
+        "authority": request.authority,
+        "user_agent": request.headers.get("user-agent"),
+        "request_id": request.headers.get("x-request-id"),
+        "bytes_received": there,
+        "duration": int((call.ended - call.began) * 1000),
+        "protocol": None,
+        "response_code": call.status,
+        "response_flags": call.flags or "-",
+        "response_code_details": "via_upstream" if call.response_headers is not None else None,
+        "bytes_sent": back,
+        "upstream_cluster": None if call.cluster is None else call.cluster.name,
+        "route_name": None if call.decision is None else call.decision.route.name or "default",
+    }
+
+
+def fields_of_served(served: Served) -> dict[str, Any]:
+    return {
+        "method": served.method,
+        "path": served.path,
+        "authority": served.authority,
+        "user_agent": served.headers.get("user-agent"),
+        "request_id": served.headers.get("x-request-id"),
+        "bytes_received": served.request_bytes,
+        "duration": int((served.ended - served.began) * 1000),
+        "protocol": served.protocol,
+        "response_code": served.status,
+        "response_flags": served.flags or "-",
+        "response_code_details": served.reason or None,
+        "bytes_sent": served.response_bytes,
+        "upstream_cluster": f"inbound|{served.peer.local_port or ''}||",
+        "route_name": served.route or "default",
+    }
 
 
 def attributes(fields: Mapping[str, Any], request: HeaderView, response: HeaderView | None) -> dict[str, Any]:

@@ -59,6 +59,20 @@ def described(node: Node) -> Described:
     )
 
 
+def names_of(node: Node) -> tuple[tuple[str, object], ...]:
+    """Attributes of a span that say whose it is: Istio's (pilot/pkg/networking/core/tracing.go, buildServiceTags), and
+    Envoy's node_id, by which Kiali finds the spans of a workload."""
+    here = described(node)
+    return (
+        ("istio.canonical_revision", here.revision),
+        ("istio.canonical_service", here.service),
+        ("istio.cluster_id", here.cluster),
+        ("istio.mesh_id", node.trust_domain),
+        ("istio.namespace", here.namespace),
+        ("node_id", node.id),
+    )
+
+
 def metadata_of(node: Node) -> str:
     """This process, as Istio's sidecars tell each other who they are: a base64 Struct."""
     told = Struct()

@@ -8,7 +8,8 @@ from typing import Any
 
 from meshlib.model import NewLabel, Told
 from meshlib.policy.observer import Call, Served
-from meshlib.telemetry.cel import NotUsable, attributes, compiled, evaluated
+from meshlib.telemetry.cel import NotUsable, attributes, compiled, evaluated, fields_of_call, fields_of_served
+from meshlib.telemetry.label_sets import of_some
 from meshlib.telemetry.labels import UNKNOWN
 
 _log = logging.getLogger("meshlib.telemetry")
@@ -33,49 +34,15 @@ class MadeLabels:
             try:
                 program = compiled(each.expression)
             except NotUsable as error:
-                self._tell(each.name, error)
-            self._programs.append((each.name, program))
+                self._tell(of_some(each.name, each.metrics), error)
+            self._programs.append((of_some(each.name, each.metrics), program))
 
     def of_call(self, call: Call) -> Made:
-        request = call.request
-        assert request is not None
-        there, back = call.body_sizes
-        fields = {
-            "method": request.method,
-            "path": request.path,
-            "authority": request.authority,
-            "user_agent": request.headers.get("user-agent"),
-            "request_id": request.headers.get("x-request-id"),
-            "bytes_received": there,
-            "duration": int((call.ended - call.began) * 1000),
-            "protocol": None,
-            "response_code": call.status,
-            "response_flags": call.flags or "-",
-            "response_code_details": "via_upstream" if call.response_headers is not None else None,
-            "bytes_sent": back,
-            "upstream_cluster": None if call.cluster is None else call.cluster.name,
-            "route_name": None if call.decision is None else call.decision.route.name or "default",
-        }
-        return self._made(attributes(fields, request.headers, call.response_headers))
+        assert call.request is not None
+        return self._made(attributes(fields_of_call(call), call.request.headers, call.response_headers))
 
     def of_served(self, served: Served) -> Made:
-        fields = {
-            "method": served.method,
-            "path": served.path,
-            "authority": served.authority,
-            "user_agent": served.headers.get("user-agent"),
-            "request_id": served.headers.get("x-request-id"),
-            "bytes_received": served.request_bytes,
-            "duration": int((served.ended - served.began) * 1000),
-            "protocol": served.protocol,
-            "response_code": served.status,
-            "response_flags": served.flags or "-",
-            "response_code_details": served.reason or None,
-            "bytes_sent": served.response_bytes,
-            "upstream_cluster": f"inbound|{served.peer.local_port or ''}||",
-            "route_name": served.route or "default",
-        }
-        return self._made(attributes(fields, served.headers, None))
+        return self._made(attributes(fields_of_served(served), served.headers, None))
 
     def _made(self, told: Mapping[str, Any]) -> Made:
         return tuple((name, self._value(name, program, told)) for name, program in self._programs)
@@ -95,4 +62,4 @@ class MadeLabels:
     def _tell(self, name: str, error: Exception) -> None:
         if name not in self._told:
             self._told.add(name)
-            _log.warning("the label %s of metrics is %r: %s", name, UNKNOWN, error)
+            _log.warning("the label %s of metrics is %r: %s", name.rpartition("|")[2], UNKNOWN, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from meshlib.model import HeaderOperations, Node, Reporting, Told
 from meshlib.policy.observer import Attempt, Call, Served
 from meshlib.policy.propagation import Carried
+from meshlib.telemetry.label_sets import Labels, of_some, with_new, without
 from meshlib.telemetry.labels import (
     METADATA,
     METADATA_GRPC,
@@ -18,7 +19,7 @@ from meshlib.telemetry.labels import (
     protocol_of,
 )
 from meshlib.telemetry.made_labels import MadeLabels, made_labels
-from meshlib.telemetry.recorder import Recorder, with_new, without
+from meshlib.telemetry.recorder import Recorder
 
 
 class Meter:
@@ -44,6 +45,12 @@ class Meter:
         self._client_made, self._server_made = made_labels(rules.client), made_labels(rules.server)
         self._recorder.forget_keys()
 
+    def _of_call(self, call: Call) -> Labels:
+        return _less(of_call(call, self._here, self._principal, self._strict), self._client)
+
+    def _of_served(self, served: Served) -> Labels:
+        return _less(of_served(served, self._here, self._principal, self._service), self._server)
+
     def call_began(self, call: Call) -> None:
         pass
 
@@ -61,7 +68,7 @@ class Meter:
             endpoint = attempt.endpoint
             self._recorder.follow(
                 ("source", attempt.cluster.name, endpoint.workload, endpoint.peer),
-                lambda: without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels),
+                lambda: self._of_call(call),
                 messages,
             )
 
@@ -84,8 +91,7 @@ class Meter:
         )
         series = self._recorder.find(key)
         if series is None:
-            labels = without(of_call(call, self._here, self._principal, self._strict), self._client.no_labels)
-            series = self._recorder.begin(key, with_new(labels, made))
+            series = self._recorder.begin(key, with_new(self._of_call(call), made))
         there, back = call.wire_sizes
         exemplar = None if call.mark is None else call.mark[:2]
         self._recorder.add(series, call.ended - call.began, there, back, exemplar, call.messages)
@@ -94,7 +100,7 @@ class Meter:
         if served.messages is not None and served.messages.is_stream:
             self._recorder.follow(
                 ("destination", metadata_in(served.headers), served.peer.identity),
-                lambda: without(of_served(served, self._here, self._principal, self._service), self._server.no_labels),
+                lambda: self._of_served(served),
                 served.messages,
             )
         return None
@@ -113,9 +119,7 @@ class Meter:
         )
         self._recorder.request(
             key,
-            lambda: with_new(
-                without(of_served(served, self._here, self._principal, self._service), self._server.no_labels), made
-            ),
+            lambda: with_new(self._of_served(served), made),
             served.ended - served.began,
             served.request_bytes,
             served.response_bytes,
@@ -125,3 +129,8 @@ class Meter:
 
     def __repr__(self) -> str:
         return f"<Meter {self._here.workload} {self._recorder!r}>"
+
+
+def _less(labels: Labels, told: Told) -> Labels:
+    """Without those that the configuration removes, of all metrics or of some."""
+    return without(labels, told.no_labels, tuple(of_some(each.name, each.metrics) for each in told.removed_labels))

@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
 
+from meshlib.telemetry.label_sets import Pairs, differ_by_metric, pairs
 from meshlib.telemetry.lines import Line
-from meshlib.telemetry.recorder import BOUNDS, Series, Value, pairs
+from meshlib.telemetry.recorder import BOUNDS, Series, Value, of_metric
 from meshlib.version import __version__
 
 if TYPE_CHECKING:
@@ -148,18 +149,26 @@ class Deltas:
             for each in series
             if (before := self._sent.get(each.labels, _NOTHING)) is _NOTHING or before.count != each.count
         ]
+        metrics_differ = any(differ_by_metric(each.labels) for each in series)
 
-        def told(name: str) -> list[tuple[Series, Series]]:
-            return [pair for pair in changed if (name, pair[0].labels[0]) not in hidden]
+        def told(name: str) -> list[tuple[Pairs, Series, Series]]:
+            """What has changed, with what it was; as this metric bears its labels."""
+            if not metrics_differ:
+                shown = (pair for pair in changed if (name, pair[0].labels[0]) not in hidden)
+                return [(pairs(each.labels, name), each, before) for each, before in shown]
+            known = dict(of_metric(self._sent.values(), name))
+            now = of_metric((each for each in series if (name, each.labels[0]) not in hidden), name)
+            paired = ((labels, each, known.get(labels, _NOTHING)) for labels, each in now)
+            return [each for each in paired if each[1].count != each[2].count]
 
         if requests := told("istio_requests_total"):
             total = scope.metrics.add(name="istio_requests_total", unit="1")
             _delta(total.sum, True)
-            for each, before in requests:
+            for labels, each, before in requests:
                 point = total.sum.data_points.add(
                     start_time_unix_nano=start, time_unix_nano=end, as_int=each.count - before.count
                 )
-                set_attributes(point.attributes, pairs(each.labels))
+                set_attributes(point.attributes, labels)
         for name, unit, buckets, sum_of in (
             ("istio_request_duration_milliseconds", "ms", "durations", "milliseconds"),
             ("istio_request_bytes", "By", "requests", "request_bytes"),
@@ -168,7 +177,7 @@ class Deltas:
             if measured := told(name):
                 metric = scope.metrics.add(name=name, unit=unit)
                 _delta(metric.histogram)
-                for each, before in measured:
+                for labels, each, before in measured:
                     fallen = zip(getattr(each, buckets), getattr(before, buckets), strict=True)
                     part = metric.histogram.data_points.add(
                         start_time_unix_nano=start,
@@ -178,7 +187,7 @@ class Deltas:
                         explicit_bounds=BOUNDS,
                         bucket_counts=[new - old for new, old in fallen],
                     )
-                    set_attributes(part.attributes, pairs(each.labels))
+                    set_attributes(part.attributes, labels)
                     if buckets == "durations":
                         _add_exemplars(part, each, before)
         for value in values:

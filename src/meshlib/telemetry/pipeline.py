@@ -16,6 +16,7 @@ from meshlib.policy.observer import Observer
 from meshlib.state import forks
 from meshlib.telemetry.access_log import AccessLog
 from meshlib.telemetry.gauges import values
+from meshlib.telemetry.labels import names_of
 from meshlib.telemetry.lines import Lines, LinesHandler
 from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.prometheus import OPENMETRICS, TEXT, Counted, Folder, Port, merged, render
@@ -79,7 +80,8 @@ class Telemetry:
         self._meter = Meter(self.recorder, self._node, self.setup.strict)
         self._tracer: Tracer | None = None
         if self.setup.target:
-            self._tracer = Tracer(self._meter, self.setup.sampling, random.Random(), self._epoch)
+            names = names_of(self._node)
+            self._tracer = Tracer(self._meter, self.setup.sampling, random.Random(), self._epoch, names)
         self._access_log: AccessLog | None = None
         self.observer: Observer = self._tracer or self._meter
         self._obey()

@@ -20,7 +20,8 @@ import msgspec
 
 from meshlib.state import forks
 from meshlib.telemetry.gauges import HELP, LEAST
-from meshlib.telemetry.recorder import BOUNDS, Exemplar, Series, Value, pairs
+from meshlib.telemetry.label_sets import differ_by_metric, pairs
+from meshlib.telemetry.recorder import BOUNDS, Exemplar, Series, Value, of_metric
 
 _log = logging.getLogger("meshlib.telemetry")
 
@@ -48,7 +49,7 @@ def merged(parts: Iterable[Counted]) -> Counted:
             if known is None:
                 series[each.labels] = each
             else:
-                _add(known, each)
+                known.add(each)
         for value in part.values:
             key = value.name, value.labels
             before = values.get(key)
@@ -61,31 +62,20 @@ def merged(parts: Iterable[Counted]) -> Counted:
     return Counted(list(series.values()), list(values.values()))
 
 
-def _add(to: Series, other: Series) -> None:
-    to.count += other.count
-    to.milliseconds += other.milliseconds
-    to.request_bytes += other.request_bytes
-    to.response_bytes += other.response_bytes
-    for mine, theirs in (
-        (to.durations, other.durations),
-        (to.requests, other.requests),
-        (to.responses, other.responses),
-    ):
-        for index, amount in enumerate(theirs):
-            mine[index] += amount
-    to.exemplars.update(other.exemplars)
-
-
 # Text
 
 
 def render(counted: Counted, openmetrics: bool = False) -> str:
     """The exposition. Exemplars are in OpenMetrics only, the older format has no place for them."""
     lines: list[str] = []
-    labelled = [(each, _labels(pairs(each.labels))) for each in counted.series]
+    labelled = [(each, _labels(pairs(each.labels, ""))) for each in counted.series]
+    metrics_differ = any(differ_by_metric(each.labels) for each in counted.series)
 
     def told(name: str) -> list[tuple[Series, str]]:
-        return [pair for pair in labelled if (name, pair[0].labels[0]) not in counted.hidden]
+        shown = [pair for pair in labelled if (name, pair[0].labels[0]) not in counted.hidden]
+        if not metrics_differ:
+            return shown
+        return [(each, _labels(labels)) for labels, each in of_metric((each for each, _ in shown), name)]
 
     if requests := told("istio_requests_total"):
         _head(lines, "istio_requests_total", "counter", openmetrics)

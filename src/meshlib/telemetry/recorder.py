@@ -10,12 +10,13 @@ that sums stay true and the loss is seen.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from meshlib.policy.observer import Messages
 from meshlib.state import forks
+from meshlib.telemetry.label_sets import LABELS, MESSAGE_LABELS, Labels, Pairs, of_messages, pairs
 
 BOUNDS = (
     *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
@@ -26,79 +27,7 @@ _WHOLE_BOUNDS = tuple(map(int, BOUNDS))
 """The same for what is counted in whole numbers, which are compared three times as fast with others of their kind."""
 MAX_SERIES = 5000
 OVERFLOW = "__overflow__"
-
-LABELS = (
-    "reporter",
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_service",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service_name",
-    "destination_service_namespace",
-    "destination_cluster",
-    "request_protocol",
-    "response_code",
-    "grpc_response_status",
-    "response_flags",
-    "connection_security_policy",
-)
-"""Istio's, of istio_requests_total and the three histograms."""
-MESSAGE_LABELS = tuple(
-    name
-    for name in LABELS
-    if name
-    not in {
-        "response_code",
-        "grpc_response_status",
-        "request_protocol",
-        "response_flags",
-        "connection_security_policy",
-    }
-)
-"""Of istio_request_messages_total and istio_response_messages_total."""
-_OF_MESSAGES = tuple(LABELS.index(name) for name in MESSAGE_LABELS)
 _SLOTS = len(BOUNDS) + 1
-
-
-def without(labels: tuple[str, ...], removed: Collection[str]) -> tuple[str, ...]:
-    """LABELS with nothing in those that are removed, which is what Prometheus takes an absent one for."""
-    if not removed:
-        return labels
-    return tuple("" if name in removed else value for name, value in zip(LABELS, labels, strict=True))
-
-
-def with_new(labels: tuple[str, ...], made: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """LABELS with those that the configuration says otherwise; behind them, as `name=value`, those that it makes."""
-    found, more = list(labels), []
-    for name, value in made:
-        if name in _POSITIONS:
-            found[_POSITIONS[name]] = value
-        else:
-            more.append(f"{name}={value}")
-    return (*found, *more)
-
-
-_POSITIONS = {name: position for position, name in enumerate(LABELS)}
-
-
-def pairs(labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(name, value) of each label of a series."""
-    yield from zip(LABELS, labels, strict=False)
-    for each in labels[len(LABELS) :]:
-        name, _, value = each.partition("=")
-        yield name, value
 
 
 class Exemplar(NamedTuple):
@@ -127,7 +56,7 @@ class Series:
         "responses",
     )
 
-    def __init__(self, labels: tuple[str, ...], began: float) -> None:
+    def __init__(self, labels: Labels, began: float) -> None:
         self.labels, self.began = labels, began
         self.count = 0
         self.milliseconds = self.request_bytes = self.response_bytes = 0
@@ -138,12 +67,49 @@ class Series:
         self.messages: list[int] | None = None
         """gRPC messages of requests and of responses, shared by all series that differ in what came of a call only."""
 
+    def copy(self) -> Series:
+        """Without the messages, which are counted elsewhere."""
+        copy = Series(self.labels, self.began)
+        copy.count, copy.milliseconds = self.count, self.milliseconds
+        copy.request_bytes, copy.response_bytes = self.request_bytes, self.response_bytes
+        copy.durations, copy.requests = list(self.durations), list(self.requests)
+        copy.responses, copy.exemplars = list(self.responses), dict(self.exemplars)
+        return copy
+
+    def add(self, other: Series) -> None:
+        """The sum of both, from now on."""
+        self.count += other.count
+        self.milliseconds += other.milliseconds
+        self.request_bytes += other.request_bytes
+        self.response_bytes += other.response_bytes
+        for mine, theirs in (
+            (self.durations, other.durations),
+            (self.requests, other.requests),
+            (self.responses, other.responses),
+        ):
+            for index, amount in enumerate(theirs):
+                mine[index] += amount
+        self.exemplars.update(other.exemplars)
+
+
+def of_metric(series: Iterable[Series], metric: str) -> list[tuple[Pairs, Series]]:
+    """Each with the labels that this metric bears; those that differ in others only are one."""
+    found: dict[Pairs, Series] = {}
+    for each in series:
+        told = pairs(each.labels, metric)
+        if (known := found.get(told)) is None:
+            found[told] = each
+        else:
+            found[told] = both = known.copy()
+            both.add(each)
+    return list(found.items())
+
 
 class Value(NamedTuple):
     """A counter or gauge of our own, as it is read."""
 
     name: str
-    labels: tuple[tuple[str, str], ...]
+    labels: Pairs
     value: float
     is_counter: bool
 
@@ -162,9 +128,9 @@ class Recorder:
         """Begin anew: a forked child has counted nothing yet."""
         self._lock = forks.lock()
         self._found: dict[Hashable, Series] = {}
-        self._series: dict[tuple[str, ...], Series] = {}
-        self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        self._messages: dict[tuple[str, ...], list[int]] = {}
+        self._series: dict[Labels, Series] = {}
+        self._counts: dict[tuple[str, Pairs], float] = {}
+        self._messages: dict[Labels, list[int]] = {}
         self._followed: dict[Hashable, list[int]] = {}
         self.overflowed = 0
 
@@ -177,7 +143,7 @@ class Recorder:
     def request(
         self,
         key: Hashable,
-        labels: Callable[[], tuple[str, ...]],
+        labels: Callable[[], Labels],
         seconds: float,
         request_bytes: int,
         response_bytes: int,
@@ -221,7 +187,7 @@ class Recorder:
         if messages is not None and messages.report is not None:
             messages.report(messages)
 
-    def begin(self, key: Hashable, labels: tuple[str, ...]) -> Series:
+    def begin(self, key: Hashable, labels: Labels) -> Series:
         """What `key` stands for from now on."""
         with self._lock:
             series = self._series.get(labels)
@@ -236,7 +202,7 @@ class Recorder:
             self._found[key] = series
             return series
 
-    def follow(self, key: Hashable, labels: Callable[[], tuple[str, ...]], messages: Messages) -> None:
+    def follow(self, key: Hashable, labels: Callable[[], Labels], messages: Messages) -> None:
         """A stream has begun: its messages are counted as they pass. key, labels: as request's; what came of it is not
         among the labels of messages."""
         shared = self._followed.get(key)
@@ -262,15 +228,15 @@ class Recorder:
         shared = series.messages = self._shared(series.labels)
         return shared
 
-    def _shared(self, labels: tuple[str, ...]) -> list[int]:
+    def _shared(self, labels: Labels) -> list[int]:
         """With the lock held. labels: LABELS."""
-        told = tuple(labels[position] for position in _OF_MESSAGES)
+        told = of_messages(labels)
         if told not in self._messages and len(self._messages) >= self._max:
             self.overflowed += 1
             told = (told[0], *(OVERFLOW,) * (len(told) - 1))
         return self._messages.setdefault(told, [0, 0])
 
-    def count(self, name: str, labels: tuple[tuple[str, str], ...] = (), amount: float = 1) -> None:
+    def count(self, name: str, labels: Pairs = (), amount: float = 1) -> None:
         """Add to a counter: Istio's message and TCP counters, and our own (`meshlib_..._total`)."""
         key = name, labels
         with self._lock:
@@ -282,23 +248,18 @@ class Recorder:
     def series(self) -> list[Series]:
         """Copies, consistent each in itself."""
         with self._lock:
-            found = []
-            for each in self._series.values():
-                copy = Series(each.labels, each.began)
-                copy.count, copy.milliseconds = each.count, each.milliseconds
-                copy.request_bytes, copy.response_bytes = each.request_bytes, each.response_bytes
-                copy.durations, copy.requests = list(each.durations), list(each.requests)
-                copy.responses, copy.exemplars = list(each.responses), dict(each.exemplars)
-                found.append(copy)
-            return found
+            return [each.copy() for each in self._series.values()]
 
-    def counts(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def counts(self) -> Mapping[tuple[str, Pairs], float]:
         with self._lock:
             counts = dict(self._counts)
             for labels, (requests, responses) in self._messages.items():
-                told = tuple(zip(MESSAGE_LABELS, labels, strict=True))
-                counts["istio_request_messages_total", told] = requests
-                counts["istio_response_messages_total", told] = responses
+                for name, amount in (
+                    ("istio_request_messages_total", requests),
+                    ("istio_response_messages_total", responses),
+                ):
+                    told = name, pairs(labels, name, MESSAGE_LABELS)
+                    counts[told] = counts.get(told, 0) + amount
             counts["meshlib_telemetry_series_overflow_total", ()] = self.overflowed
             return counts
 

@@ -22,6 +22,7 @@ from meshlib.model import AS_SET, HeaderOperations, HeaderView, Request, Told
 from meshlib.policy.observer import Attempt, Call, Observer, Served
 from meshlib.policy.propagation import TRACE_CONTEXT, Carried
 from meshlib.state import forks
+from meshlib.telemetry.command_values import Seen, filled_in, seen_call, seen_request
 from meshlib.telemetry.labels import UNKNOWN, Described, is_grpc, of_endpoint, peer_of
 from meshlib.telemetry.scrub import scrubbed
 
@@ -58,11 +59,19 @@ class Ended(NamedTuple):
 class Tracer:
     """An Observer around `inner`, which is told the same. sampling: percent of the traces that begin here.
 
-    epoch: Unix seconds at monotonic zero. rules: what the configuration says; it has the last word, and may be replaced
-    at any time.
+    epoch: Unix seconds at monotonic zero. names: attributes of every span that say who this is. rules: what the
+    configuration says; it has the last word, and may be replaced at any time.
     """
 
-    def __init__(self, inner: Observer, sampling: float, rng: random.Random, epoch: float) -> None:
+    def __init__(
+        self,
+        inner: Observer,
+        sampling: float,
+        rng: random.Random,
+        epoch: float,
+        names: tuple[tuple[str, object], ...] = (),
+    ) -> None:
+        self._names = names
         self._inner, self._default, self._rng, self._epoch = inner, round(sampling * 10_000), rng, epoch
         self.rules = AS_SET
         self._spans: deque[Ended] = deque()
@@ -177,7 +186,7 @@ class Tracer:
         attributes.append(("mesh.mtls", tls is not None and tls.mode != "SIMPLE"))
         if call.fault or "FI" in call.flags:
             attributes.append(("mesh.fault", "abort" if "FI" in call.flags else call.fault))
-        attributes += _tags(told, request.headers)
+        attributes += self._tags(told, request.headers, lambda: seen_call(call))
         error = _error(call.status, call.flags)
         if len(call.tried) > 1:
             for attempt, status, failure in call.tried:
@@ -254,7 +263,7 @@ class Tracer:
             attributes.append(("user_agent.original", agent))
         if served.route:
             attributes.append(("http.route", served.route))
-        attributes += _tags(told, served.headers)
+        attributes += self._tags(told, served.headers, lambda: seen_request(served))
         error = _error(served.status, served.flags) if served.status >= 500 or not served.status else ""
         name = f"{_name(served.method)} {served.route}".rstrip()
         if served.grpc_status or is_grpc(served.headers.get("content-type")):
@@ -262,6 +271,22 @@ class Tracer:
             attributes += _rpc(name, served.grpc_status)
             error = error or _rpc_error(served.grpc_status, _SERVERS_FAULT)
         self._keep(Ended(served.mark, _SERVER, name, served.began, served.ended, tuple(attributes), error))
+
+    def _tags(self, told: Told, headers: HeaderView, see: Callable[[], Seen]) -> Iterator[tuple[str, object]]:
+        """What the configuration wants every span to bear."""
+        if told.workload:
+            yield from self._names
+        seen: Seen | None = None
+        for tag in told.tags:
+            if tag.kind == "formatter":
+                seen = seen or see()
+                found: str | None = filled_in(tag.value, seen)
+            elif tag.kind == "literal":
+                found = tag.value
+            else:
+                found = headers.get(tag.value) if tag.kind == "header" else os.environ.get(tag.value)
+            if found := found or tag.default:
+                yield tag.name, found
 
     def _keep(self, span: Ended) -> None:
         with self._lock:
@@ -340,17 +365,6 @@ def _peer(there: Described) -> list[tuple[str, object]]:
     if there.workload == UNKNOWN:
         return []
     return [("mesh.peer", f"{there.workload}.{there.namespace}")]
-
-
-def _tags(told: Told, headers: HeaderView) -> Iterator[tuple[str, object]]:
-    """What the configuration wants every span to bear."""
-    for tag in told.tags:
-        if tag.kind == "literal":
-            found: str | None = tag.value
-        else:
-            found = headers.get(tag.value) if tag.kind == "header" else os.environ.get(tag.value)
-        if found := found or tag.default:
-            yield tag.name, found
 
 
 def _rpc(method: str, status: str) -> list[tuple[str, object]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from meshlib.istio import resources as r
 from meshlib.istio.problems import ConfigurationWarning, Refused
+from meshlib.model import OPERATORS, Command, parts_of
 
 METRICS = {
     "REQUEST_COUNT": "istio_requests_total",
@@ -18,6 +19,7 @@ METRICS = {
 }
 """Istio's names of what is counted here; its TCP metrics are not, since there is no TCP proxy."""
 EVERY_METRIC = tuple(METRICS.values())
+_OF_MESSAGES = [(METRICS["GRPC_REQUEST_MESSAGES"],), (METRICS["GRPC_RESPONSE_MESSAGES"],)]
 
 
 def metrics_of(match: r.MetricSelector | None) -> tuple[str, ...]:
@@ -52,8 +54,11 @@ def check_telemetry(spec: r.Telemetry) -> None:
             given = [each for each in (tag.literal, tag.header, tag.environment, tag.formatter) if each is not None]
             if not name or len(given) != 1:
                 raise Refused(
-                    f"tracing[{index}].customTags.{name}", "needs exactly one of literal, environment and header"
+                    f"tracing[{index}].customTags.{name}",
+                    "needs exactly one of literal, environment, header and formatter",
                 )
+            if tag.formatter is not None:
+                _check_text(f"tracing[{index}].customTags.{name}.formatter.value", tag.formatter.value)
     for index, metrics in enumerate(spec.metrics):
         for number, override in enumerate(metrics.overrides):
             for name, change in override.tag_overrides.items():
@@ -65,6 +70,15 @@ def check_telemetry(spec: r.Telemetry) -> None:
     for index, logging in enumerate(spec.access_logging):
         if logging.filter is not None and not logging.filter.expression.strip():
             raise Refused(f"accessLogging[{index}].filter.expression", "is empty")
+
+
+def _check_text(field: str, text: str) -> None:
+    if not text:
+        raise Refused(field, "is empty")
+    try:
+        parts_of(text)
+    except ValueError as error:
+        raise Refused(field, str(error)) from None
 
 
 def _check_providers(field: str, given: list[list[r.ProviderRef]]) -> None:
@@ -85,9 +99,12 @@ def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
 
     for index, tracing in enumerate(spec.tracing):
         for name, tag in tracing.custom_tags.items():
-            if tag.formatter is not None:
-                reason = "has no effect: no Envoy evaluates its command operators"
-                yield warn(f"tracing[{index}].customTags.{name}.formatter", reason)
+            if tag.formatter is None:
+                continue
+            commands = (each.operator for each in parts_of(tag.formatter.value) if isinstance(each, Command))
+            if unknown := sorted(set(commands) - OPERATORS):
+                reason = f"nobody here can say {', '.join(f'%{each}%' for each in unknown)}, which is left empty"
+                yield warn(f"tracing[{index}].customTags.{name}.formatter.value", reason)
     for index, metrics in enumerate(spec.metrics):
         for number, override in enumerate(metrics.overrides):
             at = f"metrics[{index}].overrides[{number}]"
@@ -96,9 +113,6 @@ def telemetry_warnings(given: r.Object) -> Iterator[ConfigurationWarning]:
             for name, change in override.tag_overrides.items():
                 if not is_label(name):
                     yield warn(f"{at}.tagOverrides.{name}", "has no effect: that name can't be given, or is taken")
-                elif change.operation == "UPSERT" and metrics_of(override.match) not in (EVERY_METRIC, ()):
-                    reason = "is made for every metric of requests, since they are counted together"
-                    yield warn(f"{at}.tagOverrides.{name}", reason)
-                elif change.operation == "REMOVE" and metrics_of(override.match) != EVERY_METRIC:
-                    reason = "has no effect: a label is removed from ALL_METRICS, since they are counted together"
+                elif change.operation == "UPSERT" and metrics_of(override.match) in _OF_MESSAGES:
+                    reason = "has no effect: messages are counted as they pass, and go without labels that are made"
                     yield warn(f"{at}.tagOverrides.{name}", reason)
