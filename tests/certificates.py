@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -24,6 +25,22 @@ def pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def files_of(credentials: Credentials) -> dict[str, bytes]:
+    """What a folder holds for `MESHLIB_IDENTITY=files:`, by name."""
+    return {
+        "tls.crt": credentials.certificate_chain,
+        "tls.key": credentials.private_key,
+        "ca.crt": dict(credentials.trust_bundles)[credentials.identity.trust_domain],
+    }
+
+
+def write_identity(folder: Path, credentials: Credentials) -> None:
+    """The files of an identity, in a folder that is made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files_of(credentials).items():
+        (folder / name).write_bytes(content)
 
 
 class TestCA:

@@ -42,6 +42,12 @@ class NoCluster(MeshError):
     flag = "NC"
 
 
+class NotConfigured(MeshError):
+    """Nobody has said yet where calls to this host go, and it would have been sent in plaintext."""
+
+    flag = "NC"
+
+
 class NotInRegistry(MeshError):
     """The host is unknown and outboundTrafficPolicy is REGISTRY_ONLY."""
 

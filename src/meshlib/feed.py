@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from meshlib.errors import MeshClosed
 from meshlib.model import ClusterType, Snapshot
 from meshlib.policy.live import Live, compile_live, empty_live
 from meshlib.settings import Settings
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from meshlib.state.shared_breaker import SharedBreakers
 
 _log = logging.getLogger("meshlib")
+
+MAX_UNANSWERED = 4096
+"""Hosts of which is remembered that nobody answered for them. One that is forgotten is waited for again."""
 
 
 class Feed:
@@ -47,7 +51,7 @@ class Feed:
         before_first: Callable[[], object],
         on_live: Callable[[Live, Snapshot], None],
     ) -> None:
-        self.live = empty_live(rng, denies=settings.outbound_failure_policy == "deny")
+        self.live = empty_live(rng, denies=settings.denies_unanswered)
         """What calls read now. One attribute read; replaced whole."""
         self._settings, self._rng, self._tls, self._scope = settings, rng, tls, scope
         self._before_first, self._on_live = before_first, on_live
@@ -66,7 +70,7 @@ class Feed:
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        self._unanswered: set[str] = set()
+        self._unanswered: dict[str, None] = {}
         self._inbound_unanswered = False
         self._publishing = threading.Lock()
         self._given: Snapshot | None = None
@@ -119,7 +123,8 @@ class Feed:
         """Put `given` into force, with the addresses that its names have now. False where that can't be done."""
         try:
             snapshot = self._resolved(given)
-            self.live = compile_live(snapshot, self.live, self._rng, self._settings.locality, time.monotonic())
+            now, denies = time.monotonic(), self._settings.denies_unanswered
+            self.live = compile_live(snapshot, self.live, self._rng, self._settings.locality, now, denies)
         except Exception:
             # Every source checks what it hands over, so this is a defect; calls go on with what they had.
             _log.exception("configuration %s can't be used; %s stays in force", given, self.live)
@@ -180,12 +185,18 @@ class Feed:
         A host that was not answered for once is not waited for again until there is any news.
         """
         if self._want(authority) and not self._wait(lambda: self.live.router.knows(authority)):
-            self._unanswered.add(authority)
+            self._remember_unanswered(authority)
 
     async def resolve_async(self, authority: str) -> None:
         """`resolve`, without blocking the loop."""
         if self._want(authority) and not await self._wait_async(lambda: self.live.router.knows(authority)):
-            self._unanswered.add(authority)
+            self._remember_unanswered(authority)
+
+    def _remember_unanswered(self, authority: str) -> None:
+        with self._changed:
+            self._unanswered[authority] = None
+            if len(self._unanswered) > MAX_UNANSWERED:  # whoever calls ever new names must not fill the memory
+                del self._unanswered[next(iter(self._unanswered))]
 
     def _want(self, authority: str) -> bool:
         """Ask the source for a host. False when there is nothing to wait for."""
@@ -207,8 +218,10 @@ class Feed:
         return self.live.guard
 
     async def next_live(self, seen: Live) -> Live:
-        """What calls read, once it is no longer `seen`."""
-        await self._until(lambda: self.live is not seen)
+        """What calls read, once it is no longer `seen`. Raises MeshClosed where that does not come any more."""
+        await self._until(lambda: self.live is not seen or self.closing.is_set())
+        if self.live is seen:
+            raise MeshClosed("this Mesh was closed, so no other configuration comes into force")
         return self.live
 
     def _wait(self, is_there: Callable[[], bool]) -> bool:

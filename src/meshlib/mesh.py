@@ -318,7 +318,8 @@ class Mesh:
         await self._feed.resolve_async(authority)
 
     async def next_live(self, seen: Live) -> Live:
-        """What calls read, once it is no longer `seen`: for those who follow the configuration itself (a gateway)."""
+        """What calls read, once it is no longer `seen`: for those who follow the configuration itself (a gateway).
+        Raises MeshClosed when the Mesh is closed before that."""
         return await self._feed.next_live(seen)
 
     def transport(

@@ -55,8 +55,9 @@ class Settings:
     failure_policy: `deny` (503) or `allow`: what becomes of requests that come in while the control plane, or folder,
       was never heard and nothing is kept of it, so that nobody knows who may call. Rules that came and can't be used
       let nobody in either way. Without a control plane, and by name servers alone, nothing is enforced.
-    outbound_failure_policy: `allow` or `deny`: what becomes of calls in plaintext to other machines meanwhile. `allow`
-      sends them where their URL says, by DNS; `deny` answers them with 503.
+    outbound_failure_policy: `allow` or `deny`: what becomes of calls in plaintext to other machines while nobody has
+      answered for their host. `allow` sends them where their URL says, by DNS; `deny` answers them with 503. ""
+      is `deny` for a process with an identity, since nobody else encrypts what it sends, and `allow` for others.
     identity: who vouches for this process: `control-plane`; `ca:host:port`, another CA that speaks Istio's certificate
       service; `files:FOLDER` with tls.crt, tls.key and ca.crt, watched; `spiffe`, the Workload API (SPIRE) at
       SPIFFE_ENDPOINT_SOCKET, or `spiffe:unix:///PATH`; "" is nobody, so it has no certificate.
@@ -96,7 +97,7 @@ class Settings:
     token_file: str = ""
     identity_timeout: float = IDENTITY_TIMEOUT
     failure_policy: str = "deny"
-    outbound_failure_policy: str = "allow"
+    outbound_failure_policy: str = ""
     telemetry: str = ""
     telemetry_interval: float = 10.0
     prometheus: str = ""
@@ -131,6 +132,11 @@ class Settings:
                     raise SettingsError(f"{field} {value!r}: {error}") from None
         if self.dialect and kind is NodeKind.ROUTER:
             raise SettingsError(f"dialect {self.dialect!r}: an istiod sends no listeners that a gateway could bind")
+
+    @property
+    def denies_unanswered(self) -> bool:
+        """Whether a call in plaintext waits for an answer about its host, and fails without one."""
+        return (self.outbound_failure_policy or ("deny" if self.identity else "allow")) == "deny"
 
     def telemetry_setup(self) -> Setup:
         """What is measured, and where it goes. Raises SettingsError."""

@@ -14,7 +14,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from certificates import TestCA, pem_of
+from certificates import TestCA, pem_of, write_identity
 from cli.meshctl_processes import ControlPlaneProcess, control_plane, meshctl
 from controlplane.access import POLICY, TOKENS, VIRTUAL_SERVICE, write_access
 from meshlib.cli import connection
@@ -250,14 +250,7 @@ def test_a_token_is_made_and_its_hash_kept(tmp_path: Path) -> None:
 
 def test_who_is_a_process_of_this_environment(tmp_path: Path) -> None:
     """From watched files; a join token is not spent to look."""
-    ca = TestCA()
-    credentials = ca.credentials("reviews")
-    for name, content in (
-        ("tls.crt", credentials.certificate_chain),
-        ("tls.key", credentials.private_key),
-        ("ca.crt", ca.root),
-    ):
-        (tmp_path / name).write_bytes(content)
+    write_identity(tmp_path, TestCA().credentials("reviews"))
     found = CliRunner().invoke(app, ["identity", "--workload"], env={"MESHLIB_IDENTITY": f"files:{tmp_path}"})
     assert "spiffe://cluster.local/ns/default/sa/reviews" in found.stdout
     assert re.search(r"trusts: +cluster.local by root [0-9a-f]{64}", found.stdout)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import meshlib
-from certificates import TestCA
+from certificates import TestCA, write_identity
 from meshlib.errors import SettingsError
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.pem import BadCredentials, credentials_of
@@ -19,9 +19,7 @@ def write(folder: Path, credentials: Credentials) -> None:
     """As Kubernetes does: a new folder, and a symbolic link that is swapped."""
     version = folder / f"..{credentials.not_before}"
     version.mkdir(mode=0o700)
-    (version / "tls.crt").write_bytes(credentials.certificate_chain)
-    (version / "tls.key").write_bytes(credentials.private_key)
-    (version / "ca.crt").write_bytes(dict(credentials.trust_bundles)[credentials.identity.trust_domain])
+    write_identity(version, credentials)
     (folder / "..next").symlink_to(version.name)
     (folder / "..next").rename(folder / "..data")
     for name in ("tls.crt", "tls.key", "ca.crt"):

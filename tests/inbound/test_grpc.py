@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from certificates import TestCA
+from certificates import TestCA, write_identity
 from inbound.grpc_homes import AioHome, SyncHome
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.tls import NoCredentials
@@ -261,10 +261,7 @@ def _rules(*accounts: str, is_auto: bool = False) -> UpstreamTls:
 
 @contextlib.contextmanager
 def _member(folder: Path, credentials: Credentials, given: Snapshot | None = None) -> Iterator[Mesh]:
-    folder.mkdir()
-    (folder / "tls.crt").write_bytes(credentials.certificate_chain)
-    (folder / "tls.key").write_bytes(credentials.private_key)
-    (folder / "ca.crt").write_bytes(credentials.trust_bundles[0][1])
+    write_identity(folder, credentials)
     with mesh(given, identity=f"files:{folder}") as made:
         assert made.wait_for_credentials() is not None
         yield made

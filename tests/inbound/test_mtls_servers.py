@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from certificates import TestCA
+from certificates import TestCA, files_of
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.tls import TlsContexts
 from meshlib.model import UpstreamTls
@@ -135,11 +135,7 @@ class Town:
     def renew(self) -> Credentials:
         """As cert-manager does it, one file after the other."""
         self.server = self.authority.credentials("reviews")
-        for name, content in (
-            ("tls.crt", self.server.certificate_chain),
-            ("tls.key", self.server.private_key),
-            ("ca.crt", self.authority.root),
-        ):
+        for name, content in files_of(self.server).items():
             written = self.folder / "identity" / f".{name}"
             written.write_bytes(content)
             written.replace(self.folder / "identity" / name)

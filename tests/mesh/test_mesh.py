@@ -12,11 +12,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
+import meshlib
+from certificates import TestCA, write_identity
+from meshlib import feed
 from meshlib.errors import MeshClosed
 from meshlib.mesh import Mesh
 from meshlib.model import Snapshot
@@ -119,21 +124,81 @@ def test_a_host_that_gets_no_answer_is_waited_for_once() -> None:
         assert time.monotonic() - started < within(0.3)
 
 
-async def test_calls_in_plaintext_can_be_denied_until_there_is_a_configuration() -> None:
-    """By `outbound_failure_policy`: what others could read on its way is not sent while nobody knows where to."""
-    with Peer() as peer, Fed(resolve_timeout=0.05, outbound_failure_policy="deny") as made:
+async def test_a_process_with_an_identity_sends_nothing_in_plaintext_to_hosts_nobody_answered_for(
+    tmp_path: Path,
+) -> None:
+    """What others could read on its way is not sent while nobody knows where to, also when other hosts are known."""
+    write_identity(tmp_path, TestCA().credentials("productpage"))
+    with Peer() as peer, Fed(resolve_timeout=0.05, identity=f"files:{tmp_path}") as made:
         with made.Client() as client:
             answer = client.get("http://reviews:9080/")
             assert (answer.status_code, answer.extensions["meshlib.flag"]) == (503, "NC")
-            assert "outbound_failure_policy" in answer.extensions["meshlib.reason"]
+            assert "MESHLIB_OUTBOUND_FAILURE_POLICY=allow" in answer.extensions["meshlib.reason"]
             assert client.get(f"http://127.0.0.1:{peer.port}/").text == "ok"
             with pytest.raises(httpx.ConnectError):  # it is sent, and no such host is found
                 client.get("https://reviews.invalid/")
         async with made.AsyncClient() as client:
             assert (await client.get("http://192.0.2.1:9080/")).status_code == 503
-            made.feeds[0].tell(service("reviews:9080", [peer.address]))
+            reviews = service("reviews:9080", [peer.address])
+            made.feeds[0].tell(replace(reviews, complete=False, absent=("localhost:80",)))
             assert (await client.get("http://reviews:9080/")).text == "ok"
+            assert (await client.get("http://ratings:9080/")).extensions["meshlib.flag"] == "NC"
+            made.feeds[0].tell(reviews)
             assert (await client.get(f"http://localhost:{peer.port}/")).text == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_identity", "denies"),
+    [("", True, True), ("", False, False), ("allow", True, False), ("deny", False, True)],
+)
+def test_who_has_no_identity_or_is_told_so_calls_by_dns(
+    tmp_path: Path, policy: str, has_identity: bool, denies: bool
+) -> None:
+    """An application that joined for its retries alone must not stand still with the control plane."""
+    write_identity(tmp_path, TestCA().credentials("productpage"))
+    identity = f"files:{tmp_path}" if has_identity else ""
+    with Fed(resolve_timeout=0.05, outbound_failure_policy=policy, identity=identity) as made, made.Client() as client:
+        if denies:
+            assert client.get("http://reviews.invalid/").extensions["meshlib.flag"] == "NC"
+        else:
+            with pytest.raises(httpx.ConnectError):  # it is sent, and no such host is found
+                client.get("http://reviews.invalid/")
+
+
+def test_what_finds_its_way_or_brings_its_own_tls_is_not_held_back(tmp_path: Path) -> None:
+    """The mesh would not encrypt it either: a decorated function runs, and a channel with credentials connects."""
+    write_identity(tmp_path, TestCA().credentials("productpage"))
+    with Fed(resolve_timeout=0.05, identity=f"files:{tmp_path}") as made:
+        assert made.outbound("ratings:9080")(lambda: "ran")() == "ran"
+        for credentials, error in (
+            (None, meshlib.NotConfigured),
+            (grpc.ssl_channel_credentials(), meshlib.UpstreamConnectionFailure),
+        ):
+            with made.grpc_channel("ratings.invalid:9080", credentials=credentials) as channel:
+                with pytest.raises(error) as caught:
+                    channel.unary_unary("/a/b")(b"", timeout=10)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_whoever_waits_for_the_next_configuration_hears_that_the_mesh_was_closed() -> None:
+    """And does not wait for ever."""
+    made = Fed()
+    made.start()
+    following = asyncio.create_task(made.next_live(made.live))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(made.close)
+    with pytest.raises(MeshClosed):
+        await asyncio.wait_for(following, 10)
+
+
+def test_hosts_without_an_answer_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crawler whose control plane is away fills no memory; the newest names are those that are not waited for."""
+    monkeypatch.setattr(feed, "MAX_UNANSWERED", 3)
+    with Fed(resolve_timeout=0.001) as made:
+        made.start()
+        for number in range(10):
+            made.resolve(f"host-{number}:80")
+        assert list(made._feed._unanswered) == [f"host-{number}:80" for number in (7, 8, 9)]
 
 
 async def test_cancelling_the_wait_for_a_host_leaves_nothing_behind() -> None:

@@ -12,7 +12,7 @@ import pytest
 from adapters import ADAPTERS, caller
 
 import meshlib
-from certificates import TestCA
+from certificates import TestCA, write_identity
 from http2_peer import Http2Peer
 from inbound.inbound_servers import uvicorn_server
 from meshlib.identity.credentials import Credentials
@@ -54,13 +54,6 @@ class Service:
 def serving(service: Service) -> Iterator[int]:
     with uvicorn_server(service, http=service.listening.uvicorn) as url:
         yield int(url.rpartition(":")[2])
-
-
-def write_identity(folder: Path, credentials: Credentials) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "tls.crt").write_bytes(credentials.certificate_chain)
-    (folder / "tls.key").write_bytes(credentials.private_key)
-    (folder / "ca.crt").write_bytes(b"".join(bundle for _, bundle in credentials.trust_bundles))
 
 
 def mesh_of(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import uvicorn
 
-from meshlib.errors import SettingsError
+from meshlib.errors import MeshClosed, SettingsError
 from meshlib.gateway.doors import RETRY, Doors
 from meshlib.gateway.kubernetes_secrets import KubernetesSecrets
 from meshlib.gateway.limits import Limits
@@ -162,6 +162,8 @@ class Gateway:
                     await self.mesh.next_live(live)
             except TimeoutError:
                 pass
+            except MeshClosed:  # what is served goes on until `stop`
+                return
 
     async def _follow(self, live: Live) -> None:
         await self._doors.follow(live.snapshot.listeners)

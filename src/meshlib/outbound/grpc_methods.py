@@ -36,7 +36,7 @@ class Method:
 
     def call(self, terms: Terms) -> Call:
         channel = self.channel
-        call = Call(channel.home, channel.authority, self.path, terms)
+        call = Call(channel.home, channel.authority, self.path, terms, channel.subchannels.is_secured)
         call.messages.is_stream = self.kind != "unary_unary"
         return call
 

@@ -100,6 +100,11 @@ class SubChannels:
         self._next_sweep = 0.0
         self.is_closed = False
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether the user has given credentials."""
+        return self._own is not None
+
     def take(self, step: Send, authority: str, live: Live) -> tuple[SubChannel, list[Any]]:
         """A sub-channel for an attempt, to be given back; and native channels that are to be closed now.
 

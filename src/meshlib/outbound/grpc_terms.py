@@ -18,7 +18,14 @@ from typing import Any, NamedTuple, Protocol
 
 import grpc
 
-from meshlib.errors import AnsweredByRoute, FaultInjected, MeshError, NoHealthyEndpoint, UpstreamConnectionFailure
+from meshlib.errors import (
+    AnsweredByRoute,
+    FaultInjected,
+    MeshError,
+    NoHealthyEndpoint,
+    NotConfigured,
+    UpstreamConnectionFailure,
+)
 from meshlib.identity.tls import TlsContexts
 from meshlib.model import Endpoint, HeaderOperations, HeaderView, LoadBalancing, Outcome, Request
 from meshlib.outbound.raising import answered, failed
@@ -31,6 +38,8 @@ from meshlib.policy.steps import Deliver, Flow, Reply, Send
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
+_UNSEEN = (NoHealthyEndpoint, NotConfigured, UpstreamConnectionFailure)
+"""What becomes of calls that no server has seen."""
 _CLOSE_ENOUGH = 0.005
 """Seconds. gRPC's timers and ours do not agree to the millisecond on whose deadline it was."""
 
@@ -41,7 +50,9 @@ _GRPC_OF = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 1
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 # What C-core says of an UNAVAILABLE that no server has sent.
-_UNCONNECTED = re.compile(r"failed to connect to (?:all addresses|remote host)|DNS resolution failed", re.I)
+_UNCONNECTED = re.compile(
+    r"failed to connect to (?:all addresses|remote host)|DNS resolution failed|errors resolving ", re.I
+)
 _REFUSED = re.compile(r"RST_STREAM with error code 7|refused stream", re.I)
 _BROKEN = re.compile(
     r"socket closed|connection reset|broken pipe|recvmsg|sendmsg|endpoint closing|transport closed|goaway|"
@@ -109,10 +120,11 @@ def told(name: str, value: str | bytes) -> str:
 class Call:
     """One call of a user, before any attempt: its view for the core, its metadata, its deadline."""
 
-    __slots__ = ("carried", "deadline", "home", "messages", "metadata", "request", "terms")
+    __slots__ = ("carried", "deadline", "home", "is_secured", "messages", "metadata", "request", "terms")
 
-    def __init__(self, home: Home, authority: str, path: str, terms: Terms) -> None:
-        self.home, self.terms = home, terms
+    def __init__(self, home: Home, authority: str, path: str, terms: Terms, is_secured: bool = False) -> None:
+        """is_secured: the channel has credentials of the user's."""
+        self.home, self.terms, self.is_secured = home, terms, is_secured
         self.metadata: Metadata = tuple(terms.metadata) if terms.metadata else ()
         self.carried = carried = propagation.current.get()
         view: HeaderView = MetadataView(self.metadata)
@@ -132,8 +144,8 @@ class Call:
         context = self.home.call_context(deadline, False)
         if context.call is not None:
             context.call.is_grpc, context.call.messages = True, self.messages
-        if finds_its_way:
-            context = context._replace(finds_its_way=True)
+        if finds_its_way or self.is_secured:
+            context = context._replace(finds_its_way=finds_its_way, is_secured=self.is_secured)
         return outbound_call(self.request, context)
 
     def sent(self, step: Send) -> Metadata:
@@ -321,7 +333,7 @@ def refusal(words: str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> 
 
 def waits(error: Any, call: Call) -> bool:
     """Whether a call that waits until its service is ready waits on: nobody has seen it (gRPC's wait_for_ready)."""
-    if not call.terms.wait_for_ready or not isinstance(error, (NoHealthyEndpoint, UpstreamConnectionFailure)):
+    if not call.terms.wait_for_ready or not isinstance(error, _UNSEEN):
         return False
     return call.deadline is None or time.monotonic() < call.deadline
 

@@ -98,7 +98,7 @@ class MeshAdapter(HTTPAdapter):
         decision = live().router.match(view)
         if decision is None:
             self.home.resolve(view.authority)
-            decision = live().router.match(view) or live().router.unknown(view)
+            decision = live().router.match(view) or live().router.unanswered(view)
         action = decision.action
         return not (isinstance(action, Forward) and [each.cluster for each in action.clusters] == [PASSTHROUGH])
 

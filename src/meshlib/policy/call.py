@@ -35,7 +35,7 @@ from meshlib.policy.rate_limit import Limited, Limiter, Taken
 from meshlib.policy.retry import CLIENT_TIMEOUT, CONNECT_FAILURE, IDEMPOTENT, LOCAL, TIMEOUT, Retrying, asked_for
 from meshlib.policy.router import (
     NO_ROUTE,
-    UNCONFIGURED,
+    UNANSWERED,
     Decision,
     Destination,
     redirected,
@@ -84,6 +84,7 @@ class CallContext(NamedTuple):
     route_configuration: match in this one (a gateway's) instead of by the request's authority.
     may_resend: the caller vouches that the request may reach the server twice.
     finds_its_way: the caller connects by itself, so no endpoint is picked, none is judged and nothing is mirrored.
+    is_secured: the caller's own TLS is on its connections, whatever the scheme says.
     source: the address of who asks, for hash policies; "" is this process.
     observer, call: who is told what comes of it, and the record to be filled in; None is nobody.
     quotas: who is asked about limits that others count; None asks nobody: the call is such a question itself.
@@ -100,6 +101,7 @@ class CallContext(NamedTuple):
     observer: Observer | None = None
     call: Call | None = None
     quotas: Quotas | None = None
+    is_secured: bool = False
 
 
 def outbound_call(request: Request, context: CallContext) -> Flow:
@@ -140,7 +142,10 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
     if decision is None:
         yield Resolve(with_port(request.authority, request.scheme))
         router = live().router
-        decision = router.match(request) or router.unknown(request)
+        decision = router.match(request)
+        if decision is None:
+            is_ours = not (context.finds_its_way or context.is_secured)
+            decision = router.unanswered(request) if is_ours else router.unknown(request)
         started = clock()
 
     if call is not None:
@@ -593,9 +598,13 @@ def _answered(decision: Decision, request: Request, action: Redirect | DirectRes
         return Reply(action.status, (("location", location), *headers))
     if decision is NO_ROUTE:
         return Reply(404, (), b"", "NR", f"{request.authority}: no route for {request.method} {request.path}")
-    if decision is UNCONFIGURED:
-        reason = f"{request.authority}: the control plane was never reached, and outbound_failure_policy is deny"
-        return Reply(503, (), b"no configuration", "NC", reason)
+    if decision is UNANSWERED:
+        reason = (
+            f"{request.authority}: not sent in plaintext, since nobody has said yet where it goes: the control plane"
+            " was not reached, or has not answered for this host; see that it can be reached (MESHLIB_CONTROL_PLANE),"
+            " or send such calls by DNS with MESHLIB_OUTBOUND_FAILURE_POLICY=allow"
+        )
+        return Reply(503, (), b"no configuration", "NC", reason, errors.NotConfigured)
     body_headers = (("content-type", "text/plain"),) if action.body else ()
     return Reply(action.status, (*body_headers, *headers), action.body)
 

@@ -131,7 +131,7 @@ def request_of(method: str, url: str, headers: Iterable[tuple[str, str]] = ()) -
 
 def explain(live: Live, request: Request) -> Explanation:
     """What `live` says about a request. A host that it does not know is explained as unknown."""
-    decision = live.router.match(request) or live.router.unknown(request)
+    decision = live.router.match(request) or live.router.unanswered(request)
     host, looked_at = live.router.looked_at(request)
     routes = tuple(_verdicts(request, decision, looked_at))
     action = decision.action

@@ -62,7 +62,8 @@ def compile_live(
 ) -> Live:
     """Matchers, pickers and limits for `snapshot`; takes over from `previous` whatever is unchanged.
 
-    here: where this process runs. now: monotonic seconds. denies: calls in plaintext to hosts that are not known.
+    here: where this process runs. now: monotonic seconds. denies: calls in plaintext to hosts that nobody has
+    answered for.
     """
     old_tables = previous.router.tables if previous else {}
     tables: dict[str, RouteTable] = {}
@@ -92,5 +93,5 @@ def compile_live(
 
 
 def empty_live(rng: random.Random, denies: bool = False) -> Live:
-    """Before any configuration: knows no host, so every call asks the feed. denies: what it does not answer for."""
+    """Before any configuration: knows no host, so every call asks the feed. denies: as for `compile_live`."""
     return compile_live(Snapshot(), None, rng, denies=denies)

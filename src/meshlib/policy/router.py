@@ -157,8 +157,8 @@ class RouteTable:
 NO_ROUTE = Decision(Route(RouteMatch(), DirectResponse(404), name="no route"), random.Random(0))
 TO_HTTPS = Decision(Route(RouteMatch(), Redirect(301, scheme="https"), name="to https"), random.Random(0))
 """What a virtual host that requires TLS says to plain HTTP."""
-UNCONFIGURED = Decision(Route(RouteMatch(), DirectResponse(503), name="no configuration yet"), random.Random(0))
-"""What happens to a call in plaintext before any configuration, where the settings say so."""
+UNANSWERED = Decision(Route(RouteMatch(), DirectResponse(503), name="no answer yet"), random.Random(0))
+"""What happens to a call in plaintext to a host that the feed has not answered for, where the settings say so."""
 PASS = Decision(Route(RouteMatch(), Forward((WeightedCluster(PASSTHROUGH),)), name="passthrough"), random.Random(0))
 """What happens to a host that the registry does not know while nothing else is configured (Istio's ALLOW_ANY)."""
 
@@ -172,7 +172,7 @@ class Router:
     __slots__ = ("_absent", "_complete", "_denies", "_hosts", "_listeners", "_unknown", "tables")
 
     def __init__(self, snapshot: Snapshot, tables: Mapping[str, RouteTable], denies: bool = False) -> None:
-        """denies: what would leave this machine in plaintext, to a host of which nothing is known."""
+        """denies: what would leave this machine in plaintext, to a host that nobody has answered for yet."""
         self.tables = tables
         self._denies = denies
         self._complete = snapshot.complete
@@ -207,8 +207,13 @@ class Router:
     def unknown(self, request: Request) -> Decision:
         """What outboundTrafficPolicy says about a host that is not in the registry."""
         if self._unknown is None:
-            return UNCONFIGURED if self._denies and _is_exposed(request) else PASS
+            return PASS
         return self._unknown.match(request) or NO_ROUTE
+
+    def unanswered(self, request: Request) -> Decision:
+        """For a host that the feed was asked for, and has not answered for in time: it may be one of the mesh, and
+        whoever can keep the answer away must not be given the call to read."""
+        return UNANSWERED if self._denies and _is_exposed(request) else self.unknown(request)
 
     def looked_at(self, request: Request) -> tuple[str, tuple[Decision, ...]]:
         """The name of the virtual host that its authority means, and the routes that are tried in turn; for explain."""
