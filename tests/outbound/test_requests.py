@@ -22,7 +22,7 @@ from urllib3 import exceptions
 import meshlib
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, ConnectionLimits, RetryPolicy, TcpKeepalive
-from meshlib.outbound import urllib3 as adapter
+from meshlib.outbound import urllib3_exchange, urllib3_idle
 from peers import Answer, Peer, Received, unused_port
 from promises import within
 from snapshots import forward, mesh, publish, route, service, snapshot
@@ -331,7 +331,8 @@ def test_connections_to_an_endpoint_that_left_are_closed(
     here: Mesh, http: urllib3.PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked for when a new connection is opened anyway; `clear` closes the others."""
-    monkeypatch.setattr(adapter, "KEEPALIVE", 0.05)
+    for each in (urllib3_exchange, urllib3_idle):
+        monkeypatch.setattr(each, "KEEPALIVE", 0.05)
     with Peer() as gone, Peer() as there:
         publish(here, service("reviews:9080", [gone.address]))
         http.request("GET", URL)
@@ -455,6 +456,6 @@ def test_a_forked_child_opens_connections_of_its_own(here: Mesh, http: urllib3.P
 
 def test_they_say_what_they_hold(here: Mesh) -> None:
     """For people in a debugger."""
-    text = "<Edge <Connections 0 idle to 0 endpoints>>"
+    text = "<Edge <IdleConnections 0 idle to 0 endpoints>>"
     assert repr(here.urllib3()) == f"<MeshPoolManager {text}>"
     assert repr(here.requests_adapter()) == f"<MeshAdapter <MeshPoolManager {text}>>"
