@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -212,10 +213,28 @@ class Peer:
             wire.start_next_cycle()
 
 
-def unused_port() -> int:
-    """A port that refuses connections (unless another process takes it at this very moment)."""
-    import socket
+_held: list[socket.socket] = []
+"""Bound, and not listening, as long as this process lives."""
 
+
+def refusing_port() -> int:
+    """A port that refuses connections, and that no other process can take."""
+    _held.append(socket.socket())
+    _held[-1].bind(("127.0.0.1", 0))
+    return int(_held[-1].getsockname()[1])
+
+
+def reserved_port() -> int:
+    """A port for a server that shares its port, as gRPC's and Envoy's do (SO_REUSEPORT): nobody else is given it."""
+    _held.append(socket.socket())
+    _held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    _held[-1].bind(("127.0.0.1", 0))
+    return int(_held[-1].getsockname()[1])
+
+
+def unused_port() -> int:
+    """A port that was free a moment ago: for servers that can neither bind port 0 and be asked, nor share one
+    (`reserved_port`). Where nobody is to listen, `refusing_port`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -25,7 +25,7 @@ import grpc
 import httpx
 import pytest
 
-from peers import Answer, Peer, Received, unused_port
+from peers import Answer, Peer, Received, refusing_port
 from promises import within
 
 pytestmark = [pytest.mark.processes]
@@ -327,7 +327,7 @@ def test_reviews_may_ask_ratings_over_grpc(run: Callable[..., Service]) -> None:
         for each in run("reviews", RATINGS_GRPC_SERVICE_PORT=port, **told).get("/reviews/0").json()["reviews"]
     ]
     assert stars == [{"stars": 5, "color": "black"}, {"stars": 4, "color": "black"}]
-    nobody = run("reviews", RATINGS_GRPC_SERVICE_PORT=str(unused_port()), **told)
+    nobody = run("reviews", RATINGS_GRPC_SERVICE_PORT=str(refusing_port()), **told)
     assert [each["rating"] for each in nobody.get("/reviews/0").json()["reviews"]] == [{"error": NO_RATINGS}] * 2
 
 
@@ -662,7 +662,7 @@ def test_services_domain_is_appended(run: Callable[..., Service], upstream: dict
 def test_upstreams_that_refuse_are_an_answer(run: Callable[..., Service]) -> None:
     """Nobody listens there: 500 at once, not a stack trace."""
     closed = {f"{name}_{part}": value for name in ("DETAILS", "REVIEWS", "RATINGS")
-              for part, value in (("HOSTNAME", "127.0.0.1"), ("SERVICE_PORT", str(unused_port())))}  # fmt: skip
+              for part, value in (("HOSTNAME", "127.0.0.1"), ("SERVICE_PORT", str(refusing_port())))}  # fmt: skip
     service = run("productpage", **closed)
     answer = service.get("/api/v1/products/0/reviews")
     assert (answer.status_code, answer.json()) == (500, unavailable("reviews"))

@@ -13,7 +13,7 @@ import pytest
 
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, HealthCheck, LoadBalancing
-from peers import Answer, Peer, Received, unused_port
+from peers import Answer, Peer, Received, refusing_port
 from snapshots import mesh, publish, service
 
 QUICK = {"interval": 0.05, "timeout": 2.0}
@@ -78,7 +78,7 @@ def test_an_unexpected_status_takes_an_endpoint_out_at_once_and_good_ones_bring_
 
 def test_an_endpoint_that_is_not_there_is_found_without_a_call(here: Mesh) -> None:
     """Its first check decides."""
-    gone = ("127.0.0.1", unused_port())
+    gone = ("127.0.0.1", refusing_port())
     with Peer() as peer:
         publish(here, service("reviews:80", [gone, peer.address], cluster=cluster(HealthCheck("tcp", **QUICK))))
         eventually(lambda: ready(here) == [peer.port])
@@ -153,7 +153,7 @@ def test_an_endpoint_must_pass_every_check(here: Mesh) -> None:
 
 def test_checks_that_are_no_longer_wanted_end_and_their_verdicts_with_them(here: Mesh) -> None:
     """An update without them makes everybody callable again."""
-    gone = ("127.0.0.1", unused_port())
+    gone = ("127.0.0.1", refusing_port())
     publish(here, service("reviews:80", [gone], cluster=cluster(HealthCheck("tcp", **QUICK))))
     eventually(lambda: ready(here) == [])
     publish(here, service("reviews:80", [gone], cluster=cluster()))

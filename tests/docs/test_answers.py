@@ -15,7 +15,7 @@ import pytest
 from pages import ROOT
 
 import meshlib
-from peers import Answer, Peer, unused_port
+from peers import Answer, Peer, refusing_port
 
 PAGE = (ROOT / "docs" / "reference" / "answers.md").read_text()
 CONFIGURATION = """
@@ -100,7 +100,7 @@ class Mesh:
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("answers")
     with Peer() as peer:
-        text = CONFIGURATION.format(port=peer.port, closed=unused_port())
+        text = CONFIGURATION.format(port=peer.port, closed=refusing_port())
         (folder / "mesh.yaml").write_text(f"{text}---{REGISTRY_ONLY}")
         with meshlib.connect(str(folder), cache_dir="-") as connected, connected.Client(trust_env=False) as client:
             found = Mesh(client, peer)

@@ -17,7 +17,7 @@ from town import give_token
 
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from peers import unused_port
+from peers import reserved_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 MEMBER = Path(__file__).parent / "grpc_member.py"
@@ -131,7 +131,7 @@ async def test_certificates_and_the_root_are_replaced_under_calls_between_proces
         async with AsyncExitStack() as stack:
             targets, members = [], []
             for kind in ("sync", "aio"):
-                address = f"127.0.0.1:{unused_port()}"
+                address = f"127.0.0.1:{reserved_port()}"
                 targets.append(f"echo-{kind}:{address.rpartition(':')[2]}")
                 serving = {"MESHLIB_SERVICE": f"echo-{kind}", "MESHLIB_ADDRESS": address}
                 members.append(await stack.enter_async_context(member(plane, tmp_path, "serve", kind, **serving)))

@@ -31,7 +31,7 @@ from meshlib.model import (
     UpstreamTls,
     WeightedCluster,
 )
-from peers import Answer, Peer, Received, unused_port
+from peers import Answer, Peer, Received, refusing_port
 from snapshots import forward, route
 
 
@@ -315,7 +315,7 @@ async def test_no_endpoint_is_503_no_healthy_upstream(client: httpx.AsyncClient)
 
 
 async def test_refused_connection_is_503_with_envoys_words(client: httpx.AsyncClient) -> None:
-    dead = ("127.0.0.1", unused_port())
+    dead = ("127.0.0.1", refusing_port())
     words = "upstream connect error or disconnect/reset before headers. {}reset reason: remote connection failure"
     detail = ", transport failure reason: delayed connect error: Connection refused"
     async with gateway(everything_to(dead)) as made:
@@ -375,7 +375,7 @@ async def test_retry_goes_to_another_endpoint(client: httpx.AsyncClient) -> None
     """Istio's default: a connection that was refused is tried elsewhere, bodies included that have not left."""
     with Peer() as peer:
         policy = RetryPolicy(base_interval=0.001)
-        async with gateway(everything_to(peer.address, ("127.0.0.1", unused_port()), retry=policy)) as made:
+        async with gateway(everything_to(peer.address, ("127.0.0.1", refusing_port()), retry=policy)) as made:
             for _ in range(10):
                 response = await client.post(url(made), content=b"hello")
                 assert (response.status_code, response.text) == (200, "ok")

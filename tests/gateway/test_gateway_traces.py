@@ -9,7 +9,7 @@ from gateways import everything_to, gateway, url
 
 from meshlib.mesh import Mesh
 from meshlib.telemetry.tracing import Ended
-from peers import Peer, unused_port
+from peers import Peer, refusing_port
 
 TRACE, SPAN = "ab" * 16, "cd" * 8
 TRACED: dict[str, Any] = {"telemetry": "http://127.0.0.1:9", "telemetry_interval": 3600.0, "trace_sampling": 100.0}
@@ -48,7 +48,7 @@ async def test_a_trace_begins_at_the_gateway() -> None:
 
 async def test_a_parent_from_outside_is_heeded_and_a_failure_told() -> None:
     """Sampled: both spans are in its trace; not sampled: none is made, and the service hears of it."""
-    nobody = ("127.0.0.1", unused_port())
+    nobody = ("127.0.0.1", refusing_port())
     async with (
         gateway(everything_to(nobody), settings={**TRACED, "trace_sampling": 0.0}) as made,
         httpx.AsyncClient() as client,

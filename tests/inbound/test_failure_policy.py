@@ -16,7 +16,7 @@ from meshlib.mesh import Mesh
 from meshlib.model import Access, AccessRule, Action, Inbound
 from meshlib.xds.encode import encode_resource
 from meshlib.xds.resource_types import LISTENER
-from peers import unused_port
+from peers import refusing_port
 
 NOBODY_KNOWS = 0.2
 """Seconds that a request waits for the first rules."""
@@ -60,7 +60,7 @@ def connected(control_plane: str, **settings: Any) -> Mesh:
 @ASKED
 async def test_before_the_control_plane_was_ever_reached_nobody_comes_in(ask: Ask) -> None:
     """The default. What a kubelet asks for is answered; `allow` is its owner's word."""
-    nowhere = f"127.0.0.1:{unused_port()}"
+    nowhere = f"127.0.0.1:{refusing_port()}"
     with connected(nowhere, probe_paths=("/healthz",)) as mesh:
         assert (await ask(mesh, "/"), await ask(mesh, "/healthz")) == (503, 200)
     with connected(nowhere, failure_policy="allow") as mesh:

@@ -19,7 +19,7 @@ from meshlib.controlplane.server import ControlPlane
 from meshlib.identity.folder import write_credentials
 from meshlib.identity.pem import credentials_of
 from meshlib.model import SpiffeId
-from peers import other_grpcio, unused_port
+from peers import other_grpcio, reserved_port
 
 # Plaintext is what both fall back to where the control plane sends no TLS: so nothing may rest on it.
 SERVER = """
@@ -142,7 +142,7 @@ class Village:
 
     def __init__(self, plane: ControlPlane, folder: Path, stack: AsyncExitStack) -> None:
         self.plane, self.admin, self._folder, self._stack = plane, Admin(plane), folder, stack
-        self.address = f"127.0.0.1:{unused_port()}"
+        self.address = f"127.0.0.1:{reserved_port()}"
 
     def certificates(self, account: str) -> str:
         folder = self._folder / account

@@ -40,7 +40,7 @@ from meshlib.model import (
     UpstreamTls,
 )
 from meshlib.policy import propagation
-from peers import Answer, Peer, Received, plain, unused_port
+from peers import Answer, Peer, Received, plain, refusing_port
 from snapshots import Counted, counted, forward, mesh, publish, route, service, snapshot
 
 URL = "http://reviews:9080/reviews/0"
@@ -262,7 +262,7 @@ def test_a_body_that_stalls_ends_with_the_clients_read_timeout(call: Caller, her
 
 def test_nobody_listening_is_the_librarys_connect_error(call: Caller, here: Mesh) -> None:
     """With the mesh's words in it: which host, which endpoint, which flag."""
-    endpoint = ("127.0.0.1", unused_port())
+    endpoint = ("127.0.0.1", refusing_port())
     publish(here, service("reviews:9080", [endpoint]))
     with pytest.raises(call.errors.connect, match=r"reviews:9080 at 127\.0\.0\.1:.*\[UF\]") as caught:
         call.get(URL)
@@ -274,7 +274,7 @@ def test_nobody_listening_is_the_librarys_connect_error(call: Caller, here: Mesh
 
 def test_an_error_survives_being_sent_to_another_process(call: Caller, here: Mesh) -> None:
     """As multiprocessing and task queues do; what can't be sent (connections) stays behind."""
-    publish(here, service("reviews:9080", [("127.0.0.1", unused_port())]))
+    publish(here, service("reviews:9080", [("127.0.0.1", refusing_port())]))
     with pytest.raises(meshlib.MeshError) as caught:
         call.get(URL)
     copy = pickle.loads(pickle.dumps(caught.value))
@@ -286,7 +286,7 @@ def test_an_error_survives_being_sent_to_another_process(call: Caller, here: Mes
 def test_a_dead_endpoint_is_tried_around(call: Caller, here: Mesh) -> None:
     """Istio's default retry policy; no call fails while one endpoint of two is dead."""
     with Peer() as peer:
-        dead = ("127.0.0.1", unused_port())
+        dead = ("127.0.0.1", refusing_port())
         publish(here, service("reviews:9080", [peer.address, dead], retry=RetryPolicy()))
         assert [call.get(URL).status_code for _ in range(20)] == [200] * 20
 
@@ -507,7 +507,7 @@ def test_a_mirror_gets_the_request_and_its_answer_matters_to_no_one(call: Caller
 
     with Peer() as peer, Peer(note) as shadow:
         rule = route(forward("v1", mirrors=(Mirror("v2"), Mirror("down"))))
-        clusters = {"v1": [peer.address], "v2": [shadow.address], "down": [("127.0.0.1", unused_port())]}
+        clusters = {"v1": [peer.address], "v2": [shadow.address], "down": [("127.0.0.1", refusing_port())]}
         publish(here, snapshot({"reviews:9080": [rule]}, clusters))
         assert call.request("POST", URL, content=b"copied").status_code == 200
         call.together([URL])  # gives an event loop the turn in which its mirrors run; its own copy may overtake

@@ -31,7 +31,7 @@ from meshlib.model import (
 )
 from meshlib.outbound import function as module
 from meshlib.policy import propagation
-from peers import unused_port
+from peers import refusing_port
 from snapshots import forward, mesh, publish, route, service, snapshot
 
 ELSEWHERE = [("127.0.0.1", 9)]
@@ -535,7 +535,7 @@ def test_a_destination_is_a_name(here: Mesh, wrong: str) -> None:
 
 def test_a_call_inside_the_call_says_by_itself_what_happened(here: Mesh) -> None:
     """A meshed client under the decorator: its error passes with its own reason and endpoint."""
-    closed = ("127.0.0.1", unused_port())
+    closed = ("127.0.0.1", refusing_port())
     publish(here, service("ratings:80", [closed]))
 
     @here.outbound("ratings")

@@ -13,7 +13,7 @@ from meshlib.mesh import Mesh
 from meshlib.model import Mirror
 from meshlib.outbound import mirrors
 from meshlib.policy import propagation
-from peers import Answer, Peer, Received, plain, unused_port
+from peers import Answer, Peer, Received, plain, refusing_port
 from snapshots import Addresses, forward, mesh, publish, route, snapshot
 
 URL = "http://reviews:9080/reviews/0"
@@ -59,7 +59,7 @@ def test_a_mirror_that_stalls_slows_no_call_and_holds_a_bounded_number(call: Cal
 def test_a_mirror_that_is_down_fails_no_call(call: Caller, here: Mesh) -> None:
     """Nor does one that breaks off, or one without endpoints, whose copies count as dropped."""
     with Peer() as real, Peer(lambda _: Answer(drop=True)) as rude:
-        for shadow in ([("127.0.0.1", unused_port())], [rude.address], []):
+        for shadow in ([("127.0.0.1", refusing_port())], [rude.address], []):
             mirrored(here, real, shadow)
             assert [call.get(URL).status_code for _ in range(3)] == [200] * 3
         pause = threading.Event()

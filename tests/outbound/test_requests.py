@@ -23,7 +23,7 @@ import meshlib
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, ConnectionLimits, RetryPolicy, TcpKeepalive
 from meshlib.outbound import urllib3_exchange, urllib3_idle
-from peers import Answer, Peer, Received, unused_port
+from peers import Answer, Peer, Received, refusing_port
 from promises import within
 from snapshots import forward, mesh, publish, route, service, snapshot
 
@@ -267,7 +267,7 @@ def test_urllib3s_retries_do_not_multiply_the_routes(here: Mesh, http: urllib3.P
 
 def test_without_retries_urllib3s_own_exception_comes_bare(here: Mesh, http: urllib3.PoolManager) -> None:
     """`retries=False`, as ever; otherwise it is the reason of a MaxRetryError. Each is a MeshError, too."""
-    publish(here, service("reviews:9080", [("127.0.0.1", unused_port())]))
+    publish(here, service("reviews:9080", [("127.0.0.1", refusing_port())]))
     with pytest.raises(exceptions.NewConnectionError) as bare:
         http.request("GET", URL, retries=False)
     assert isinstance(bare.value, meshlib.UpstreamConnectionFailure)

@@ -20,7 +20,7 @@ from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
 from meshlib.model import UNKNOWN_PEER, Headers, Inbound, Node, Request, Snapshot, Workload
 from meshlib.policy.admission import Deny
-from peers import Answer, Peer, Received, unused_port
+from peers import Answer, Peer, Received, refusing_port
 from security.edges import EDGES, by_asgi
 from snapshots import mesh
 
@@ -180,7 +180,7 @@ def test_without_an_answer_the_call_is_refused_unless_told_otherwise(
     edge: Any, kind: str, settings: str, status: int
 ) -> None:
     """Nobody there. failOpen lets in, and that is the user's decision."""
-    with edge(rules(kind, unused_port(), settings)) as at:
+    with edge(rules(kind, refusing_port(), settings)) as at:
         assert httpx.get(f"{at}/asked", timeout=20).status_code == status
 
 
