@@ -16,10 +16,11 @@ import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
 from meshlib.model import Cluster, Listener, LoadAssignment, RouteConfiguration, Snapshot
-from meshlib.xds.encode import encode_resource, resources_of
+from meshlib.xds.encode import encode_resource
 from meshlib.xds.messages import ADS_SERVICE
 from meshlib.xds.resource_types import PUSH_ORDER
 from meshlib.xds.session import name_of
+from snapshots import resources_of
 
 Value = Listener | RouteConfiguration | Cluster | LoadAssignment
 TIMEOUT = 30.0

@@ -27,6 +27,8 @@ from meshlib.policy.live import Live, compile_live
 from meshlib.policy.quota import Answer, Question
 from meshlib.quota.edge import QuotaEdge
 from meshlib.settings import Settings
+from meshlib.xds.encode import encode_resource
+from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 Addresses = Sequence[tuple[str, int]]
 
@@ -76,6 +78,16 @@ def service(authority: str, addresses: Addresses, *, cluster: Cluster | None = N
     """One service with one route and one cluster, both of its name."""
     used = cluster or Cluster(authority)
     return snapshot({authority: [route(forward(used.name, **fields))]}, {used.name: (used, addresses)})
+
+
+def resources_of(snapshot: Snapshot) -> Mapping[str, Mapping[str, bytes]]:
+    """Every resource of a snapshot, by type URL and name."""
+    return {
+        CLUSTER: {each.name: encode_resource(CLUSTER, each) for each in snapshot.clusters},
+        ENDPOINT: {each.cluster: encode_resource(ENDPOINT, each) for each in snapshot.assignments},
+        LISTENER: {each.name: encode_resource(LISTENER, each) for each in snapshot.listeners},
+        ROUTE: {each.name: encode_resource(ROUTE, each) for each in snapshot.route_configurations},
+    }
 
 
 def live(given: Snapshot, seed: int = 1) -> Live:

@@ -12,9 +12,9 @@ from discovery.feed import hosts, ports, world
 from meshlib.discovery.assembly import REMOVAL_GRACE, Assembly
 from meshlib.model import Access, DirectResponse, FilterChain, Forward, Listener, Mirror, Quota, QuotaService, Snapshot
 from meshlib.xds.decode import decode_resource
-from meshlib.xds.encode import resources_of
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from meshlib.xds.session import DOES_NOT_EXIST_TIMEOUT, Resource, Response, Session
+from snapshots import resources_of
 
 NOTHING = Snapshot()
 

@@ -17,7 +17,7 @@ from meshlib.istio.translate import translate, view_key
 from meshlib.model import Endpoint, Forward, Locality, Node, NodeKind, Snapshot, Workload
 from meshlib.policy.live import compile_live
 from meshlib.xds.decode import decode_resource
-from meshlib.xds.encode import resources_of
+from snapshots import resources_of
 
 NAMES, NAMESPACES = ("a", "b"), ("default", "other", "istio-system")
 HOSTS = ("a", "b", "a.default.svc.cluster.local", "*.default.svc.cluster.local", "*", "x.e.com", "*.e.com", "10.0.0.1")

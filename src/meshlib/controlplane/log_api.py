@@ -8,8 +8,7 @@ operators of the namespace, and it is in the audit log.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meshlib.controlplane import admin_api as api
-from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import check_yaml, query_of
-from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.gate import JSON, admission_of
 from meshlib.controlplane.log_store import LogStore
-from meshlib.controlplane.tap_api import MOST, TapStream, connected, events, number
-from meshlib.controlplane.taps import MAX_RATE, MAX_TAPS, Taps, Workloads, workloads_of
+from meshlib.controlplane.tap_api import MOST, TapStream, Watching, events, number
+from meshlib.controlplane.taps import Workloads, workloads_of
 
 KINDS = ("access", "mesh")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -78,18 +75,8 @@ class WantedLines:
         )
 
 
-class LogRoutes:
-    """clock: seconds since 1970."""
-
-    def __init__(
-        self,
-        taps: Taps,
-        store: LogStore,
-        view: api.MeshView,
-        audit: AuditLog,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._taps, self._store, self._view, self._audit, self._clock = taps, store, view, audit, clock
+class LogRoutes(Watching[LogStore]):
+    """Of log lines."""
 
     def routes(self) -> list[Route]:
         return [Route("/v1/logs", self._logs), Route("/v1/logs/follow", self._follow, methods=["POST"])]
@@ -114,19 +101,9 @@ class LogRoutes:
         check_yaml(request)
         query = query_of(request, *_FILTERS, "rate", "seconds", "limit")
         wanted, admission = _wanted({**query, "namespace": query["namespace"] or "default"}), admission_of(request)
-        if not wanted.name:
-            raise HTTPException(400, "name says of which workload or service")
-        rate = number(query["rate"] or "100", MAX_RATE, "rate")
         seconds = number(query["seconds"] or "600", 86400, "seconds")
         limit = round(number(query["limit"], MOST, "limit")) if query["limit"] not in ("", "0") else 0
-        admission.demand(Role.OPERATOR, wanted.namespace, "logs")
-        workloads = wanted.workloads(self._view.endpoints())
-        title = f"{wanted.namespace}/{wanted.name}"
-        began = connected(self._view, workloads, title)
-        self._audit.write(admission.actor, "logs", object=title, namespace=wanted.namespace)
-        tap = self._taps.open(wanted, workloads, round(rate))
-        if tap is None:
-            raise HTTPException(429, f"{MAX_TAPS} taps are open already")
+        tap, began, workloads = self._opened(wanted, admission, "logs", query["rate"])
 
         def fits(line: api.LogLine) -> bool:
             return (line.namespace, line.workload) in workloads and wanted.fits(line)

@@ -7,8 +7,8 @@ of the namespace; it is in the audit log. It shows requests of that namespace's 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -22,7 +22,7 @@ from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import check_yaml, query_of
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.gate import JSON, Admission, admission_of
-from meshlib.controlplane.taps import MAX_RATE, MAX_TAPS, Tap, Taps, Wanted, Workloads, request_of
+from meshlib.controlplane.taps import MAX_RATE, MAX_TAPS, Tap, Taps, Wanted, Wants, Workloads, request_of
 from meshlib.controlplane.telemetry_store import TelemetryStore
 
 BEAT = 1.0
@@ -30,20 +30,61 @@ BEAT = 1.0
 MOST = 5000
 """Requests in one answer."""
 _FILTERS = ("namespace", "name", "method", "path", "from", "to", "failed")
+S = TypeVar("S")
 
 
-class TapRoutes:
-    """clock: seconds since 1970."""
+class Sought(Wants[Any], Protocol):
+    """Of which workload, or service, what is wanted."""
+
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    def workloads(self, services: Iterable[api.ServiceEndpoints]) -> Workloads: ...
+
+
+class Opened(NamedTuple):
+    """tap: what comes. began: who tells. workloads: whose processes they are."""
+
+    tap: Tap[Any]
+    began: api.Tapped
+    workloads: Workloads
+
+
+class Watching(Generic[S]):
+    """What the routes for requests and for logs share: they look into a store, and open taps on workloads. clock:
+    seconds since 1970."""
 
     def __init__(
         self,
         taps: Taps,
-        store: TelemetryStore,
+        store: S,
         view: api.MeshView,
         audit: AuditLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._taps, self._store, self._view, self._audit, self._clock = taps, store, view, audit, clock
+
+    def _opened(self, wanted: Sought, admission: Admission, action: str, rate: str) -> Opened:
+        """A tap on the workloads that are wanted, in the audit log. action: its name there. Raises HTTPException."""
+        if not wanted.name:
+            raise HTTPException(400, "name is missing: it says which workload or service to look at")
+        most = number(rate or "100", MAX_RATE, "rate")
+        admission.demand(Role.OPERATOR, wanted.namespace, action)
+        workloads = wanted.workloads(self._view.endpoints())
+        title = f"{wanted.namespace}/{wanted.name}"
+        began = connected(self._view, workloads, title)
+        self._audit.write(admission.actor, action, object=title, namespace=wanted.namespace)
+        tap: Tap[Any] | None = self._taps.open(wanted, workloads, round(most))
+        if tap is None:
+            raise HTTPException(
+                429, f"{MAX_TAPS} taps are open already: close one (meshctl tap, meshctl logs -f) first"
+            )
+        return Opened(tap, began, workloads)
+
+
+class TapRoutes(Watching[TelemetryStore]):
+    """Of requests."""
 
     def routes(self) -> list[Route]:
         return [Route("/v1/requests", self._requests), Route("/v1/tap", self._tap, methods=["POST"])]
@@ -67,17 +108,7 @@ class TapRoutes:
         check_yaml(request)
         query = query_of(request, *_FILTERS, "rate")
         wanted, admission = _wanted({**query, "namespace": query["namespace"] or "default"}), admission_of(request)
-        if not wanted.name:
-            raise HTTPException(400, "name says which workload or service to look at")
-        rate = number(query["rate"] or "100", MAX_RATE, "rate")
-        admission.demand(Role.OPERATOR, wanted.namespace, "tap")
-        workloads = wanted.workloads(self._view.endpoints())
-        title = f"{wanted.namespace}/{wanted.name}"
-        began = connected(self._view, workloads, title)
-        self._audit.write(admission.actor, "tap", object=title, namespace=wanted.namespace)
-        tap = self._taps.open(wanted, workloads, round(rate))
-        if tap is None:
-            raise HTTPException(429, f"{MAX_TAPS} taps are open already")
+        tap, began, _ = self._opened(wanted, admission, "tap", query["rate"])
         return TapStream(self._taps, tap, events(tap, began, "request", admission, wanted.namespace))
 
 

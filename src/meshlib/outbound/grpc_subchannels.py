@@ -60,13 +60,12 @@ class Secured(NamedTuple):
 class SubChannel:
     """One native channel, and the calls in flight on it."""
 
-    __slots__ = ("calls", "channel", "is_retired", "key", "limits", "made", "opened", "served", "used", "version")
+    __slots__ = ("calls", "channel", "key", "limits", "made", "opened", "served", "used", "version")
 
     def __init__(self, key: tuple[str, str, str], channel: Any, cluster: Cluster, version: object, now: float) -> None:
         self.key, self.channel, self.limits, self.version = key, channel, cluster.limits, version
         self.opened = self.used = now
         self.calls = self.served = 0
-        self.is_retired = False
         self.made: dict[tuple[Any, ...], Any] = {}
 
     def callable(self, kind: str, path: str, serializer: Any, deserializer: Any, is_registered: bool) -> Any:
@@ -208,7 +207,6 @@ class SubChannels:
 
     def _retire(self, one: SubChannel) -> None:
         del self._open[one.key]
-        one.is_retired = True
         self._retired.append(one)
 
     def _forget(self) -> None:

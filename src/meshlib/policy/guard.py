@@ -374,8 +374,6 @@ class Guard:
 
 
 _DENY_ALL = Access(rules=(AccessRule("no rules for this port", Action.ALLOW, Or()),))
-OPEN = Guard()
-"""Nothing is enforced."""
 
 
 def guard_of(snapshot: Snapshot, previous: Guard | None, before: Snapshot | None) -> Guard:

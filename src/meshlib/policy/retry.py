@@ -189,8 +189,3 @@ def asked_for(headers: HeaderView, configured: Retrying | None, rng: random.Rand
     if attempts == 0 or not conditions:
         return None
     return Retrying(replace(policy, on=conditions, status_codes=codes, attempts=attempts), rng)
-
-
-def seconds_until_retry(value: str | None) -> float | None:
-    """What a Retry-After header says, when it says it in seconds."""
-    return float(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 10 else None

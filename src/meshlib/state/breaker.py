@@ -324,11 +324,6 @@ class Breaker(pybreaker.CircuitBreaker):
     def current_state(self) -> str:
         return self._phase
 
-    @property
-    def opened_for(self) -> float:
-        """Seconds since the circuit was opened last."""
-        return self._clock() - self._opened
-
     # pybreaker's own way to call, kept for those who know it, by permits
 
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -7,7 +7,7 @@ another form of the same meaning, and comes back in that form. Everything else c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,6 @@ from meshlib.model import (
     Route,
     RouteConfiguration,
     RouteMatch,
-    Snapshot,
     VirtualHost,
     WeightedCluster,
 )
@@ -87,16 +86,6 @@ def encode_resource(
     if type_url == ENDPOINT and isinstance(value, LoadAssignment):
         return m.serialize(encode_assignment(value.cluster, value.endpoints, value))
     raise TypeError(f"{type(value).__name__} is not a {type_url}")
-
-
-def resources_of(snapshot: Snapshot) -> Mapping[str, Mapping[str, bytes]]:
-    """Every resource of a snapshot, by type URL and name."""
-    return {
-        CLUSTER: {each.name: encode_resource(CLUSTER, each) for each in snapshot.clusters},
-        ENDPOINT: {each.cluster: encode_resource(ENDPOINT, each) for each in snapshot.assignments},
-        LISTENER: {each.name: encode_resource(LISTENER, each) for each in snapshot.listeners},
-        ROUTE: {each.name: encode_resource(ROUTE, each) for each in snapshot.route_configurations},
-    }
 
 
 def encode_node(node: Node) -> Any:

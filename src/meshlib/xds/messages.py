@@ -55,8 +55,6 @@ Status = message_class("google.rpc.Status")
 
 _CORE = "envoy.config.core.v3."
 Node = message_class(_CORE + "Node")
-ConfigSource = message_class(_CORE + "ConfigSource")
-HeaderValueOption = message_class(_CORE + "HeaderValueOption")
 
 _DISCOVERY = "envoy.service.discovery.v3."
 DiscoveryRequest = message_class(_DISCOVERY + "DiscoveryRequest")
@@ -77,8 +75,6 @@ Router = message_class("envoy.extensions.filters.http.router.v3.Router")
 TlsInspector = message_class("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
 HTTPFault = message_class("envoy.extensions.filters.http.fault.v3.HTTPFault")
 Rbac = message_class("envoy.config.rbac.v3.RBAC")
-Permission = message_class("envoy.config.rbac.v3.Permission")
-Principal = message_class("envoy.config.rbac.v3.Principal")
 UriTemplate = message_class("envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig")
 RbacFilter = message_class("envoy.extensions.filters.http.rbac.v3.RBAC")
 LocalRateLimit = message_class("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit")
