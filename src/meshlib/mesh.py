@@ -164,7 +164,7 @@ class Mesh:
         """
         with self._lock:
             if self._feed.closing.is_set():
-                raise MeshClosed("this Mesh was closed")
+                raise MeshClosed("this Mesh was closed: make another with meshlib.connect()")
             if self._is_started:
                 return
             if self._identity is not None:

@@ -192,7 +192,7 @@ def _labels(text: str) -> tuple[tuple[str, str], ...]:
 def _locality(text: str) -> Locality:
     parts = text.split("/")
     if len(parts) > 3:
-        raise ValueError("a locality is region/zone/subzone")
+        raise ValueError("a locality is region/zone/subzone, and the last two may be left out")
     return Locality(*parts)
 
 
@@ -216,7 +216,9 @@ def resolved(host: str, port: int) -> tuple[str, int]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise SettingsError(f"address {host}:{port}: {error}") from None
+            raise SettingsError(
+                f"address {host}:{port}: {error}; give an IP address that others can reach, or a name that resolves"
+            ) from None
         # IPv4 first: a server that listens on "localhost" mostly means that one.
         families = sorted(found, key=lambda each: each[0] != socket.AF_INET)
         return str(families[0][4][0]), port
@@ -253,7 +255,7 @@ def _identity(text: str) -> str:
 
 def _dialect(text: str) -> str:
     if text not in ("", ISTIO):
-        raise ValueError(f"there is {ISTIO}")
+        raise ValueError(f"there is {ISTIO} for an istiod; leave it out for any other control plane")
     return text
 
 
@@ -263,8 +265,15 @@ def _failure_policy(text: str) -> str:
     return text
 
 
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("a number of seconds is wanted, as 0.5") from None
+
+
 def _interval(text: str) -> float:
-    seconds = float(text)
+    seconds = _seconds(text)
     if not 0.1 <= seconds <= 3600:
         raise ValueError("an interval is 0.1 to 3600 seconds")
     return seconds
@@ -280,12 +289,15 @@ def _breaker_storage(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("breakers are shared through redis://host:port/0, rediss:// or unix://")
     if find_spec("redis") is None:
-        raise ValueError("breakers that are shared need the extra redis")
+        raise ValueError("breakers that are shared need the extra redis: pip install 'meshlib-proxyless[redis]'")
     return text
 
 
 def _percent(text: str) -> float:
-    percent = float(text)
+    try:
+        percent = float(text)
+    except ValueError:
+        raise ValueError("a share is a number of percent, as 12.5") from None
     if not 0 <= percent <= 100:
         raise ValueError("a share is 0 to 100 percent")
     return percent
@@ -304,9 +316,9 @@ _parsers: dict[str, Callable[[str], Any]] = {
     "forward_headers": _names,
     "probe_paths": _paths,
     "address": _address,
-    "resolve_timeout": float,
+    "resolve_timeout": _seconds,
     "identity": _identity,
-    "identity_timeout": float,
+    "identity_timeout": _seconds,
     "failure_policy": _failure_policy,
     "outbound_failure_policy": _failure_policy,
     "telemetry_interval": _interval,

@@ -116,7 +116,9 @@ def test_objects_come_from_folders_and_from_stdin_too(meshctl: Meshctl, tmp_path
     assert meshctl("apply", "-f", str(tmp_path)).stdout == "service/a created\nservice/b created\n"
     assert "service/c created" in meshctl("apply", "-R", "-f", str(tmp_path)).stdout
     assert meshctl("apply", "-f", "-", stdin=service("d")).stdout == "service/d created\n"
-    assert meshctl("apply", "-f", "-", stdin="# nothing").stderr == "error: no objects passed to apply\n"
+    assert meshctl("apply", "-f", "-", stdin="# nothing").stderr == (
+        "error: no objects passed to apply: the files that -f names are empty\n"
+    )
 
 
 def test_delete_takes_kind_and_name_as_kubectl_does(meshctl: Meshctl, store: ObjectStore) -> None:
@@ -130,8 +132,10 @@ def test_delete_takes_kind_and_name_as_kubectl_does(meshctl: Meshctl, store: Obj
         meshctl("delete", "svc", "a/b", "c").stderr == "error: either KIND NAME... or KIND/NAME..., not a mix of both\n"
     )
     assert meshctl("delete", "svc").stderr == "error: which svc? name one: meshctl delete svc NAME\n"
-    assert meshctl("delete", "teapot", "x").stderr == 'error: there is no resource type "teapot"\n'
-    assert meshctl("delete").stderr == "error: either -f FILE, or KIND NAME\n"
+    assert meshctl("delete", "teapot", "x").stderr == (
+        'error: there is no resource type "teapot": write a kind, as virtualservices, or its short name\n'
+    )
+    assert meshctl("delete").stderr == ("error: what is to be deleted? Give -f FILE, or KIND NAME, and not both\n")
 
 
 def test_get_shows_a_table_a_kind_with_where_it_comes_from(meshctl: Meshctl, store: ObjectStore) -> None:
@@ -167,11 +171,14 @@ def test_get_says_what_there_is_not(meshctl: Meshctl) -> None:
     """A missing object is an error, an empty list is not."""
     assert meshctl("get", "vs", "nope").exit_code == 1
     assert meshctl("get", "vs/nope").stderr == (
-        'error: virtualservices.networking.istio.io "nope" not found in namespace default\n'
+        'error: virtualservices.networking.istio.io "nope" not found in namespace default: '
+        "meshctl get vs -A shows what there is\n"
     )
     empty = meshctl("get", "vs")
     assert (empty.exit_code, empty.stdout, empty.stderr) == (0, "", "No resources found in default namespace.\n")
-    assert meshctl("get", "teapots").stderr == 'error: there is no resource type "teapots"\n'
+    assert meshctl("get", "teapots").stderr == (
+        'error: there is no resource type "teapots": write a kind, as virtualservices, or its short name\n'
+    )
     assert meshctl("get", "vs", "-o", "xml").stderr == "error: -o xml: there are yaml, json and wide\n"
 
 
@@ -255,7 +262,7 @@ def test_validate_and_version_need_no_control_plane(tmp_path: Path) -> None:
     assert bad.stderr == f"Error: {tmp_path}/bad.yaml:1: apiVersion: is missing\n"
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     empty = run.invoke(app, ["validate", "-f", str(tmp_path / "empty.yaml")])
-    assert (empty.exit_code, empty.stderr) == (1, "error: no objects in these files\n")
+    assert (empty.exit_code, empty.stderr) == (1, "error: no objects in these files: nothing was checked\n")
     missing = run.invoke(app, ["validate", "-f", "nope.yaml"])
     assert missing.stderr == "error: the path 'nope.yaml' does not exist\n"
     assert run.invoke(app, ["version"]).stdout == f"client version: {__version__}\n"

@@ -48,7 +48,7 @@ def test_a_token_is_told_once_and_can_be_taken_back(town: Town, tmp_path: Path) 
     number = text.removeprefix("mjt_").partition(".")[0]
     assert meshctl(town, "revoke", number).stdout == f"{number} revoked\n"
     again = meshctl(town, "revoke", number)
-    assert (again.exit_code, again.stderr) == (1, "error: there is no such token\n")
+    assert (again.exit_code, again.stderr) == (1, "error: there is no such token: meshctl token list shows them\n")
     file = tmp_path / "token"
     assert meshctl(town, "create", "-o", str(file)).exit_code == 0
     assert file.read_text().startswith("mjt_")

@@ -46,7 +46,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("MESHLIB_ADDRESS", "localhost", "host:port"),
         ("MESHLIB_ADDRESS", "localhost:99999", "host:port"),
         ("MESHLIB_DIALECT", "envoy", "there is istio"),
-        ("MESHLIB_RESOLVE_TIMEOUT", "soon", "could not convert"),
+        ("MESHLIB_RESOLVE_TIMEOUT", "soon", "a number of seconds is wanted"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_variable_and_reason(variable: str, value: str, reason: str) -> None:

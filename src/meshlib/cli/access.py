@@ -54,7 +54,7 @@ def access(
         try:
             known = tokens.read_text("utf-8") if tokens.exists() else "tokens:\n"
             if any(each.name == name for each in (read_tokens(tokens) if tokens.exists() else ())):
-                raise CommandFailed(f"{tokens} has a token {name} already: take it out first")
+                raise CommandFailed(f"{tokens} has a token {name} already: take it out first, or choose another name")
             tokens.parent.mkdir(parents=True, exist_ok=True)
             write_private(tokens, f"{known.rstrip()}\n{entry}".encode())
             read_tokens(tokens)

@@ -29,7 +29,7 @@ def apply(
             count += len(results.results) + len(results.problems)
             refused |= report(results)
     if not count:
-        raise CommandFailed("no objects passed to apply")
+        raise CommandFailed("no objects passed to apply: the files that -f names are empty")
     if refused:
         raise typer.Exit(1)
 
@@ -51,7 +51,7 @@ def delete(
     control plane's folders defines: it is out of force until that file changes.
     """
     if bool(named) == bool(files):
-        raise CommandFailed("either -f FILE, or KIND NAME")
+        raise CommandFailed("what is to be deleted? Give -f FILE, or KIND NAME, and not both")
     missing = False
     with AdminClient(control_plane) as client:
         if files:
@@ -79,7 +79,7 @@ def validate(files: Files, recursive: Recursive = False) -> None:
     if bad:
         raise typer.Exit(1)
     if not good:
-        raise CommandFailed("no objects in these files")
+        raise CommandFailed("no objects in these files: nothing was checked")
     typer.echo(f"{good} object{'s' if good != 1 else ''} valid")
 
 
@@ -92,7 +92,7 @@ def _kinds_and_names(words: list[str]) -> list[tuple[str, str]]:
     if not names:
         raise CommandFailed(f"which {kind}? name one: meshctl delete {kind} NAME")
     if any("/" in word for word in words):
-        raise CommandFailed("either KIND NAME... or KIND/NAME..., not a mix of both")
+        raise CommandFailed("give either KIND NAME... or KIND/NAME..., not a mix of both")
     return [(kind, name) for name in names]
 
 

@@ -94,7 +94,9 @@ def _of_the_process(workload: str, port: int, control_plane: str) -> tuple[Inbou
 
     found, held = ask(control_plane, workload, "sent")
     if not held.inbound:
-        raise CommandFailed(f"{found.name} has asked for no rules: it serves nothing by the mesh")
+        raise CommandFailed(
+            f"{found.name} has asked for no rules: it serves nothing by the mesh (mesh.asgi, mesh.wsgi or meshctl run)"
+        )
     if not port:
         with AdminClient(control_plane) as client:
             address = next((each.address for each in client.clients() if each.name == found.name), "")

@@ -19,7 +19,7 @@ import typer
 
 from meshlib.cli import running
 from meshlib.cli.bookinfo import HOST, XDS_PORT
-from meshlib.cli.failure import CommandFailed
+from meshlib.cli.failure import CommandFailed, told
 from meshlib.cli.serving import Address, LogLevel, address, log_to_stderr, until_signal
 from meshlib.errors import SettingsError
 
@@ -96,7 +96,7 @@ def bootstrap(
             log_to_stderr(log_level)
             asyncio.run(_keep(plan, settings, output))
     except (OSError, SettingsError) as error:
-        raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
+        raise CommandFailed(told(error)) from None
 
 
 class _Plan:
@@ -236,7 +236,9 @@ async def _keep(plan: _Plan, settings: Settings, output: Path | None) -> None:
             return
         if not waiting.result():
             asked.cancel()
-            raise CommandFailed(f"no certificate within {settings.identity_timeout:g} s; the log says why")
+            raise CommandFailed(
+                f"no certificate from {settings.identity} within {settings.identity_timeout:g} s; the log says why"
+            )
         relay = Relay(reach(settings.control_plane), folder)
         relay.start()
         stack.callback(relay.stop)

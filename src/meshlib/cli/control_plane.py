@@ -14,7 +14,7 @@ import typer
 
 from meshlib.cli import running
 from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
-from meshlib.cli.failure import CommandFailed
+from meshlib.cli.failure import CommandFailed, told
 from meshlib.cli.kubernetes import cluster_of
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
 from meshlib.model import is_loopback
@@ -292,7 +292,7 @@ async def _serve(plane: ControlPlane) -> None:
         gc.freeze()
     except (OSError, StateError) as error:
         await plane.stop()
-        raise CommandFailed(getattr(error, "strerror", None) or str(error)) from None
+        raise CommandFailed(told(error)) from None
 
     def announce() -> None:
         url = plane.local_admin_url

@@ -82,7 +82,8 @@ def get(
         objects = client.objects("" if kind == "all" else kind, namespace, name)
     if name and not objects:
         resource = known.plural_resource if known else kind
-        raise CommandFailed(f'{resource} "{name}" not found' + (f" in namespace {namespace}" if namespace else ""))
+        where = f" in namespace {namespace}" if namespace else ""
+        raise CommandFailed(f'{resource} "{name}" not found{where}: meshctl get {kind} -A shows what there is')
     if output in ("yaml", "json"):
         _show_whole(objects, output, single=bool(name) and len(objects) == 1)
     elif not objects:

@@ -156,7 +156,11 @@ async def _root(client: KubeClient, wanted: Installation) -> str:
     try:
         return base64.b64decode(found["data"]["root-cert.pem"], validate=True).decode("ascii")
     except (KeyError, TypeError, ValueError):
-        raise CommandFailed(f"the Secret {wanted.namespace}/{made['metadata']['name']} has no root-cert.pem") from None
+        which = f"{wanted.namespace}/{made['metadata']['name']}"
+        raise CommandFailed(
+            f"the Secret {which} has no root-cert.pem: it is not a CA's; delete it, and install makes one, or put the "
+            "CA's files into it"
+        ) from None
 
 
 async def _available(client: KubeClient, namespace: str) -> None:

@@ -84,7 +84,9 @@ def _follow(client: AdminClient, query: dict[str, str], output: str) -> None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return
-    raise CommandFailed("the control plane has ended the stream")
+    raise CommandFailed(
+        "the control plane has ended the stream: it stops, or you may not read this any more; run it again"
+    )
 
 
 def _shown(line: api.LogLine, output: str) -> str:

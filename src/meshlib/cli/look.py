@@ -162,7 +162,7 @@ def traces(
     if _as_json(output, found):
         return
     if not found:
-        raise CommandFailed("no such trace: are requests sampled?")
+        raise CommandFailed("no such trace: are requests sampled (MESHLIB_TRACE_SAMPLING, Telemetry)?")
     typer.echo(
         table(
             ["TRACE", "TIME", "SERVICE", "NAME", "TOOK", "SPANS", "RESULT"],

@@ -41,4 +41,4 @@ def free_port(wanted: int, taken: Collection[int] = (), host: str = "127.0.0.1",
     for port in range(wanted, min(wanted + tries, 65536)):
         if port not in taken and is_free(port, host):
             return port
-    raise NoFreePort(f"no free port between {wanted} and {wanted + tries - 1}")
+    raise NoFreePort(f"no free port between {wanted} and {wanted + tries - 1}: give another with --port, or 0 for any")

@@ -53,7 +53,9 @@ def run(
     words = [sys.executable, *command] if command[0] == "-m" else command
     program = shutil.which(words[0])
     if program is None:
-        raise CommandFailed(f"{words[0]}: there is no such command")
+        raise CommandFailed(
+            f"{words[0]}: there is no such command here: give the program with its path, or see that it is on PATH"
+        )
     paths = [str(AUTOSTART), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     sys.stdout.flush()

@@ -66,7 +66,7 @@ def tap(
             if not shown:
                 typer.echo("no request was seen: do its processes push telemetry to this control plane?", err=True)
             return
-    raise CommandFailed("the control plane has ended the tap")
+    raise CommandFailed("the control plane has ended the tap: it stops, or you may not look any more; run it again")
 
 
 def lines(request: api.MeshRequest, number: int, *, wide: bool) -> Iterator[str]:

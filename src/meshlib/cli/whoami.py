@@ -99,7 +99,7 @@ def _credentials() -> Credentials:
     except MeshError as error:
         raise CommandFailed(str(error)) from None
     if not settings.identity:
-        raise CommandFailed("MESHLIB_IDENTITY is not set: a process in this environment has no identity")
+        raise CommandFailed("a process in this environment has no identity: set MESHLIB_IDENTITY, as to control-plane")
     if settings.identity.startswith("files:"):
         return _of_files(Path(settings.identity.partition(":")[2]))
     try:
@@ -114,7 +114,10 @@ def _credentials() -> Credentials:
     except MeshError as error:
         raise CommandFailed(str(error)) from None
     if found is None:
-        raise CommandFailed(f"{settings.identity} gave no certificate within {settings.identity_timeout:g} s")
+        raise CommandFailed(
+            f"{settings.identity} gave no certificate within {settings.identity_timeout:g} s: can it be reached, and "
+            "does MESHLIB_TOKEN_FILE hold a token that it takes?"
+        )
     return found
 
 

@@ -27,7 +27,9 @@ def read(names: Sequence[str], *, recursive: bool = False) -> Iterator[Text]:
             continue
         path = Path(name)
         if not path.exists():
-            raise CommandFailed(f"the path {name!r} does not exist")
+            raise CommandFailed(
+                f"the path {name!r} does not exist: give a YAML file, a folder of them, or - for the standard input"
+            )
         if path.is_dir():
             found = sorted(
                 file

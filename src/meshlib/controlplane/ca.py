@@ -270,7 +270,9 @@ class CertificateAuthority:
         """
         state = copy.deepcopy(self._state)
         if self.is_plugged:
-            raise RotationRefused("the CA is plugged in: whoever issued it rotates it")
+            raise RotationRefused(
+                "the CA is plugged in: have whoever issued it rotate it, and start the control plane with the new files"
+            )
         order = {"begin": "idle", "switch": "begun", "finish": "switched"}
         if order.get(step) != self.stage:
             raise RotationRefused(f"the rotation is {self.stage}; steps are begin, switch, finish, in this order")
@@ -278,14 +280,15 @@ class CertificateAuthority:
             state.next = self._new_root()
         elif step == "switch":
             if (late := has_everybody()) and not force:
-                raise RotationRefused(f"the new root has not reached everybody yet: {', '.join(late[:5])}")
+                names = ", ".join(late[:5])
+                raise RotationRefused(f"the new root has not reached everybody yet: {names}; wait, or force it")
             assert state.next is not None
             state.signers.insert(0, state.next)
             state.next = None
         else:
             if (until := state.signers[-1].until) > self._clock() and not force:
                 end = _time(until).isoformat(timespec="seconds")
-                raise RotationRefused(f"certificates of the old root may be valid until {end}")
+                raise RotationRefused(f"certificates of the old root may be valid until {end}: wait, or force it")
             state.signers.pop()
         self._save(state)
         self._state = state

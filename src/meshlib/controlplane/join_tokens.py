@@ -25,6 +25,9 @@ KEEP = 7 * 86400.0
 """Seconds for which a token that was used, or is too old, is still shown."""
 
 
+ANOTHER = "make another with meshctl token create"
+
+
 class Refused(Exception):
     """The token is not good. The message holds no part of the secret."""
 
@@ -79,18 +82,18 @@ class JoinTokens:
         token = self._tokens.get(id)
         secret = rest.partition(".")[0]
         if token is None or not hmac.compare_digest(token.hash, _hash(secret)):
-            raise Refused("no such join token")
+            raise Refused(f"no such join token; {ANOTHER}")
         if token.used:
-            raise Refused(f"join token {token.id} was used already")
+            raise Refused(f"join token {token.id} was used already; {ANOTHER}")
         if self._clock() >= token.expires:
-            raise Refused(f"join token {token.id} has expired")
+            raise Refused(f"join token {token.id} has expired; {ANOTHER}")
         return token
 
     def spend(self, token: JoinToken) -> None:
         """Before anything is given for it. Raises Refused when another was quicker, StateError where it can't be kept;
         then it is not spent."""
         if token.used or token.id not in self._tokens:
-            raise Refused(f"join token {token.id} was used already")
+            raise Refused(f"join token {token.id} was used already; {ANOTHER}")
         token.used = self._clock()
         try:
             self._save()

@@ -333,7 +333,7 @@ class Picture:
                         certificates=self._certificates(each, states),
                     )
                 )
-        raise HTTPException(404, f"there is no service {namespace}/{name}")
+        raise HTTPException(404, f"there is no service {namespace}/{name}: meshctl get endpoints shows what there is")
 
     async def _traces(self, request: Request) -> Response:
         query = query_of(request, "limit", "service", "failed", "slower")

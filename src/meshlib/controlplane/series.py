@@ -126,7 +126,9 @@ class Scraped:
                 "--prometheus-url right?"
             ) from None
         except (msgspec.DecodeError, KeyError):
-            raise SeriesUnavailable(f"{self.url} answers, but not as Prometheus does") from None
+            raise SeriesUnavailable(
+                f"{self.url} answers, but not as Prometheus does: is --prometheus-url right?"
+            ) from None
         return result if isinstance(result, list) else []
 
     def __repr__(self) -> str:

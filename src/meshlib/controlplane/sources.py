@@ -345,7 +345,7 @@ class ObjectStore:
             kind = named(held.object.kind, held.object.api_version)
             if word.lower() in (kind.kind.lower(), kind.plural, kind.resource, kind.plural_resource):
                 return kind
-        raise UnknownKind(f'there is no resource type "{word}"')
+        raise UnknownKind(f'there is no resource type "{word}": write a kind, as virtualservices, or its short name')
 
     def __repr__(self) -> str:
         contents = self._contents

@@ -64,7 +64,7 @@ class TokenRoutes:
         id = request.query_params.get("id", "")
         known = next((each for each in self._tokens.all() if each.id == id), None)
         if known is None or not admission.powers.sees(_namespace(known)):
-            raise HTTPException(404, "there is no such token")
+            raise HTTPException(404, "there is no such token: meshctl token list shows them")
         admission.demand(Role.ADMIN, _namespace(known), "token revoke")
         self._write(admission, "token revoke", known)
         self._tokens.revoke(id)

@@ -144,7 +144,10 @@ def pinned_root(target: str, sha256: str) -> bytes:
     for der in chain:
         if hashlib.sha256(der).hexdigest() == sha256:
             return ssl.DER_cert_to_PEM_cert(der).encode()
-    raise NoAccess(f"control plane {target} is not the one that made the join token: its root is another")
+    raise NoAccess(
+        f"control plane {target} is not the one that made the join token: its root is another; make a token there "
+        "(meshctl token create), or name the right one in MESHLIB_CONTROL_PLANE"
+    )
 
 
 def addresses_of(target: str) -> tuple[str, ...]:

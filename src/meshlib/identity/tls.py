@@ -107,7 +107,10 @@ class TlsContexts:
                 "the log of meshlib.identity why there is none yet"
             )
         if credentials.has_expired(self._clock()):
-            raise NoCredentials(f"mTLS is demanded, and the certificate of {credentials.identity} has expired")
+            raise NoCredentials(
+                f"mTLS is demanded, and the certificate of {credentials.identity} has expired: the log of "
+                "meshlib.identity says why it was not renewed"
+            )
         known, contexts = self._made
         if known is not credentials:
             contexts = {}

@@ -101,7 +101,9 @@ def in_cluster(environ: Mapping[str, str] = os.environ, folder: Path = SERVICE_A
     """What every pod is given. Raises InvalidSettings outside of one."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
-        raise InvalidSettings("no kubeconfig ($KUBECONFIG, ~/.kube/config), and this is no pod of Kubernetes")
+        raise InvalidSettings(
+            "no kubeconfig ($KUBECONFIG, ~/.kube/config), and this is no pod of Kubernetes: name a kubeconfig"
+        )
     if not (folder / "token").is_file():
         raise InvalidSettings(f"{folder}/token is missing: is automountServiceAccountToken false?")
     namespace = folder / "namespace"
@@ -124,14 +126,16 @@ def from_kubeconfig(files: list[Path], *, context: str = "") -> KubeSettings:
         except (OSError, yaml.YAMLError, UnicodeError) as error:
             raise InvalidSettings(f"{file} can't be used: {error}") from error
         if not isinstance(found, dict):
-            raise InvalidSettings(f"{file} is no kubeconfig")
+            raise InvalidSettings(f"{file} is no kubeconfig: clusters, users and contexts are wanted")
         documents.append((file, found))
     shown = ", ".join(map(str, files))
     if not documents:
-        raise InvalidSettings(f"no kubeconfig in {shown}")
+        raise InvalidSettings(f"no kubeconfig in {shown}: set KUBECONFIG to one that is there")
     name = context or next((str(d["current-context"]) for _, d in documents if d.get("current-context")), "")
     if not name:
-        raise InvalidSettings(f"{shown}: current-context is not set")
+        raise InvalidSettings(
+            f"{shown}: current-context is not set: name a context, or kubectl config use-context NAME"
+        )
 
     def entry(table: str, name: str) -> tuple[Path, dict[str, Any]]:
         key = table.removesuffix("s")
@@ -139,7 +143,9 @@ def from_kubeconfig(files: list[Path], *, context: str = "") -> KubeSettings:
             for each in document.get(table) or ():
                 if isinstance(each, dict) and each.get("name") == name and isinstance(each.get(key), dict):
                     return file.parent, each[key]
-        raise InvalidSettings(f"{shown}: {table} has no entry {name!r}")
+        raise InvalidSettings(
+            f"{shown}: {table} has no entry {name!r}: kubectl config get-contexts shows what there is"
+        )
 
     _, chosen = entry("contexts", name)
     home, cluster = entry("clusters", str(chosen.get("cluster", "")))

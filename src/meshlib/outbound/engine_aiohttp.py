@@ -213,7 +213,9 @@ def _classified(error: Exception) -> tuple[str, str]:
 def _check() -> None:
     parts: list[Any] = aiohttp.__version__.split(".")
     if (int(parts[0]), int(parts[1])) < (3, 11):
-        raise SettingsError(f"engine 'aiohttp' needs aiohttp 3.11 or newer, found {aiohttp.__version__}")
+        raise SettingsError(
+            f"engine 'aiohttp' needs aiohttp 3.11 or newer, found {aiohttp.__version__}: pip install 'aiohttp>=3.11'"
+        )
 
 
 _check()

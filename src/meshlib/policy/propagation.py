@@ -171,9 +171,13 @@ class Intake:
         named = [name.strip().lower() for name in forward_headers]
         for name in named:
             if not _TOKEN.fullmatch(name):
-                raise SettingsError(f"forward_headers: {name!r} is not a header's name")
+                raise SettingsError(
+                    f"forward_headers: {name!r} is no header's name: letters, digits and -, as end-user"
+                )
             if name in _NOT_FORWARDED:
-                raise SettingsError(f"forward_headers: {name!r} belongs to one message and can't be handed on")
+                raise SettingsError(
+                    f"forward_headers: {name!r} belongs to one message and can't be handed on: leave it out"
+                )
         self._patterns = {name.encode("ascii"): _FIELD_VALUE for name in named} | _PATTERNS
         self.names = self._patterns.keys() | _DEADLINES
 

@@ -33,7 +33,9 @@ class RedisCounter:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError as error:
-            raise SettingsError(f"a quota in Redis needs meshlib-proxyless[quota]: {error}") from None
+            raise SettingsError(
+                f"a quota in Redis needs the extra quota (pip install 'meshlib-proxyless[quota]'): {error}"
+            ) from None
 
         self._service = service
         self._item = RateLimitItemPerSecond

@@ -68,7 +68,9 @@ class SharedBreakers:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError as error:
-            raise SettingsError(f"breakers shared through Redis need the extra redis: {error}") from None
+            raise SettingsError(
+                f"breakers shared through Redis need the extra redis (pip install 'meshlib-proxyless[redis]'): {error}"
+            ) from None
         backoff: Any = NoBackoff
         retry: Any = Retry
         try:
@@ -80,7 +82,9 @@ class SharedBreakers:
                 retry=retry(backoff(), 0),  # the next round is the next try
             )
         except ValueError as error:
-            raise SettingsError(f"breaker storage {address!r}: {error}") from None
+            raise SettingsError(
+                f"breaker_storage {address!r}: {error}; give redis://host:port/0, rediss:// or unix:///path"
+            ) from None
         self._failure: type[Exception] = redis.RedisError
         self._scope, self._breakers = scope, breakers
         self._me = uuid.uuid4().hex

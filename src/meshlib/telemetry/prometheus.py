@@ -140,7 +140,7 @@ class Folder:
         """Raises OSError when the folder can't be used, also when it is another user's."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.stat().st_uid != os.getuid():
-            raise PermissionError(f"{path} belongs to another user")
+            raise PermissionError(f"{path} belongs to another user: remove it, or choose another port to be scraped on")
         self.path = path
         self._own = path / f"{os.getpid()}-{os.urandom(4).hex()}.counts"
         self._lock = forks.lock()
