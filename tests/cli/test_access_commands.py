@@ -213,7 +213,7 @@ def test_a_ca_is_plugged_in(tmp_path: Path) -> None:
     with control_plane(tmp_path, *local, *words):
         assert here(tmp_path, "ca", "bundle").stdout.strip() == root.root.decode().strip()
         assert "CA of corp.example, plugged in" in here(tmp_path, "ca", "status").stdout
-        assert "whoever issued it rotates it" in here(tmp_path, "ca", "rotate").stderr
+        assert "have whoever issued it rotate it" in here(tmp_path, "ca", "rotate").stderr
         made = here(tmp_path, "token", "create", "--service-account", "reviews")
         assert made.stdout.startswith("mjt_")
         assert "spiffe://corp.example/ns/default/sa/reviews" in here(tmp_path, "token", "list").stdout

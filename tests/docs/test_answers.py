@@ -73,15 +73,18 @@ kind: ConfigMap
 metadata: {name: istio, namespace: istio-system}
 data: {mesh: "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"}
 """
+UNANSWERED = "no configuration"
+OVERFLOW = "upstream connect error or disconnect/reset before headers. reset reason: overflow"
 # Which call is answered so.
 CALLS = {
-    ("404", "NR"): "http://routed/elsewhere",
-    ("502", ""): "http://unknown.example/",
-    ("503", "NC"): "http://routed/nc",
-    ("503", "UH"): "http://empty/",
-    ("503", "UO"): "http://limited/",
-    ("504", "UT"): "http://routed/ut",
-    ("as set", "FI"): "http://routed/fi",
+    ("404", "NR", "none"): "http://routed/elsewhere",
+    ("502", "", "none"): "http://unknown.example/",
+    ("503", "NC", "none"): "http://routed/nc",
+    ("503", "NC", UNANSWERED): "http://reviews/",
+    ("503", "UH", "no healthy upstream"): "http://empty/",
+    ("503", "UO", OVERFLOW): "http://limited/",
+    ("504", "UT", "upstream request timeout"): "http://routed/ut",
+    ("as set", "FI", "fault filter abort"): "http://routed/fi",
 }
 ROWS = [
     tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))
@@ -91,8 +94,10 @@ ROWS = [
 
 
 class Mesh:
-    def __init__(self, client: httpx.Client, peer: Peer) -> None:
-        self.client, self.peer = client, peer
+    """lost: of a process whose control plane is not there."""
+
+    def __init__(self, client: httpx.Client, lost: httpx.Client, peer: Peer) -> None:
+        self.client, self.lost, self.peer = client, lost, peer
         self.asked, self.release = threading.Event(), asyncio.Event()
 
 
@@ -102,8 +107,17 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     with Peer() as peer:
         text = CONFIGURATION.format(port=peer.port, closed=refusing_port())
         (folder / "mesh.yaml").write_text(f"{text}---{REGISTRY_ONLY}")
-        with meshlib.connect(str(folder), cache_dir="-") as connected, connected.Client(trust_env=False) as client:
-            found = Mesh(client, peer)
+        nowhere, held_back = (
+            f"127.0.0.1:{refusing_port()}",
+            {"resolve_timeout": 0.05, "outbound_failure_policy": "deny"},
+        )
+        with (
+            meshlib.connect(str(folder), cache_dir="-") as connected,
+            meshlib.connect(nowhere, cache_dir="-", telemetry="off", **held_back) as unconnected,
+            connected.Client(trust_env=False) as client,
+            unconnected.Client(trust_env=False) as lost,
+        ):
+            found = Mesh(client, lost, peer)
 
             def answer(_: object) -> Answer:
                 found.asked.set()
@@ -116,7 +130,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 def test_every_row_has_a_call() -> None:
     """A new row needs a call that shows it."""
-    assert [(status, flag) for status, flag, _, _ in ROWS] == list(CALLS)
+    assert [(status, flag, body) for status, flag, body, _ in ROWS] == list(CALLS)
 
 
 @pytest.mark.parametrize(("status", "flag", "body", "why"), ROWS, ids=lambda cell: cell[:40])
@@ -128,7 +142,7 @@ def test_the_answer_is_as_written(mesh: Mesh, status: str, flag: str, body: str,
         mesh.asked.clear()
         holding.start()
         assert mesh.asked.wait(10)
-    answer = mesh.client.get(CALLS[status, flag])
+    answer = (mesh.lost if body == UNANSWERED else mesh.client).get(CALLS[status, flag, body])
     assert answer.status_code == (418 if status == "as set" else int(status))
     assert answer.extensions.get("meshlib.flag", "") == flag
     assert answer.text == ("" if body == "none" else body)

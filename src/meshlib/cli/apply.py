@@ -92,7 +92,7 @@ def _kinds_and_names(words: list[str]) -> list[tuple[str, str]]:
     if not names:
         raise CommandFailed(f"which {kind}? name one: meshctl delete {kind} NAME")
     if any("/" in word for word in words):
-        raise CommandFailed("give either KIND NAME... or KIND/NAME..., not a mix of both")
+        raise CommandFailed("either KIND NAME... or KIND/NAME..., not a mix of both")
     return [(kind, name) for name in names]
 
 
