@@ -134,7 +134,7 @@ def outbound_call(request: Request, context: CallContext) -> Flow:
 
 def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply | None]:
     """Returns what the mesh answers in the server's place; None after Deliver."""
-    live, clock, rng, callers_deadline, table, may_resend, finds_its_way, source, observer, call, _ = context
+    live, clock, rng, callers_deadline, table, may_resend, finds_its_way, source, observer, call, _, own_tls = context
     started = clock()
     if callers_deadline is not None and started >= callers_deadline:
         return _too_late(request)
@@ -144,7 +144,7 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
         router = live().router
         decision = router.match(request)
         if decision is None:
-            is_ours = not (context.finds_its_way or context.is_secured)
+            is_ours = not (finds_its_way or own_tls)
             decision = router.unanswered(request) if is_ours else router.unknown(request)
         started = clock()
 
