@@ -26,7 +26,7 @@ image: ghcr.io/meshlib/meshlib:{__version__}
 replicas: 1
 # Of the identities that the CA gives.
 trustDomain: cluster.local
-# Whether pods are put on the mesh, in namespaces labelled meshlib.io/injection=enabled.
+# Whether pods are put on the mesh, in namespaces labelled meshlib-injection=enabled.
 inject: true
 # Whether Istio's kinds are defined, too, for clusters without Istio.
 istioCRDs: false

@@ -69,15 +69,18 @@ class Webhook:
 
 
 def patched(given: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any]:
-    """RFC 6902, of which `add` is enough here. A path that is not there fails, as in Kubernetes."""
+    """RFC 6902, of which `add` and `replace` are enough here. A path that is not there fails, as in Kubernetes."""
     found: Any = copy.deepcopy(given)
     for each in patch:
-        assert each["op"] == "add"
         *steps, last = each["path"].strip("/").split("/")
         place = found
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
-        if isinstance(place, list):
+        if each["op"] == "replace":
+            assert last in place
+            place[last] = each["value"]
+        elif isinstance(place, list):
+            assert each["op"] == "add"
             place.insert(len(place) if last == "-" else int(last), each["value"])
         else:
             place[last] = each["value"]
@@ -108,16 +111,56 @@ async def test_a_pod_gets_an_init_container_and_its_environment(webhook: Webhook
     pod = await webhook.injected(POD)
     (init,) = pod["spec"]["initContainers"]
     assert (init["name"], init["image"]) == (INIT, IMAGE)
-    assert {each["name"]: each.get("value") for each in init["env"]}["ROOT"] == webhook.root
+    assert {each["name"]: each.get("value") for each in init["env"]}["MESHLIB_ROOT"] == webhook.root
     assert init["securityContext"]["runAsNonRoot"] is True
     (app,) = pod["spec"]["containers"]
     (before,) = POD["spec"]["containers"]
     assert app["env"][0] == before["env"][0]
     assert {**app, "env": None, "volumeMounts": None} == {**before, "env": None, "volumeMounts": None}
     assert pod["metadata"] == POD["metadata"]
-    assert [each["name"] for each in pod["spec"]["volumes"]] == ["data", "meshlib-root", "meshlib-token"]
+    assert [each["name"] for each in pod["spec"]["volumes"]] == [
+        "data",
+        "meshlib-root",
+        "meshlib-token",
+        "meshlib-library",
+    ]
     (source,) = pod["spec"]["volumes"][2]["projected"]["sources"]
     assert source["serviceAccountToken"]["audience"] == "istio-ca"
+
+
+async def test_python_finds_the_library_and_the_author_s_path(webhook: Webhook) -> None:
+    """Where the pod says a PYTHONPATH, ours is put in front; one from elsewhere stays, with a warning."""
+
+    def python_path(pod: dict[str, Any]) -> dict[str, Any]:
+        (found,) = (each for each in pod["spec"]["containers"][0]["env"] if each["name"] == "PYTHONPATH")
+        return dict(found)
+
+    pod = await webhook.injected(POD)
+    assert python_path(pod)["value"] == "/var/run/meshlib-library/autostart"
+    (init,) = pod["spec"]["initContainers"]
+    mounts = {each["name"]: each["mountPath"] for each in init["volumeMounts"]}
+    assert init["command"][-1] == mounts["meshlib-library"]
+    own = copy.deepcopy(POD)
+    own["spec"]["containers"][0]["env"].insert(0, {"name": "PYTHONPATH", "value": "/app:/lib"})
+    pod = await webhook.injected(own)
+    assert python_path(pod)["value"] == "/var/run/meshlib-library/autostart:/app:/lib"
+    elsewhere = {"name": "PYTHONPATH", "valueFrom": {"configMapKeyRef": {"name": "paths", "key": "python"}}}
+    own["spec"]["containers"][0]["env"][0] = elsewhere
+    assert python_path(await webhook.injected(own)) == elsewhere
+    (warning,) = (await webhook.ask("/inject", own))["warnings"]
+    assert warning.startswith("container app: PYTHONPATH comes from elsewhere; put /var/run/meshlib-library/autostart")
+
+
+async def test_an_image_that_has_meshlib_gets_no_library(webhook: Webhook) -> None:
+    """It is told who and where it is, and no more."""
+    own = copy.deepcopy(POD)
+    own["metadata"]["annotations"] = {"meshlib.io/library": "false"}
+    pod = await webhook.injected(own)
+    assert [each["name"] for each in pod["spec"]["volumes"]] == ["data", "meshlib-root", "meshlib-token"]
+    names = [each["name"] for each in pod["spec"]["containers"][0]["env"]]
+    assert ("MESHLIB_CONTROL_PLANE" in names, "PYTHONPATH" in names) == (True, False)
+    (init,) = pod["spec"]["initContainers"]
+    assert init["command"][-1] == "/var/run/meshlib"
 
 
 async def test_the_environment_is_what_meshlib_reads(webhook: Webhook) -> None:

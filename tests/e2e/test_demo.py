@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import meshlib
 from promises import within
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -28,8 +29,9 @@ NO_REVIEWS = "Sorry, product reviews are currently unavailable for this book."
 class Demo:
     """`meshctl demo` as a process; every line it prints is kept."""
 
-    def __init__(self, home: Path, *options: str) -> None:
-        self.environment = {**os.environ, "XDG_STATE_HOME": str(home), "TMPDIR": str(home), "PYTHONUNBUFFERED": "1"}
+    def __init__(self, home: Path, *options: str, **environment: str) -> None:
+        own = {"XDG_STATE_HOME": str(home), "TMPDIR": str(home), "PYTHONUNBUFFERED": "1"}
+        self.environment = {**os.environ, **own, **environment}
         self.environment.pop("MESHCTL_ADMIN", None)
         self.process = subprocess.Popen(
             [*MESHCTL, "demo", *options],
@@ -323,6 +325,32 @@ def test_a_second_demo_takes_other_ports_and_says_so(demo: Demo, tmp_path: Path)
         second.line(r"port 15010 is taken: the control plane \(xDS\) uses \d+")
     assert not any(is_alive(pid) for pid in second.pids().values())
     Checks(demo).page_works()
+
+
+def test_services_that_know_no_mesh_are_on_it(tmp_path: Path) -> None:
+    """As in Kubernetes' pods: Bookinfo without a line of ours, under PYTHONPATH. Names that only the mesh knows are
+    called, by sync and async clients, and served by mutual TLS alone, by gunicorn and uvicorn."""
+    autostart = Path(meshlib.__file__).parent / "instrumentation" / "autostart"
+    demo = Demo(tmp_path, "--port", "0", BOOKINFO_MESH="off", PYTHONPATH=str(autostart))
+    try:
+        browser = demo.browser()
+        strict = tmp_path / "strict.yaml"
+        strict.write_text(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
+            "metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n"
+        )
+        assert demo.meshctl("apply", "-f", str(strict)).returncode == 0
+        seen: set[str] = set()
+        deadline = time.monotonic() + within(30)
+        while seen != {"none", "black", "red"} and time.monotonic() < deadline:
+            seen.add(stars(browser.get("/productpage")))
+        assert seen == {"none", "black", "red"}
+        log = Path(demo.line(r"logs in (\S+)")[1]) / "productpage-v1.log"
+        address = re.search(r"listens on (\S+)", log.read_text())
+        assert address is not None
+        assert httpx.get(f"{address[1]}/productpage", trust_env=False).status_code == 403  # in plaintext
+    finally:
+        assert demo.stop() == 0
 
 
 def test_ctrl_c_leaves_no_process(demo: Demo) -> None:

@@ -86,7 +86,7 @@ async def environment(plane: ControlPlane, given: dict[str, Any], folder: Path, 
         answer = (await http.post(f"{plane.webhook_url}/inject", json=review)).json()["response"]
     patch = json.loads(base64.b64decode(answer["patch"]))
     (init,) = [each["value"][0] for each in patch if each["path"] == "/spec/initContainers"]
-    (folder / "root-cert.pem").write_text(next(each["value"] for each in init["env"] if each["name"] == "ROOT"))
+    (folder / "root-cert.pem").write_text(next(each["value"] for each in init["env"] if each["name"] == "MESHLIB_ROOT"))
     (folder / "token").write_text(proof)
     values = [each["value"] for each in patch if each["path"].startswith("/spec/containers/0/env")]
     fields = {

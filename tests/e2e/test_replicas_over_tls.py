@@ -66,7 +66,7 @@ class Town:
         folder = self._folder / given["metadata"]["name"]
         folder.mkdir()
         spec = given["spec"]
-        root = next(each["value"] for each in spec["initContainers"][0]["env"] if each["name"] == "ROOT")
+        root = next(each["value"] for each in spec["initContainers"][0]["env"] if each["name"] == "MESHLIB_ROOT")
         volumes = {each["name"]: each for each in spec["volumes"]}
         (source,) = volumes["meshlib-token"]["projected"]["sources"]
         audience = source["serviceAccountToken"]["audience"]
@@ -129,7 +129,7 @@ def test_a_replica_dies_in_the_middle_of_a_rollout_under_strict_mtls(real_cluste
     CA is the same. No call fails, and none goes in plaintext."""
     cluster = real_cluster
     install(cluster, tmp_path, "--istio-crds", "--replicas", "2")
-    shop = {"name": "shop", "labels": {"meshlib.io/injection": "enabled"}}
+    shop = {"name": "shop", "labels": {"meshlib-injection": "enabled"}}
     cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": shop}, service(), STRICT)
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(pod_of_it(cluster, tmp_path / name)) for name in ("one", "two")]

@@ -95,7 +95,7 @@ def account(name: str, home: str = "shop") -> dict[str, Any]:
 def cluster(real_cluster: RealCluster, tmp_path: Path) -> RealCluster:
     install(real_cluster, tmp_path, "--istio-crds")
     shop = namespace("shop")
-    shop["metadata"]["labels"] = {"meshlib.io/injection": "enabled"}
+    shop["metadata"]["labels"] = {"meshlib-injection": "enabled"}
     real_cluster.put(shop, account("default"))
     return real_cluster
 
@@ -197,7 +197,7 @@ def test_the_api_server_has_pods_injected_over_tls(cluster: RealCluster, plane: 
 
 def test_an_injected_pod_is_fit_for_a_restricted_namespace(cluster: RealCluster, plane: ControlPlaneProcess) -> None:
     """What is added must not be what a namespace refuses."""
-    labels = {"meshlib.io/injection": "enabled", "pod-security.kubernetes.io/enforce": "restricted"}
+    labels = {"meshlib-injection": "enabled", "pod-security.kubernetes.io/enforce": "restricted"}
     strict = namespace("strict")
     strict["metadata"]["labels"] = labels
     cluster.put(strict, account("default", "strict"))

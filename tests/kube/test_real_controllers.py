@@ -65,7 +65,7 @@ def test_what_a_deployment_makes_is_on_the_mesh(cluster: RealCluster, tmp_path: 
     """Its pods are made by a controller that knows nothing of us; they go with their owner."""
     install(cluster, tmp_path)
     shop = namespace("shop")
-    shop["metadata"]["labels"] = {"meshlib.io/injection": "enabled"}
+    shop["metadata"]["labels"] = {"meshlib-injection": "enabled"}
     with pod_of_it(cluster, tmp_path / "one") as plane:
         cluster.until(lambda: "holds the lease" in plane.log, "the control plane serves")
         cluster.put(shop, deployment("v1", 9080, replicas=3))

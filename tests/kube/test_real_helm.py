@@ -144,7 +144,7 @@ def test_what_helm_has_installed_works(real_cluster: RealCluster, tmp_path: Path
     helm(tmp_path, "install", "meshlib", CHART, "--namespace", HOME, "--create-namespace")
     with pod_of_it(real_cluster, tmp_path / "one") as plane:
         real_cluster.until(lambda: "holds the lease" in plane.log, "the control plane serves")
-        labels = {"meshlib.io/injection": "enabled"}
+        labels = {"meshlib-injection": "enabled"}
         real_cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}})
         made = real_cluster.put(
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reviews", "namespace": "shop"}}

@@ -7,6 +7,8 @@ import sys
 
 def main() -> None:
     """Run meshctl. Without the optional libraries that the command line needs, say how to get them."""
+    if (instrumentation := sys.modules.get("meshlib.instrumentation")) is not None:
+        instrumentation.uninstrument()  # a gateway's pod may have been injected: it is no application behind a mesh
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -36,7 +36,7 @@ def install(
     trust_domain: Annotated[str, typer.Option(help="Of the identities that the CA gives.")] = "cluster.local",
     inject: Annotated[
         bool,
-        typer.Option(help="Put pods on the mesh, in namespaces labelled meshlib.io/injection=enabled."),
+        typer.Option(help="Put pods on the mesh, in namespaces labelled meshlib-injection=enabled."),
     ] = True,
     istio_crds: Annotated[
         bool, typer.Option("--istio-crds", help="Define Istio's kinds, too, where the cluster does not have them.")

@@ -1,7 +1,8 @@
 """What may be written to the cluster, and what does a pod need to be on the mesh? Kubernetes' admission webhooks.
 
 /validate refuses objects that could not be used, in the words of `meshctl validate`. /inject adds to a pod an init
-container, which writes down the mesh's root, and the environment that meshlib reads; it changes nothing that is there.
+container, which hands over the mesh's root and the library, and the environment by which Python and meshlib find them.
+Nothing that is there changes, but that PYTHONPATH gets one more folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from meshlib.instrumentation.library import IMAGE_FOLDER
 from meshlib.istio.parse import parse_value
 from meshlib.istio.problems import ConfigurationWarning
 
@@ -29,10 +31,12 @@ MAX_WARNING = 256
 """Characters: Kubernetes shortens a longer warning."""
 INIT, ROOT_VOLUME, TOKEN_VOLUME = "meshlib-init", "meshlib-root", "meshlib-token"
 ROOT_FOLDER, TOKEN_FOLDER = "/var/run/meshlib", "/var/run/secrets/meshlib"
+LIBRARY_VOLUME, LIBRARY_FOLDER = "meshlib-library", "/var/run/meshlib-library"
+AUTOSTART, PYTHONPATH = f"{LIBRARY_FOLDER}/autostart", "PYTHONPATH"
 ANNOTATION = "meshlib.io/inject"
 """`false` on a pod (or its label of that name) keeps it off the mesh. `meshlib.io/port` says which port it serves."""
-PORT = "meshlib.io/port"
-_WRITE_ROOT = "import os, pathlib; pathlib.Path(os.environ['ROOT_FILE']).write_text(os.environ['ROOT'])"
+PORT, LIBRARY = "meshlib.io/port", "meshlib.io/library"
+"""LIBRARY: `false` where the image has meshlib; the pod is told then who and where it is, and no more."""
 Pod = Mapping[str, Any]
 
 
@@ -108,7 +112,13 @@ def _inject(review: Mapping[str, Any], injection: Injection | None, root: str) -
     namespace = str(review.get("namespace") or pod.get("metadata", {}).get("namespace") or "default")
     patch = patch_of(pod, namespace, injection, root)
     encoded = base64.b64encode(json.dumps(patch).encode()).decode("ascii")
-    return {"allowed": True, "patchType": "JSONPatch", "patch": encoded}
+    found = {"allowed": True, "patchType": "JSONPatch", "patch": encoded}
+    warnings = [
+        f"container {each['name']}: PYTHONPATH comes from elsewhere; put {AUTOSTART} in front of it there"
+        for each in pod["spec"]["containers"]
+        if _gets_library(pod) and (known := _python_path(each)) is not None and "value" not in known[1]
+    ]
+    return {**found, **({"warnings": warnings} if warnings else {})}
 
 
 def _wants(pod: Pod) -> bool:
@@ -118,9 +128,19 @@ def _wants(pod: Pod) -> bool:
     return str(words.get(ANNOTATION, "")).lower() != "false" and not is_done and bool(spec.get("containers"))
 
 
+def _gets_library(pod: Pod) -> bool:
+    return str((pod["metadata"].get("annotations") or {}).get(LIBRARY, "")).lower() != "false"
+
+
+def _python_path(container: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]] | None:
+    """The variable and its place, where the pod's author has it."""
+    return next(((at, each) for at, each in enumerate(container.get("env") or ()) if each["name"] == PYTHONPATH), None)
+
+
 def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[dict[str, Any]]:
-    """RFC 6902. What the pod's author set stays: a variable that is there is not touched."""
-    spec = pod["spec"]
+    """RFC 6902. What the pod's author set stays: a variable that is there is not touched, but for PYTHONPATH, which
+    gets the library's folder in front."""
+    spec, gets_library = pod["spec"], _gets_library(pod)
     patch: list[dict[str, Any]] = []
 
     def add(place: str, known: object, each: object, *, first: bool = False) -> None:
@@ -129,9 +149,9 @@ def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[
         else:
             patch.append({"op": "add", "path": place, "value": [each]})
 
-    add("/spec/initContainers", spec.get("initContainers"), _init(injection, root), first=True)
+    add("/spec/initContainers", spec.get("initContainers"), _init(injection, root, gets_library), first=True)
     volumes = list(spec.get("volumes") or ())
-    for volume in _volumes(injection):
+    for volume in _volumes(injection, gets_library):
         add("/spec/volumes", volumes, volume)
         volumes.append(volume)
     kinds = (("containers", spec["containers"]), ("initContainers", spec.get("initContainers") or ()))
@@ -141,23 +161,33 @@ def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[
             place = f"/spec/{kind}/{index + offset}"
             env = list(container.get("env") or ())
             names = {each.get("name") for each in env}
-            for variable in _environment(pod, container, namespace, injection, serves=kind == "containers"):
+            given = _environment(pod, container, namespace, injection, serves=kind == "containers")
+            if gets_library:
+                given.append({"name": PYTHONPATH, "value": AUTOSTART})
+                if (known := _python_path(container)) is not None and (value := known[1].get("value")) is not None:
+                    path = f"{AUTOSTART}:{value}" if value else AUTOSTART
+                    patch.append({"op": "replace", "path": f"{place}/env/{known[0]}/value", "value": path})
+            for variable in given:
                 if variable["name"] not in names:
                     add(f"{place}/env", env, variable)
                     env.append(variable)
             mounts = list(container.get("volumeMounts") or ())
-            for mount in _mounts():
+            for mount in _mounts(gets_library):
                 add(f"{place}/volumeMounts", mounts, mount)
                 mounts.append(mount)
     return patch
 
 
-def _init(injection: Injection, root: str) -> dict[str, Any]:
+def _init(injection: Injection, root: str, gets_library: bool) -> dict[str, Any]:
+    mounts = [{"name": ROOT_VOLUME, "mountPath": ROOT_FOLDER}]
+    if gets_library:
+        mounts.append({"name": LIBRARY_VOLUME, "mountPath": LIBRARY_FOLDER})
+    words = [ROOT_FOLDER, *((IMAGE_FOLDER, LIBRARY_FOLDER) if gets_library else ())]
     return {
         "name": INIT,
         "image": injection.image,
-        "command": ["python", "-c", _WRITE_ROOT],
-        "env": [{"name": "ROOT", "value": root}, {"name": "ROOT_FILE", "value": f"{ROOT_FOLDER}/root-cert.pem"}],
+        "command": ["python", "-m", "meshlib.instrumentation.library", *words],
+        "env": [{"name": "MESHLIB_ROOT", "value": root}],
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -167,23 +197,23 @@ def _init(injection: Injection, root: str) -> dict[str, Any]:
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [{"name": ROOT_VOLUME, "mountPath": ROOT_FOLDER}],
+        "volumeMounts": mounts,
     }
 
 
-def _volumes(injection: Injection) -> tuple[dict[str, Any], ...]:
+def _volumes(injection: Injection, gets_library: bool) -> Iterator[dict[str, Any]]:
     token = {"audience": injection.audience, "expirationSeconds": 43200, "path": "token"}
-    return (
-        {"name": ROOT_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-        {"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}},
-    )
+    yield {"name": ROOT_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+    yield {"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}}
+    if gets_library:
+        yield {"name": LIBRARY_VOLUME, "emptyDir": {"sizeLimit": "512Mi"}}
 
 
-def _mounts() -> tuple[dict[str, Any], ...]:
-    return (
-        {"name": ROOT_VOLUME, "mountPath": ROOT_FOLDER, "readOnly": True},
-        {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True},
-    )
+def _mounts(gets_library: bool) -> Iterator[dict[str, Any]]:
+    yield {"name": ROOT_VOLUME, "mountPath": ROOT_FOLDER, "readOnly": True}
+    yield {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True}
+    if gets_library:
+        yield {"name": LIBRARY_VOLUME, "mountPath": LIBRARY_FOLDER, "readOnly": True}
 
 
 def _environment(

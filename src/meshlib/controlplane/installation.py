@@ -22,7 +22,7 @@ MANAGER = "meshctl"
 NAME, CA = "meshlib", "meshlib-ca"
 XDS, WEBHOOK, METRICS = 15012, 15017, 15020
 USER = 65532
-INJECTION = "meshlib.io/injection"
+INJECTION = "meshlib-injection"
 """The label of namespaces whose pods are put on the mesh: `enabled`."""
 LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": MANAGER}
 _STATE, _SECRET, _KEYS = "/var/lib/meshlib", "/etc/meshlib-ca", "/var/lib/meshlib/keys"

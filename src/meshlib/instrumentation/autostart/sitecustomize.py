@@ -1,10 +1,11 @@
-"""How does `meshctl run` reach the Python processes that it starts? Python imports this from PYTHONPATH as it begins.
+"""How does a Python process that knows no mesh get on it? Python imports this from PYTHONPATH as it begins.
 
+`meshctl run` puts this folder there, and so does the injection of Kubernetes' pods, beside a library of packages.
 PYTHONPATH is inherited: by what a process executes, by the workers it spawns. One's own sitecustomize runs first.
 """
 
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
@@ -20,12 +21,30 @@ def _run_the_hidden_one() -> None:
 
 
 def _begin() -> None:
+    library = _here.parent
     try:
+        if (library / "any").is_dir():
+            _take(library)
         from meshlib.instrumentation import instrument
     except ImportError as error:  # another environment's interpreter, say of a build tool
-        print(f"meshctl run: {sys.executable} is not on the mesh: {error}", file=sys.stderr)
+        print(f"meshlib: {sys.executable} is not on the mesh: {error}", file=sys.stderr)
         return
     instrument()
+
+
+def _take(library: Path) -> None:
+    """meshlib/instrumentation/library.py says what it is. ImportError where it can't be used; nothing of it stays."""
+    own = EXTENSION_SUFFIXES[0].split(".")[1]
+    if not (library / own).is_dir():
+        there = ", ".join(sorted(each.name for each in library.glob("cpython-*")))
+        raise ImportError(f"the pod's library is for {there or 'no Python'}, and this is {own}")
+    before = list(sys.path)
+    sys.path.extend(str(library / each) for each in (own, "abi3", "any"))
+    from meshlib.instrumentation.library import too_old
+
+    if found := "; ".join(too_old()):
+        sys.path[:] = before
+        raise ImportError(found)
 
 
 try:

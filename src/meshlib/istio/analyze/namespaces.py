@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from meshlib.istio.analyze.messages import INJECTION_LABELS, NOT_INJECTED, Message
 from meshlib.istio.analyze.scene import SYSTEM, Scene
 
-INJECTION, REVISION, OURS = "istio-injection", "istio.io/rev", "meshlib.io/injection"
+INJECTION, REVISION, OURS = "istio-injection", "istio.io/rev", "meshlib-injection"
 
 
 def check(scene: Scene) -> Iterator[Message]:
