@@ -113,6 +113,28 @@ export interface Change {
   after: string;
   who: string;
 }
+export interface Stretch {
+  start: number;
+  end: number;
+  requests: number;
+  rates: Rates;
+}
+export interface Touched {
+  service: string;
+  before: Stretch;
+  after: Stretch;
+  points: { at: number; rps: number; failed: number }[];
+}
+export interface BeforeAndAfter {
+  number: number;
+  at: number;
+  seconds: number;
+  remaining: number;
+  others: number[];
+  services: Touched[];
+  silent: number;
+  left_out: number;
+}
 export interface Ability {
   namespaces: string[];
   reason: string;
@@ -187,6 +209,17 @@ export interface WhatIfAnswer {
   policies: { what: string; workloads: string[]; before: string[]; after: string[] }[];
   seconds: number;
   left_out: number;
+  turned_away: TurnedAway[];
+  judged: number;
+}
+export interface TurnedAway {
+  caller: string;
+  callee: string;
+  principal: string;
+  requests: number;
+  is_certain: boolean;
+  rules: string[];
+  depends_on: string[];
 }
 
 export class Refused extends Error {

@@ -42,7 +42,7 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
         height: 150,
         legend: { show: false },
         cursor: { y: false },
-        axes: [{ ...axis, size: 28, values: (_, times) => times.map(minute) }, axis, { ...axis, side: 1, grid: { show: false } }],
+        axes: [{ ...axis, size: 28, values: (_, times) => times.map(minute) }, axis, { ...axis, side: 1, scale: "ms", grid: { show: false } }],
         scales: { x: { range: () => [end() - 900, end()] }, y: { range: (_, __, most) => [0, most || 1] }, ms: { range: (_, __, most) => [0, most || 1] } },
         series: [
           {},
@@ -55,7 +55,12 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
       [[], [], [], []],
       place.current,
     );
-    return () => plot.current?.destroy();
+    const resized = new ResizeObserver(([entry]) => plot.current?.setSize({ width: Math.max(200, entry!.contentRect.width), height: 150 }));
+    resized.observe(place.current);
+    return () => {
+      resized.disconnect();
+      plot.current?.destroy();
+    };
   }, [key, choices.value.theme]);
   useEffect(() => {
     const end = choices.value.end || undefined;

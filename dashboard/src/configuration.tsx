@@ -1,8 +1,7 @@
-// What is in force, and what is wrong with it? The objects with their problems, each where it stands; and what changed.
+// What is in force, and what is wrong with it? The objects with their problems, each where it stands.
 import { useEffect, useState } from "preact/hooks";
-import { get, type Change, type Problem, type StoredObject } from "./api";
-import { changeNumber, changes, choices, choose } from "./state";
-import { clock } from "./text";
+import { get, type Problem, type StoredObject } from "./api";
+import { changeNumber, choices } from "./state";
 import { Editor } from "./whatif";
 
 export function Configuration() {
@@ -69,67 +68,5 @@ export function ProblemLine({ problem }: { problem: Problem }) {
     <p class={`problem ${problem.level}`}>
       <strong>{problem.level}</strong> {problem.object} <code>{problem.field}</code>: {problem.reason} <span class="dim">{problem.source}</span>
     </p>
-  );
-}
-
-// Lines that are in only one of the two, in order; enough for objects of a few dozen lines.
-function differences(before: string, after: string): [string, string][] {
-  const one = before.split("\n");
-  const two = after.split("\n");
-  const longest: number[][] = Array.from({ length: one.length + 1 }, () => new Array<number>(two.length + 1).fill(0));
-  for (let i = one.length - 1; i >= 0; i--)
-    for (let j = two.length - 1; j >= 0; j--)
-      longest[i]![j] = one[i] === two[j] ? longest[i + 1]![j + 1]! + 1 : Math.max(longest[i + 1]![j]!, longest[i]![j + 1]!);
-  const lines: [string, string][] = [];
-  let i = 0;
-  let j = 0;
-  while (i < one.length || j < two.length) {
-    if (i < one.length && j < two.length && one[i] === two[j]) lines.push([" ", one[i++]!]), j++;
-    else if (j < two.length && (i === one.length || longest[i]![j + 1]! >= longest[i + 1]![j]!)) lines.push(["+", two[j++]!]);
-    else lines.push(["-", one[i++]!]);
-  }
-  return lines.filter(([, text]) => text);
-}
-
-export function ChangeHistory() {
-  const shown = [...changes.value].reverse();
-  return (
-    <section class="page" aria-label="Changes">
-      <h2>Changes</h2>
-      {shown.map((change) => (
-        <ChangeEntry key={change.number} change={change} />
-      ))}
-      {!shown.length && <p class="empty">Nothing was changed since this control plane started.</p>}
-    </section>
-  );
-}
-
-function ChangeEntry({ change }: { change: Change }) {
-  return (
-    <details class="object" data-testid={`change:${change.number}`}>
-      <summary>
-        {clock(change.at)} {change.object} <span class="pill">{!change.before ? "created" : !change.after ? "deleted" : "changed"}</span>{" "}
-        <span class="dim">
-          {change.origin}, {change.source}
-          {change.who && change.who !== change.origin && `, by ${change.who}`}
-        </span>
-      </summary>
-      <p>
-        <button type="button" onClick={() => choose({ view: "graph", end: change.at, selected: "" })}>
-          Graph before
-        </button>{" "}
-        <button type="button" onClick={() => choose({ view: "graph", end: change.at + choices.value.seconds, selected: "" })}>
-          Graph after
-        </button>
-      </p>
-      <pre class="difference" tabIndex={0}>
-        {differences(change.before, change.after).map(([sign, text], index) => (
-          <span key={index} class={sign === "+" ? "added" : sign === "-" ? "removed" : ""}>
-            {sign} {text}
-            {"\n"}
-          </span>
-        ))}
-      </pre>
-    </details>
   );
 }

@@ -41,6 +41,7 @@ function Answer({ found }: { found: WhatIfAnswer }) {
       {[...found.problems, ...found.warnings].map((problem, index) => (
         <ProblemLine key={index} problem={problem} />
       ))}
+      <TurnedAwayPart found={found} />
       {!found.hosts.length && !found.policies.length && <p>No route, and no policy, of anybody would change.</p>}
       {found.policies.map((each) => (
         <article key={`${each.what} ${each.workloads.join()}`} class="object" data-testid="policy-change">
@@ -63,6 +64,65 @@ function Answer({ found }: { found: WhatIfAnswer }) {
       ))}
       {found.left_out > 0 && <p class="dim">{found.left_out} more groups of callers were not looked at.</p>}
     </>
+  );
+}
+
+// Whom new rules would turn away, of those who called lately.
+function TurnedAwayPart({ found }: { found: WhatIfAnswer }) {
+  const minutes = `${(found.seconds / 60).toFixed(found.seconds % 60 ? 1 : 0)} minutes`;
+  if (!found.turned_away.length) {
+    if (!found.policies.some(({ what }) => what === "calls to")) return null;
+    return (
+      <p data-testid="turned-away">
+        {found.judged
+          ? `✓ None of the ${found.judged} recorded requests of the last ${minutes} to workloads whose rules change would be turned away.`
+          : `Nothing was recorded in the last ${minutes} that could be held against the rules that change.`}
+      </p>
+    );
+  }
+  const certain = found.turned_away.filter((each) => each.is_certain).reduce((sum, each) => sum + each.requests, 0);
+  const open = found.turned_away.reduce((sum, each) => sum + each.requests, 0) - certain;
+  return (
+    <article class="object away" data-testid="turned-away">
+      <strong>
+        {certain > 0 ? `✕ ${certain} of ${found.judged} recorded requests would be turned away` : `! ${open} of ${found.judged} recorded requests may be turned away`}
+        {certain > 0 && open > 0 && `, and ${open} more may be`}
+      </strong>
+      <p class="dim">Of the last {minutes}. Who calls, and whether by mutual TLS, is recorded; method, path, headers and tokens are not.</p>
+      <div class="scrolls" tabIndex={0} role="region" aria-label="Callers that would be turned away">
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">caller</th>
+              <th scope="col">callee</th>
+              <th scope="col">requests</th>
+              <th scope="col">by</th>
+            </tr>
+          </thead>
+          <tbody>
+            {found.turned_away.map((each, index) => (
+              <tr key={index}>
+                <td>
+                  {each.caller === "unknown" ? "somebody outside the mesh" : shortName(each.caller)}
+                  <br />
+                  <span class="dim">{each.principal ? each.principal.replace("spiffe://", "") : "without an identity"}</span>
+                </td>
+                <td>{shortName(each.callee)}</td>
+                <td class={each.is_certain ? "bad" : ""}>
+                  {each.is_certain ? "✕ all" : "! some of"} {each.requests}
+                </td>
+                <td>
+                  {each.rules.map((rule) => (
+                    <div key={rule}>{rule}</div>
+                  ))}
+                  {each.depends_on.length > 0 && <span class="dim">depends on: {each.depends_on.join(", ")}</span>}
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </article>
   );
 }
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from meshlib.cli import bookinfo, running
 from meshlib.cli.demo_display import Display
 from meshlib.cli.failure import CommandFailed
+from meshlib.cli.options import prometheus
 from meshlib.cli.ports import NoFreePort, free_port, is_free
 from meshlib.cli.serving import Address, address
 from meshlib.cli.tables import age, table
@@ -162,6 +163,18 @@ def test_bookinfo_is_nine_processes_with_two_replicas_of_one_service(tmp_path: P
     ]  # fmt: skip
     addresses = {part.program.environment["MESHLIB_ADDRESS"] for part in plan.services}
     assert len(addresses) == 7
+
+
+def test_a_prometheus_can_scrape_the_demo_and_be_asked(tmp_path: Path) -> None:
+    """Each process on a port that is nobody else's; whom the control plane asks is as it was typed."""
+    plan = bookinfo.plan(bookinfo.find_examples(), tmp_path, gateway_port=0, prometheus_url="http://127.0.0.1:9090")
+    members = (plan.gateway, *plan.services)
+    ports = [int(part.program.environment["MESHLIB_PROMETHEUS"].rpartition(":")[2]) for part in members]
+    others = [part.port for part in plan.parts] + [int(plan.xds.rpartition(":")[2])]
+    assert len({*ports, *others}) == len(ports) + len(others)
+    assert plan.control_plane.program.command[-2:] == ("--prometheus-url", "http://127.0.0.1:9090")
+    with pytest.raises(CommandFailed, match="is written http://HOST:PORT"):
+        prometheus("127.0.0.1:9090")
 
 
 def test_without_the_examples_the_demo_says_where_to_get_them(tmp_path: Path) -> None:

@@ -175,7 +175,11 @@ async def test_every_route_is_known_to_the_gate(plane: ControlPlane) -> None:
     changing = {route.path for route in routes if "POST" in route.methods}
     reading = {route.path for route in routes if "GET" in route.methods and route.path.startswith("/v1")}
     assert changing - CHECKED - PUSHED == {"/v1/login", "/v1/ca/rotate"}
-    assert reading - NARROWED == {"/v1/services/{namespace}/{name}", "/v1/traces/{trace_id}"}
+    assert reading - NARROWED == {
+        "/v1/services/{namespace}/{name}",
+        "/v1/traces/{trace_id}",
+        "/v1/changes/{number:int}",
+    }
 
 
 async def test_who_am_i_and_what_may_i(plane: ControlPlane) -> None:

@@ -50,11 +50,11 @@ def cell(requests: int) -> Cell:
 def asked(text: str, *callers: Node) -> list[tuple[str, tuple[str, ...], list[tuple[str, float, float | None]]]]:
     objects, given = parse_text(SERVICE, "s").objects, parse_text(text, "t").objects
     traffic = {REVIEWS: cell(40), REVIEWS._replace(source_workload="other"): cell(1000)}
-    hosts, problems, left_out, _ = compare(objects, given, (), callers, traffic, 10.0)
-    assert (problems, left_out) == ((), 0)
+    found = compare(objects, given, (), callers, traffic, 10.0)
+    assert (found.problems, found.left_out) == ((), 0)
     return [
         (each.host, each.callers, [(to.to, to.share, to.rps) for to in (each.after or each.before)[0].portions])
-        for each in hosts
+        for each in found.hosts
     ]
 
 
@@ -114,7 +114,7 @@ def test_policies_are_compared_too() -> None:
     objects, given = parse_text(SERVICE, "s").objects, parse_text(POLICIES, "t").objects
     caller = Node("a", Workload("productpage-v1"))
     v1 = Workload("reviews-v1", labels=(("app", "reviews"), ("version", "v1")), address="10.0.0.1", port=9080)
-    hosts, _, _, policies = compare(objects, given, (v1,), [caller], {}, 10.0)
+    hosts, _, _, policies, *_ = compare(objects, given, (v1,), [caller], {}, 10.0)
     host = "reviews.default.svc.cluster.local"
     found = {each.what: each for each in policies}
     assert set(found) == {host, f"{host} v1", f"{host} v2", f"{host} v3", "calls to"}

@@ -11,6 +11,9 @@ pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe
 from pictured_town import CHROMIUM, Town, called
 
+from meshlib.mesh import Mesh
+from meshlib.settings import Settings
+
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
@@ -60,3 +63,40 @@ def test_a_text_that_is_asked_about_can_be_applied(page: Any, town: Town) -> Non
     page.get_by_test_id("applied").filter(has_text="VirtualService shelf created").wait_for()
     page.get_by_test_id("what-if").click()
     answer.filter(has_text="No route, and no policy, of anybody would change").wait_for()
+
+
+def test_callers_that_new_rules_would_turn_away_are_named(page: Any, town: Town) -> None:
+    """Who calls, how often, and the rule; what depends on more than was recorded is said to."""
+    settings = Settings(
+        control_plane=town.target,
+        service="details",
+        workload="details-v1",
+        labels=(("app", "details"),),
+        address="127.0.0.1:9080",
+        telemetry="off",
+    )
+    with Mesh(settings) as callee:
+        callee.start()
+        town.push({called("productpage-v1", "details-v1", mtls=False): [5.0] * 40})
+        page.goto(f"{town.url}/#view=configuration")
+        strict = (
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: default}\n"
+            "spec: {mtls: {mode: STRICT}}\n"
+        )
+        page.get_by_test_id("editor").fill(strict)
+        away = page.get_by_test_id("turned-away")
+        while True:  # until the callee is known, whose rules they are
+            page.get_by_test_id("what-if").click()
+            away.wait_for()
+            if "would be turned away" in away.inner_text() and "default/details-v1" in away.inner_text():
+                break
+        for told in ("40 of 40", "default/productpage-v1", "✕ all 40", "PeerAuthentication default/all"):
+            assert told in away.inner_text()
+        assert Axe().run(page).response["violations"] == []
+        page.get_by_test_id("editor").fill(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: get, namespace: default}\n"
+            "spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n"
+        )
+        page.get_by_test_id("what-if").click()
+        away.filter(has_text="depends on: method").wait_for()
+        assert "may be turned away" in away.inner_text()

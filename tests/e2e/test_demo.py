@@ -315,6 +315,18 @@ def test_a_refused_object_changes_nothing(demo: Demo, tmp_path: Path) -> None:
     Checks(demo).no_stars()
 
 
+def test_prometheus_finds_every_process_of_the_demo(demo: Demo) -> None:
+    """By the line that the demo prints; each is a process that answers."""
+    targets = httpx.get(demo.line(r"for Prometheus \(http_sd_configs\): (\S+)")[1], trust_env=False, timeout=20).json()
+    workloads = sorted(each["labels"]["workload"] for each in targets)
+    assert (len(workloads), workloads.count("ratings-v1")) == (8, 2)
+    addresses = {each["targets"][0] for each in targets}
+    assert len(addresses) == 8
+    for address in addresses:
+        told = httpx.get(f"http://{address}/stats/prometheus", trust_env=False, timeout=20).text
+        assert "meshlib_certificate_expiry_timestamp_seconds" in told
+
+
 def test_a_second_demo_takes_other_ports_and_says_so(demo: Demo, tmp_path: Path) -> None:
     """And leaves the first one alone."""
     second = Demo(tmp_path, "--port", demo.page.rpartition(":")[2].partition("/")[0], "--exit-when-ready")

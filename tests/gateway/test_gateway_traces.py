@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
-from gateways import everything_to, gateway, url
+from gateways import address, everything_to, gateway, url
 
 from meshlib.mesh import Mesh
+from meshlib.model import Access, AccessRule, Action, Authorizer
 from meshlib.telemetry.tracing import Ended
 from peers import Peer, refusing_port
 
@@ -62,3 +65,36 @@ async def test_a_parent_from_outside_is_heeded_and_a_failure_told() -> None:
         await client.get(url(made), headers={"traceparent": f"00-{TRACE}-{SPAN}-00"})
         await client.get(url(made))
         assert spans_of(made.mesh) == {}
+
+
+async def test_who_leaves_while_being_admitted_has_a_span_all_the_same() -> None:
+    """An external authorizer has the question and does not answer; the client hangs up."""
+    asked, enough = asyncio.Event(), asyncio.Event()
+
+    async def authorizer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await enough.wait()
+        writer.close()
+
+    silent = await asyncio.start_server(authorizer, "127.0.0.1", 0)
+    access = Access(
+        (AccessRule("ask", Action.CUSTOM, provider="silent"),),
+        authorizers=(Authorizer("silent", "http", *silent.sockets[0].getsockname()[:2]),),
+    )
+    given = everything_to(("127.0.0.1", refusing_port()))
+    given = replace(given, listeners=tuple(replace(each, access=access) for each in given.listeners))
+    async with silent, gateway(given, settings=TRACED) as made:
+        try:
+            _, client = await asyncio.open_connection(*address(made))
+            client.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.wait_for(asked.wait(), 20)
+            client.close()
+            async with asyncio.timeout(20):
+                while not (found := spans_of(made.mesh)):  # noqa: ASYNC110 -- nobody tells of a span but the span
+                    await asyncio.sleep(0.01)
+        finally:
+            enough.set()  # a thread asks it, and can't be cancelled
+    told = dict(found[2].attributes)
+    assert (told["url.path"], told["mesh.response_flags"]) == ("/slow", "DC")
+    assert set(found) == {2}

@@ -20,9 +20,10 @@ from meshlib.model import (
     RouteMatch,
     StringMatch,
 )
+from meshlib.model.expressions import compile_string
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import compile_live
-from meshlib.policy.matching import compile_match, compile_string
+from meshlib.policy.matching import compile_match
 from snapshots import live, service
 
 TWO = [("10.0.0.1", 9080), ("10.0.0.2", 9080)]

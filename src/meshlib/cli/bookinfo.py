@@ -21,6 +21,8 @@ from meshlib.cli.supervisor import Program
 
 HOST = "127.0.0.1"
 GATEWAY_PORT, XDS_PORT, ADMIN_PORT = 8080, 15010, 15014
+METRICS_PORT = 15090
+"""The first of those on which processes are scraped; Istio's, of its sidecars."""
 CONFIGURATION = ("platform/bookinfo.yaml", "networking/bookinfo-gateway.yaml", "networking/destination-rule-all.yaml")
 GRPC_CONFIGURATION = "platform/bookinfo-ratings-grpc.yaml"
 """What `--grpc` adds."""
@@ -157,8 +159,11 @@ def plan(
     gateway_port: int = GATEWAY_PORT,
     state: Path | None = None,
     grpc: bool = False,
+    prometheus_url: str = "",
 ) -> Plan:
-    """Choose ports and write down each process. Port 0 for the gateway takes any free one."""
+    """Choose ports and write down each process. Port 0 for the gateway takes any free one.
+
+    Each process is scraped on a port of its own; prometheus_url: whom the control plane asks for what was."""
     taken: dict[str, int] = {}
     notes: list[str] = []
 
@@ -176,6 +181,10 @@ def plan(
     meshctl = (sys.executable, "-m", "meshlib.cli")
     secret = secrets.token_hex(32)
 
+    def metrics_port(name: str) -> int:
+        found = taken[f"metrics of {name}"] = free_port(METRICS_PORT, set(taken.values()))
+        return found  # told by /sd/prometheus, so nobody needs a note
+
     def member(name: str) -> dict[str, str]:
         """The settings of every process that is in the mesh."""
         return {
@@ -185,15 +194,17 @@ def plan(
             "MESHLIB_CACHE_DIR": str(cache / name),
             "MESHLIB_TELEMETRY_INTERVAL": "1",
             "MESHLIB_TRACE_SAMPLING": "100",
+            "MESHLIB_PROMETHEUS": f"{HOST}:{metrics_port(name)}",
             "PYTHONUNBUFFERED": "1",
         }
 
     files = (*CONFIGURATION, GRPC_CONFIGURATION) if grpc else CONFIGURATION
     configuration = [str(examples / file) for file in files]
     control_plane_command = (*meshctl, "control-plane", *configuration, "--state", str(state or run_folder / "state"))
+    asked = ("--prometheus-url", prometheus_url) if prometheus_url else ()
     control_plane = Program(
         CONTROL_PLANE,
-        (*control_plane_command, "--xds", target, "--tls", "--admin", f"{HOST}:{admin}"),
+        (*control_plane_command, "--xds", target, "--tls", "--admin", f"{HOST}:{admin}", *asked),
         logs / "control-plane.log",
         {"PYTHONUNBUFFERED": "1"},
     )

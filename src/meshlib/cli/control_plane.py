@@ -16,6 +16,7 @@ from meshlib.cli import running
 from meshlib.cli.bookinfo import ADMIN_PORT, HOST, XDS_PORT
 from meshlib.cli.failure import CommandFailed, told
 from meshlib.cli.kubernetes import cluster_of
+from meshlib.cli.options import prometheus
 from meshlib.cli.serving import LogLevel, address, log_to_stderr, until_signal
 from meshlib.model import is_loopback
 
@@ -158,7 +159,7 @@ def control_plane(
         kubernetes=review(token_review, token_audience) if token_review else None,
         access=access.resolve() if access else None,
         audit=audit_log.resolve() if audit_log else None,
-        prometheus_url=_prometheus(prometheus_url),
+        prometheus_url=prometheus(prometheus_url),
         metrics=address("--metrics", metrics) if metrics else None,
         is_read_only=read_only,
         ttls=dict(map(_ttl, ttl or ())),
@@ -203,12 +204,6 @@ def _ttl(text: str) -> tuple[str, float]:
         known = ", ".join(sorted(types))
         raise CommandFailed(f"--ttl {text!r}: is written TYPE=SECONDS; {known}; {SHORTEST_TTL} seconds at least")
     return types[name.upper()], float(seconds)
-
-
-def _prometheus(url: str) -> str:
-    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-        raise CommandFailed(f"--prometheus-url {url!r}: is written http://HOST:PORT")
-    return url
 
 
 def _secret(text: str, settings: ControlPlaneSettings) -> tuple[str, str]:

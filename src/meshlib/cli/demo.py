@@ -29,6 +29,7 @@ from meshlib.cli.bookinfo import Part, Plan
 from meshlib.cli.demo_display import Display
 from meshlib.cli.demo_tokens import TokenFiles
 from meshlib.cli.failure import CommandFailed
+from meshlib.cli.options import prometheus
 from meshlib.cli.ports import NoFreePort
 from meshlib.cli.supervisor import Change, Event, Supervisor
 from meshlib.cli.traffic import Traffic
@@ -54,15 +55,19 @@ def demo(
         Path | None, typer.Option("--bookinfo", help="The folder examples/bookinfo of a clone.", metavar="DIR")
     ] = None,
     grpc: Annotated[bool, typer.Option("--grpc", help="reviews v3 asks ratings over gRPC.")] = False,
+    prometheus_url: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Ask this Prometheus, which scrapes the demo, for the figures of the graph."),
+    ] = "",
     exit_when_ready: Annotated[bool, typer.Option(help="Stop once everything works: for tests.")] = False,
 ) -> None:
     """Run Istio's Bookinfo on the mesh, on this machine, until Ctrl-C."""
-    examples = bookinfo.find_examples(folder)
+    examples, url = bookinfo.find_examples(folder), prometheus(prometheus_url)
     bookinfo.check_requirements()
     run_folder = Path(tempfile.mkdtemp(prefix="meshlib-demo-"))
     try:
         kept = state.resolve() if state else None
-        plan = bookinfo.plan(examples, run_folder, gateway_port=port, state=kept, grpc=grpc)
+        plan = bookinfo.plan(examples, run_folder, gateway_port=port, state=kept, grpc=grpc, prometheus_url=url)
     except NoFreePort as error:
         raise CommandFailed(str(error)) from None
     console = Console(highlight=False)
@@ -223,6 +228,7 @@ class Demo:
         say()
         say(f"Bookinfo is up: {plan.page}", "bold green")
         say(f"the mesh at work: {plan.admin}/dashboard/", "bold green")
+        say(f"for Prometheus (http_sd_configs): {plan.admin}/sd/prometheus")
         say(f"control plane: xDS {plan.xds}, admin {plan.admin}; logs: {plan.run_folder / 'logs'}")
         say()
         say("Reload the page a few times: reviews v1 (no stars), v2 (black) and v3 (red) take turns. Then, in another")

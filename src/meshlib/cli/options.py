@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
+
+from meshlib.cli.failure import CommandFailed
 
 ControlPlaneUrl = Annotated[
     str,
@@ -21,3 +24,10 @@ Files = Annotated[
     typer.Option("--filename", "-f", metavar="FILE|DIR|-", help="YAML file, folder of them, - for stdin. Repeatable."),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Folders with all folders below them.")]
+
+
+def prometheus(url: str) -> str:
+    """`url` of --prometheus-url, "" for none. CommandFailed for what is no HTTP URL."""
+    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise CommandFailed(f"--prometheus-url {url!r}: is written http://HOST:PORT")
+    return url

@@ -65,7 +65,8 @@ NARROWED = frozenset(
         "/v1/tokens", "/v1/ca", "/v1/config", "/v1/overhead", "/sd/prometheus", "/v1/load", "/v1/logs",
     }
 )  # fmt: skip
-"""Routes that read, and show of it what the reader's namespaces allow, as those below /v1/services/ and /v1/traces/."""
+"""Routes that read, and show of it what the reader's namespaces allow, as those below /v1/services/, /v1/traces/ and
+/v1/changes/."""
 PUSHED = frozenset({"/v1/metrics", "/v1/traces", "/v1/logs"})
 """What processes POST, with their own identities (meshlib.controlplane.otlp)."""
 
@@ -252,7 +253,7 @@ def _check_origin(request: Request, host: str) -> None:
 
 
 def _is_narrowed(path: str) -> bool:
-    return path in NARROWED or path.startswith(("/v1/services/", "/v1/traces/"))
+    return path in NARROWED or path.startswith(("/v1/services/", "/v1/traces/", "/v1/changes/"))
 
 
 def _cookie(request: Request) -> str:

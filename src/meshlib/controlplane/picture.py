@@ -24,6 +24,7 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.access_rules import EVERYWHERE, Role
 from meshlib.controlplane.admin import query_of
 from meshlib.controlplane.audit import redacted
+from meshlib.controlplane.before_and_after import before_and_after, sides, touched_by
 from meshlib.controlplane.breakers import BreakerDetail, Ejected, Gauges, breaker_of, ejected_of, live_badges
 from meshlib.controlplane.concerns import Concerned
 from meshlib.controlplane.gate import JSON, Admission, admission_of
@@ -196,6 +197,7 @@ class Picture:
             Route("/v1/traces", self._traces),
             Route("/v1/traces/{trace_id}", self._trace),
             Route("/v1/changes", self._changes),
+            Route("/v1/changes/{number:int}", self._before_and_after),
             Route("/v1/stream", self._stream),
             Route("/v1/metrics", self.receiver.post_metrics, methods=["POST"]),
             Route("/v1/traces", self.receiver.post_traces, methods=["POST"]),
@@ -368,6 +370,29 @@ class Picture:
         sees = admission_of(request).powers.sees
         found = self._history.since(_number(query, "since", 0.0))
         return JSON(Changes(tuple(each for each in found if sees(each.namespace))))
+
+    async def _before_and_after(self, request: Request) -> Response:
+        query, number = query_of(request, "seconds"), request.path_params["number"]
+        seconds = _number(query, "seconds", 60.0)
+        if not 1 <= seconds <= 3600:
+            raise HTTPException(400, f"seconds must be between 1 and 3600, not {query['seconds']!r}")
+        sees, now = admission_of(request).powers.sees, self._clock()
+        known = [each for each in self._history.since() if sees(each.namespace)]
+        change = next((each for each in known if each.number == number), None)
+        if change is None:
+            raise HTTPException(404, f"there is no change {number} (any more)")
+        windows = sides(change.at, seconds, now)
+        services = [each for each in self._view.endpoints() if sees(each.namespace)]
+        touched = touched_by(change, services, mesh_settings(self._view.objects()).root_namespace)
+        try:
+            slots = await self._figures.slots(windows[0][0], min(windows[1][1], now)) if touched else ()
+        except SeriesUnavailable as error:
+            raise HTTPException(502, str(error)) from None
+        seen = [
+            (began, width, {labels: cell for labels, cell in cells.items() if _is_seen(labels, sees)})
+            for began, width, cells in slots
+        ]
+        return JSON(before_and_after(change, touched, windows, seen, now, known))
 
     async def _stream(self, request: Request) -> Response:
         query = query_of(request, "seconds", "services")

@@ -56,7 +56,7 @@ from meshlib.controlplane.own_identity import OwnIdentity
 from meshlib.controlplane.own_metrics import OwnMetrics, State
 from meshlib.controlplane.picture import Picture, badges_of
 from meshlib.controlplane.registry import GRACE, Registry
-from meshlib.controlplane.series import Scraped
+from meshlib.controlplane.series import Remembered, Scraped
 from meshlib.controlplane.sources import ObjectStore, problem_of
 from meshlib.controlplane.statuses import StatusWriter
 from meshlib.controlplane.tap_api import TapRoutes
@@ -190,7 +190,7 @@ class ControlPlane:
         self._logs.on_lines(self._taps.receive_lines)
         self._scraped = Scraped(settings.prometheus_url) if settings.prometheus_url else None
         self._picture = Picture(self._telemetry, self._history, self, series=self._scraped, logs=self._logs)
-        self._what_if = WhatIfRoutes(self, self._telemetry)
+        self._what_if = WhatIfRoutes(self, self._scraped or Remembered(self._telemetry))
 
     async def start(self) -> None:
         """Returns when xDS and the admin API are served and the folders and the cluster were read. That waits for the

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -25,8 +25,12 @@ from meshlib.controlplane.admin import query_of, yaml_body
 from meshlib.controlplane.gate import JSON, admission_of
 from meshlib.controlplane.graph import agreed, source_id
 from meshlib.controlplane.policy_differences import place, policy_differences
+from meshlib.controlplane.series import Series, SeriesUnavailable
 from meshlib.controlplane.sources import key_of, problem_of
-from meshlib.controlplane.telemetry_store import Cell, Labels, TelemetryStore
+from meshlib.controlplane.telemetry_store import Cell, Labels
+from meshlib.controlplane.turned_away import TurnedAway, turned_away
+from meshlib.istio.access import tls_decided_by
+from meshlib.istio.mesh_settings import mesh_settings
 from meshlib.istio.parse import parse_text
 from meshlib.istio.resources import Object
 from meshlib.istio.routes import is_catch_all
@@ -85,7 +89,8 @@ class WhatIf(msgspec.Struct, frozen=True):
     """problems: objects that would be refused. warnings: of those that would be taken, and what the translation finds
     that it does not find now. hosts: whose routes would change. policies: of destinations, and of who may call.
     objects: titles of what was read. seconds: of recorded traffic. left_out: groups of callers beyond VIEWS that were
-    not looked at."""
+    not looked at. turned_away: recorded requests that would not be served any more; judged: how many were held against
+    rules that would change."""
 
     objects: tuple[str, ...]
     problems: tuple[api.Problem, ...]
@@ -94,6 +99,19 @@ class WhatIf(msgspec.Struct, frozen=True):
     seconds: float
     left_out: int = 0
     policies: tuple[PolicyChanged, ...] = ()
+    turned_away: tuple[TurnedAway, ...] = ()
+    judged: int = 0
+
+
+class Compared(NamedTuple):
+    """problems: that are new. left_out: groups of callers. The rest as in WhatIf."""
+
+    hosts: tuple[HostChanged, ...]
+    problems: tuple[api.Problem, ...]
+    left_out: int
+    policies: tuple[PolicyChanged, ...]
+    turned_away: tuple[TurnedAway, ...]
+    judged: int
 
 
 class Known(Protocol):
@@ -106,10 +124,10 @@ class Known(Protocol):
 
 
 class WhatIfRoutes:
-    """clock: seconds since 1970."""
+    """figures: of recorded traffic. clock: seconds since 1970."""
 
-    def __init__(self, known: Known, store: TelemetryStore, clock: Callable[[], float] = time.time) -> None:
-        self._known, self._store, self._clock = known, store, clock
+    def __init__(self, known: Known, figures: Series, clock: Callable[[], float] = time.time) -> None:
+        self._known, self._figures, self._clock = known, figures, clock
 
     def routes(self) -> list[HttpRoute]:
         return [HttpRoute("/v1/what-if", self._ask, methods=["POST"])]
@@ -129,19 +147,24 @@ class WhatIfRoutes:
             who.demand(Role.OPERATOR, each, "what-if")
         callers = [node for node in self._known.callers() if who.powers.sees(node.workload.namespace)]
         now = self._clock()
-        traffic = agreed(self._store.window(now - seconds, now))
-        hosts, found, left_out, policies = await run_in_threadpool(
+        try:
+            traffic = agreed(await self._figures.window(now - seconds, now))
+        except SeriesUnavailable as error:
+            raise HTTPException(502, str(error)) from None
+        found = await run_in_threadpool(
             compare, self._known.objects(), parsed.objects, self._known.workloads(), callers, traffic, seconds
         )
         return JSON(
             WhatIf(
                 tuple(each.title for each in parsed.objects),
                 tuple(problem_of(each) for each in parsed.problems),
-                (*(problem_of(each) for each in parsed.warnings), *found),
-                hosts,
+                (*(problem_of(each) for each in parsed.warnings), *found.problems),
+                found.hosts,
                 seconds,
-                left_out,
-                policies,
+                found.left_out,
+                found.policies,
+                found.turned_away,
+                found.judged,
             )
         )
 
@@ -153,10 +176,8 @@ def compare(
     callers: Iterable[Node],
     traffic: Mapping[Labels, Cell],
     seconds: float,
-) -> tuple[tuple[HostChanged, ...], tuple[api.Problem, ...], int, tuple[PolicyChanged, ...]]:
-    """(hosts whose routes change, problems that are new, groups of callers that were left out, other policies).
-
-    given: what replaces or joins `objects`. traffic: of the last `seconds`, each request once."""
+) -> Compared:
+    """given: what replaces or joins `objects`. traffic: of the last `seconds`, each request once."""
     # Tuples of our own: what translate remembers of the control plane's is for its own thread.
     replaced = {key_of(each): each for each in objects} | {key_of(each): each for each in given}
     before, after, known = (*objects,), tuple(replaced.values()), (*workloads,)
@@ -169,19 +190,47 @@ def compare(
     changed: dict[tuple[str, tuple[RouteShown, ...], tuple[RouteShown, ...]], set[str]] = {}
     problems: dict[api.Problem, None] = {}
     policies: dict[tuple[str, tuple[str, ...], tuple[str, ...]], set[str]] = {}
+    away: dict[str, tuple[tuple[TurnedAway, ...], int]] = {}
     for group, one, two in zip(seen, old, new, strict=True):
         names = {f"workload:{node.workload.namespace}/{node.workload.name}" for node in group}
         for host, was, will in _differences(one, two):
             changed.setdefault((host, was, will), set()).update(names)
         for policy in policy_differences(one.snapshot, two.snapshot):
             policies.setdefault(policy, set()).update(names)
+        away |= _turned_away(group, one, two, after, traffic)
         had = {problem_of(each) for each in one.problems}
         problems |= dict.fromkeys(found for each in two.problems if (found := problem_of(each)) not in had)
     hosts = (
         _recorded(host, names, was, will, traffic, seconds) for (host, was, will), names in sorted(changed.items())
     )
     others = (PolicyChanged(what, tuple(sorted(names)), *two) for (what, *two), names in sorted(policies.items()))
-    return tuple(hosts), tuple(problems), len(groups) - len(seen), tuple(others)
+    lists = [found for _, (found, _) in sorted(away.items())]
+    return Compared(
+        tuple(hosts),
+        tuple(problems),
+        len(groups) - len(seen),
+        tuple(others),
+        tuple(each for found in lists for each in found),
+        sum(looked_at for _, looked_at in away.values()),
+    )
+
+
+def _turned_away(
+    group: Sequence[Node], one: Translation, two: Translation, objects: Sequence[Object], traffic: Mapping[Labels, Cell]
+) -> dict[str, tuple[tuple[TurnedAway, ...], int]]:
+    """By callee: the workloads of this group, where what they say of their callers differs."""
+    before, after = (next(iter(each.snapshot.inbound), None) for each in (one, two))
+    if before is None or after is None or before == after:
+        return {}
+    settings = mesh_settings(objects)
+    found = {}
+    for node in {each.workload.name: each for each in group}.values():
+        by = tls_decided_by(objects, settings, node, node.workload.port)
+        name = f"{by.title} ({by.source})" if by is not None else "mutual TLS"
+        found[f"{node.workload.namespace}/{node.workload.name}"] = turned_away(
+            node.workload, before, after, traffic, name
+        )
+    return found
 
 
 def _differences(

@@ -87,38 +87,39 @@ class Proxy:
         query = scope["query_string"]
         path = scope["raw_path"] + (b"?" + query if query else b"")
         served, traced = self._entering(scope, kept)
-        if traced is not None:
-            kept = [*(pair for pair in kept if pair[0] != traced[0]), traced]
-        request = Request(
-            scope["method"],
-            (h.first(kept, b"x-forwarded-proto") or b"http").decode("latin-1"),
-            (h.first(kept, b"host") or b"").decode("latin-1").lower(),
-            normalized_target(path.decode("latin-1"), access.normalization),
-            Headers(kept),
-        )
-        refused = None
-        told: RawPairs = ()
-        if listener is not None:
-            # As the listener is configured, whatever port is behind it here.
-            remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
-            peer = peers.of_scope(scope)._replace(local_port=listener.port, remote=remote)
-            if served is not None:
-                served.peer = peer
-            verdict = await self._reception.admit_async(request, peer, seen.take)
-            if isinstance(verdict, Deny):
-                refused = _refusal(verdict, kept)
-            elif verdict is not ALLOW:
-                told = verdict.answer
-                kept = seen_by_application(kept, verdict, peer)
-                bare, mark, asked = request.path.partition("?")
-                left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
-                target = f"{bare}{mark if left else ''}{left}"
-                request = request._replace(path=target, headers=Headers(kept), claims=verdict.claims)
-        body = _Body.of(raw, seen.receive, self._limits.body)
-        exchange = _Exchange(self, request, kept, body)
+        refused: Reply | None = None
         answer: _Answer | None = None
         call: Call | None = None
+        # From here on the span has begun: who goes away while it is being admitted must not take it along.
         try:
+            if traced is not None:
+                kept = [*(pair for pair in kept if pair[0] != traced[0]), traced]
+            request = Request(
+                scope["method"],
+                (h.first(kept, b"x-forwarded-proto") or b"http").decode("latin-1"),
+                (h.first(kept, b"host") or b"").decode("latin-1").lower(),
+                normalized_target(path.decode("latin-1"), access.normalization),
+                Headers(kept),
+            )
+            told: RawPairs = ()
+            if listener is not None:
+                # As the listener is configured, whatever port is behind it here.
+                remote = (h.first(kept, h.EXTERNAL_ADDRESS) or b"").decode("latin-1")
+                peer = peers.of_scope(scope)._replace(local_port=listener.port, remote=remote)
+                if served is not None:
+                    served.peer = peer
+                verdict = await self._reception.admit_async(request, peer, seen.take)
+                if isinstance(verdict, Deny):
+                    refused = _refusal(verdict, kept)
+                elif verdict is not ALLOW:
+                    told = verdict.answer
+                    kept = seen_by_application(kept, verdict, peer)
+                    bare, mark, asked = request.path.partition("?")
+                    left = without_params(asked.encode("latin-1"), verdict).decode("latin-1")
+                    target = f"{bare}{mark if left else ''}{left}"
+                    request = request._replace(path=target, headers=Headers(kept), claims=verdict.claims)
+            body = _Body.of(raw, seen.receive, self._limits.body)
+            exchange = _Exchange(self, request, kept, body)
             if refused is not None:
                 answer = exchange.reply(refused)
             elif body is not None and body.is_too_large:

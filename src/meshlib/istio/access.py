@@ -147,9 +147,20 @@ def _tls(
 ) -> tuple[TlsMode, tuple[tuple[int, TlsMode], ...]]:
     """Workload over namespace over mesh; the oldest of a level; UNSET inherits. One with a selector in the root
     namespace is for that namespace's own workloads alone (ComposePeerAuthentication)."""
-    labels = dict(node.workload.labels)
     if any(_closes(each, settings, node) for each in objects):
         return TlsMode.STRICT, ()
+    found = [each.spec if each is not None else None for each in _levels(objects, settings, node)]
+    mode = TlsMode.PERMISSIVE
+    for level in found:
+        mode = _mode(level.mtls if isinstance(level, r.PeerAuthentication) else None, mode)
+    workload = found[-1]
+    ports = workload.port_level_mtls if isinstance(workload, r.PeerAuthentication) else {}
+    return mode, tuple(sorted((int(port), _mode(given, mode)) for port, given in ports.items()))
+
+
+def _levels(objects: Sequence[r.Object], settings: MeshSettings, node: Node) -> list[r.Object | None]:
+    """The PeerAuthentication of the mesh, of the namespace, and of the workload."""
+    labels = dict(node.workload.labels)
     mesh = namespace = workload = None
     for each in sorted(objects, key=lambda each: (each.created, each.name, each.namespace)):
         spec = each.spec
@@ -157,16 +168,26 @@ def _tls(
             continue
         has_selector = spec.selector is not None and bool(spec.selector.match_labels)
         if not has_selector and each.namespace == settings.root_namespace:
-            mesh = mesh or spec
+            mesh = mesh or each
         elif each.namespace == node.workload.namespace and not has_selector:
-            namespace = namespace or spec
+            namespace = namespace or each
         elif each.namespace == node.workload.namespace and _labels_fit(spec.selector, labels):
-            workload = workload or spec
-    mode = TlsMode.PERMISSIVE
-    for level in (mesh, namespace, workload):
-        mode = _mode(level.mtls if level is not None else None, mode)
-    ports = workload.port_level_mtls if workload is not None else {}
-    return mode, tuple(sorted((int(port), _mode(given, mode)) for port, given in ports.items()))
+            workload = workload or each
+    return [mesh, namespace, workload]
+
+
+def tls_decided_by(objects: Sequence[r.Object], settings: MeshSettings, node: Node, port: int) -> r.Object | None:
+    """The PeerAuthentication that says how this port of the workload takes connections; None where none does, or one
+    that can't be read."""
+    if any(_closes(each, settings, node) for each in objects):
+        return None
+    for each in reversed(_levels(objects, settings, node)):
+        if each is None or not isinstance(each.spec, r.PeerAuthentication):
+            continue
+        own = each.spec.port_level_mtls.get(str(port))
+        if any(given is not None and given.mode != "UNSET" for given in (own, each.spec.mtls)):
+            return each
+    return None
 
 
 def _closes(given: r.Object, settings: MeshSettings, node: Node) -> bool:

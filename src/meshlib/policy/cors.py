@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.model import Cors, HeaderOperations, Request
-from meshlib.policy.matching import compile_string
+from meshlib.model.expressions import compile_string
 from meshlib.policy.steps import Reply
 
 if TYPE_CHECKING:

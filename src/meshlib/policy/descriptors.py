@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from meshlib.model import DomainTable, HeaderMatch, LimitKey, Peer, Quota, RateLimit, Request
-from meshlib.policy.matching import compile_header, compile_string
+from meshlib.model.expressions import compile_string
+from meshlib.policy.matching import compile_header
 
 Read = Callable[[Request, Peer | None], str | None]
 Concerns = Callable[[Request, Peer | None], bool]

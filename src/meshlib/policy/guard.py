@@ -40,9 +40,10 @@ from meshlib.model import (
     StringMatch,
     TlsMode,
 )
+from meshlib.model.expressions import compile_string
 from meshlib.policy import jwt, paths
 from meshlib.policy.admission import ALLOW, Admission, Allow, Authorize, Deny, FetchKeys, RawPairs, ReadBody, Verdict
-from meshlib.policy.matching import compile_claim, compile_header, compile_string
+from meshlib.policy.matching import compile_claim, compile_header
 from meshlib.policy.rate_limit import Limited, Limiter, Taken
 
 _log = logging.getLogger("meshlib.guard")

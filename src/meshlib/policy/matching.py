@@ -7,32 +7,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from meshlib.model import ClaimMatch, HeaderMatch, HeaderView, QueryMatch, Request, RouteMatch, StringMatch
-from meshlib.model.expressions import compile_regex
+from meshlib.model.expressions import compile_string
 
 Predicate = Callable[[Request], bool]
-
-
-def compile_string(match: StringMatch) -> Callable[[str], bool]:
-    """`regex` must match the whole string."""
-    value = match.value
-    if match.kind == "present":
-        return lambda _: True
-    if match.kind == "regex":
-        full = compile_regex(value, match.ignore_case).fullmatch
-        return lambda text: full(text) is not None
-    if match.ignore_case:
-        exact = compile_string(StringMatch(match.kind, value.lower()))
-        return lambda text: exact(text.lower())
-    if match.kind == "exact":
-        return value.__eq__
-    if match.kind == "prefix":
-        return lambda text: text.startswith(value)
-    if match.kind == "suffix":
-        return lambda text: text.endswith(value)
-    if match.kind == "contains":
-        return lambda text: value in text
-    stem = value.rstrip("/")
-    return lambda text: text == stem or text.startswith(stem + "/")
 
 
 def compile_claim(path: tuple[str, ...], match: StringMatch) -> Callable[[Mapping[str, Any] | None], bool]:
