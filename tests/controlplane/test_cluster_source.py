@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from kube.api_server import ApiServer, crd
+from meshlib.controlplane.gathered import Update
+from meshlib.controlplane.in_force import key_of
 from meshlib.controlplane.kubernetes import CRDS, WATCHED, KubernetesSource
 from meshlib.controlplane.sources import ObjectStore
 from meshlib.istio.folder import Contents
@@ -87,8 +89,8 @@ class Following:
         self._changed = asyncio.Event()
         self.source = KubernetesSource(client, self._publish, first_pause=0.01, absent=PATIENCE)
 
-    def _publish(self, contents: Contents) -> None:
-        self.store.set_kubernetes(contents)
+    def _publish(self, update: Update) -> None:
+        self.store.update_kubernetes(update)
         self.published += 1
         self._changed.set()
 
@@ -416,7 +418,7 @@ def test_kubernetes_wins_over_folders_and_what_is_applied_over_both() -> None:
     in_folder = parse_text(text % "folder", "a.yaml")
     store.set_folder(in_folder.objects)
     cluster = parse_value(parse_text(text % "cluster", "").objects[0].raw, "kubernetes")
-    store.set_kubernetes(Contents(cluster.objects))
+    store.update_kubernetes(Update.of_all(Contents(cluster.objects)))
     assert [each.spec.host for each in store.objects() if hasattr(each.spec, "host")] == ["cluster"]
     store.apply(text % "applied", "b.yaml")
     assert [each.origin for each in store.stored()] == ["applied"]
@@ -425,5 +427,5 @@ def test_kubernetes_wins_over_folders_and_what_is_applied_over_both() -> None:
     assert [each.origin for each in store.stored()] == ["kubernetes"]
     (there,) = store.delete_named("dr", "default", "a").results
     assert there.note == "Kubernetes has it, and there it can be deleted"
-    store.set_kubernetes(Contents())
+    store.update_kubernetes(Update({key_of(each): None for each in cluster.objects}))
     assert [each.origin for each in store.stored()] in ([], ["folder"])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from kube.api_server import ApiServer, crd
+from meshlib.controlplane.gathered import Update
 from meshlib.controlplane.kubernetes import KubernetesSource
 from meshlib.controlplane.sources import ObjectStore
 from meshlib.controlplane.statuses import StatusWriter
-from meshlib.istio.folder import Contents
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
 
@@ -53,8 +53,8 @@ async def replica(api: ApiServer, identity: str = "one") -> AsyncIterator[Status
         store = ObjectStore()
         writer: StatusWriter | None = None
 
-        def take(contents: Contents) -> None:
-            store.set_kubernetes(contents)
+        def take(update: Update) -> None:
+            store.update_kubernetes(update)
             if writer is not None:
                 writer.wake()
 

@@ -13,9 +13,9 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from meshlib.controlplane.gathered import Gathered, Update
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY
 from meshlib.errors import ConfigurationError
 from meshlib.istio import closing
@@ -103,31 +103,25 @@ WATCHED = (
 CRDS = Resource("CustomResourceDefinition", "customresourcedefinitions", "apiextensions.k8s.io", namespaced=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One object, as it was read. content: what `parsed` is from, but for a last good form in it."""
-
-    content: Object
-    parsed: Parsed
-
-
 class KubernetesSource:
     """Follows one cluster. Belongs to the client's event loop.
 
-    publish: told everything there is, once all kinds were listed, and after each change. pauses: seconds, for tests:
-    see Reflector.
+    publish: told everything there is, once all kinds were listed, and after each change what has changed. pauses:
+    seconds, for tests: see Reflector.
     """
 
     def __init__(
         self,
         client: KubeClient,
-        publish: Callable[[Contents], None],
+        publish: Callable[[Update], None],
         *,
         first_pause: float = FIRST_PAUSE,
         absent: float = ABSENT,
     ) -> None:
         self._publish = publish
-        self._entries: dict[tuple[str, Key], _Entry] = {}
+        self._gathered = Gathered()
+        self._contents: dict[tuple[str, Key], Object] = {}
+        """What each object was read from, but for a last good form of it."""
         self._addresses: dict[Key, Object] = {}
         self.on_addresses: Callable[[], None] = lambda: None
         """Called when a Service's load balancer has got another address, which is published to nobody."""
@@ -197,11 +191,14 @@ class KubernetesSource:
         for key, given in changes.items():
             place = (resource.title, key)
             if given is None:
-                has_changed |= self._entries.pop(place, None) is not None
+                if self._contents.pop(place, None) is not None:
+                    self._gathered.put(place, None)
+                    has_changed = True
                 continue
-            old, content = self._entries.get(place), _content(given)
-            if old is None or old.content != content:
-                self._entries[place] = _Entry(content, _parsed(content, old))
+            content = _content(given)
+            if self._contents.get(place) != content:
+                self._contents[place] = content
+                self._gathered.put(place, _parsed(content, self._gathered.get(place)))
                 has_changed = True
         if has_changed and self._is_complete and self._due is None:
             self._due = asyncio.get_running_loop().call_later(QUIET, self._tell)
@@ -217,11 +214,7 @@ class KubernetesSource:
 
     def _tell(self) -> None:
         self._due = None
-        parts = [entry.parsed for entry in self._entries.values()]
-        found = _together(parts)
-        closed = closing.missing(found.objects, (each for part in parts for each in part.closed))
-        told = in_order(closing.told(found.problems, closed))
-        self._publish(replace(found, objects=(*found.objects, *closed), problems=told))
+        self._publish(self._gathered.news())
 
     def _look(self, changes: Changes) -> None:
         """A CRD is new, or has got its "Established": its objects can be listed, or will be able to soon."""
@@ -231,7 +224,7 @@ class KubernetesSource:
 
     def __repr__(self) -> str:
         missing = sum(1 for _ in self._missing())
-        return f"<KubernetesSource {len(self._entries)} objects{f', {missing} kinds missing' if missing else ''}>"
+        return f"<KubernetesSource {len(self._contents)} objects{f', {missing} kinds missing' if missing else ''}>"
 
 
 async def read_cluster(client: KubeClient) -> Contents:
@@ -257,15 +250,15 @@ def _together(parts: Sequence[Parsed]) -> Contents:
     )
 
 
-def _parsed(content: Object, old: _Entry | None) -> Parsed:
+def _parsed(content: Object, old: Parsed | None) -> Parsed:
     try:
         found = parse_value(content, SOURCE)
     except Exception as error:  # a defect of ours must not end the watch of all others
         logger.exception("an object can't be read")
         told = ConfigurationError(SOURCE, str(content.get("kind")), "", f"can't be read: {type(error).__name__}")
         found = Parsed((), (told,), (), closing.of_value(content, told, "default"))
-    if found.problems and old is not None and old.parsed.objects:
-        return Parsed(old.parsed.objects, found.problems, old.parsed.warnings)
+    if found.problems and old is not None and old.objects:
+        return Parsed(old.objects, found.problems, old.warnings)
     return found
 
 

@@ -44,6 +44,7 @@ from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.cache import Cache
 from meshlib.controlplane.claims import Claims
 from meshlib.controlplane.client_status import ClientStatusService
+from meshlib.controlplane.gathered import Update
 from meshlib.controlplane.history import History
 from meshlib.controlplane.inspection import Inspection
 from meshlib.controlplane.join_tokens import JoinTokens
@@ -66,7 +67,7 @@ from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.controlplane.trust_domain import trust_domain_warnings
 from meshlib.controlplane.what_if import WhatIfRoutes
 from meshlib.errors import ConfigurationError
-from meshlib.istio.folder import Contents, Folder
+from meshlib.istio.folder import Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Service, joined_hosts
 from meshlib.istio.translate import world_of
@@ -344,9 +345,9 @@ class ControlPlane:
         has_read = asyncio.Event()
         told: set[str] = set()
 
-        def take(contents: Contents) -> None:
-            store.set_kubernetes(contents)
-            found = set(map(str, contents.problems))
+        def take(update: Update) -> None:
+            store.update_kubernetes(update)
+            found = set(map(str, update.problems))
             for problem in sorted(found - told):
                 logger.warning("%s", problem)
             told.clear()

@@ -20,21 +20,22 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import msgspec
 
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.audit import FOLDER, KUBERNETES, UNKNOWN, Actor, AuditLog, Entry, redacted
-from meshlib.controlplane.kinds import Kind, find_kind, named, position
+from meshlib.controlplane.gathered import Update
+from meshlib.controlplane.in_force import Held as Held
+from meshlib.controlplane.in_force import InForce, Key, key_of, place_of
+from meshlib.controlplane.kinds import Kind, find_kind, named
 from meshlib.controlplane.private_files import StateError as StateError
 from meshlib.errors import ConfigurationError
 from meshlib.istio import closing
-from meshlib.istio.folder import Contents as FolderContents
 from meshlib.istio.parse import parse_text
-from meshlib.istio.problems import ConfigurationWarning, in_order
+from meshlib.istio.problems import ConfigurationWarning, by_object, in_order
 from meshlib.istio.resources import Object, dump_yaml
 
 logger = logging.getLogger("meshlib.controlplane")
@@ -47,36 +48,8 @@ class UnknownKind(Exception):
     """Nobody has ever heard of such a kind."""
 
 
-class Key(NamedTuple):
-    """What tells two objects apart. (`Object.key` lacks the group: Istio and the Gateway API both have a Gateway.)"""
-
-    group: str
-    kind: str
-    namespace: str
-    name: str
-
-
 Check = Callable[[Collection[Key]], None]
 """Whether these objects may be changed. Raises what the caller of apply or delete wants to see."""
-
-
-def key_of(given: Object) -> Key:
-    return Key(given.api_version.rpartition("/")[0], *given.key)
-
-
-@dataclass(frozen=True)
-class Held:
-    """An object with its history. created, changed: seconds since 1970."""
-
-    object: Object
-    created: float
-    changed: float
-    warnings: tuple[ConfigurationWarning, ...] = ()
-
-    @cached_property
-    def yaml(self) -> str:
-        """Made once: a cluster's objects are many, and few of them change."""
-        return dump_yaml(self.object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +70,11 @@ class Contents:
     def in_force(self) -> Mapping[Key, Held]:
         kept = {key: held for key, held in self.folder.items() if key not in self.removed}
         return {**kept, **self.kubernetes, **self.applied}
+
+    def held(self, key: Key) -> Held | None:
+        """What is in force of one object."""
+        found = self.applied.get(key) or self.kubernetes.get(key)
+        return found or (self.folder.get(key) if key not in self.removed else None)
 
     def origin(self, key: Key) -> str:
         return "applied" if key in self.applied else "kubernetes" if key in self.kubernetes else "folder"
@@ -124,6 +102,7 @@ class ObjectStore:
         self._listeners: list[Callable[[], None]] = []
         self._state = StateFolder(state) if state is not None else None
         self._contents = self._state.read() if self._state is not None else Contents()
+        self._in_force = InForce(self._contents.in_force())
 
     def close(self) -> None:
         """Let another process use the state folder."""
@@ -137,14 +116,14 @@ class ObjectStore:
     # What is there
 
     def objects(self) -> tuple[Object, ...]:
-        """What is in force, in a fixed order."""
-        return tuple(held.object for _, held in self._sorted())
+        """What is in force, in a fixed order; the very same tuple until something changes."""
+        return self._in_force.objects
 
     def problems(self) -> tuple[ConfigurationError, ...]:
         """Of the folders, Kubernetes and the state folder, and the warnings about what is in force, each with file and
         line."""
-        contents = self._contents
-        warnings = (warning for held in contents.in_force().values() for warning in held.warnings)
+        with self._lock:
+            contents, warnings = self._contents, self._in_force.warnings()
         return in_order((*contents.folder_problems, *contents.kubernetes_problems, *contents.state_problems, *warnings))
 
     def stored(self, *, kind: str = "", namespace: str = "", name: str = "") -> list[api.StoredObject]:
@@ -170,8 +149,7 @@ class ObjectStore:
         ]
 
     def _sorted(self) -> list[tuple[Key, Held]]:
-        in_force = self._contents.in_force()
-        return sorted(in_force.items(), key=lambda item: (position(item[0].kind, item[0].group), item[0]))
+        return sorted(self._contents.in_force().items(), key=lambda item: place_of(item[0]))
 
     # What changes it
 
@@ -183,7 +161,7 @@ class ObjectStore:
     ) -> None:
         """This is what the folders hold now, each object once (meshlib.istio.folder)."""
         found = {key_of(each): each for each in objects}
-        about = _by_object(warnings)
+        about = by_object(warnings)
         with self._lock:
             now, contents = self._clock(), self._contents
             folder = _layer(found, contents.folder, now, about)
@@ -199,21 +177,25 @@ class ObjectStore:
                     self._state.write(changed)
                 except StateError as error:  # harmless: what is too much in the file is dropped again at the next start
                     logger.warning("%s", error)
-            self._contents = changed
+            self._contents, self._in_force = changed, InForce(changed.in_force())
         self._tell()
 
-    def set_kubernetes(self, now: FolderContents) -> None:
-        """This is what Kubernetes has now."""
-        found = {key_of(each): each for each in now.objects}
-        about = _by_object(now.warnings)
+    def update_kubernetes(self, update: Update) -> None:
+        """Kubernetes has these objects in another form than it had, or no more."""
         with self._lock:
-            contents = self._contents
-            layer = _layer(found, contents.kubernetes, self._clock(), about)
-            changed = replace(contents, kubernetes=layer, kubernetes_problems=tuple(now.problems))
+            contents, now = self._contents, self._clock()
+            layer = dict(contents.kubernetes)
+            for key, said in update.objects.items():
+                if said is None:
+                    layer.pop(key, None)
+                else:
+                    layer[key] = _held(said.object, layer.get(key), now, said.warnings)
+            changed = replace(contents, kubernetes=layer, kubernetes_problems=update.problems)
             if self._has_kubernetes:
-                self._write_down(changed, KUBERNETES, "kubernetes")
+                self._write_down(changed, KUBERNETES, "kubernetes", update.objects)
             self._has_kubernetes = True
             self._contents = changed
+            self._in_force.update({key: changed.held(key) for key in update.objects})
         self._tell()
 
     def apply(
@@ -232,7 +214,7 @@ class ObjectStore:
         parsed = parse_text(text, source, namespace=namespace)
         if check is not None:
             check([key_of(each) for each in parsed.objects])
-        about = _by_object(parsed.warnings)
+        about = by_object(parsed.warnings)
         results = []
         with self._lock:
             now, contents = self._clock(), self._contents
@@ -309,10 +291,10 @@ class ObjectStore:
             self._tell()
         return tuple(results)
 
-    def _write_down(self, changed: Contents, by: Actor, action: str) -> None:
+    def _write_down(self, changed: Contents, by: Actor, action: str, among: Iterable[Key] | None = None) -> None:
         """What others have changed already: nobody can be told no."""
         try:
-            self._audit.add(_entries(self._contents, changed, by, action, self._clock()))
+            self._audit.add(_entries(self._contents, changed, by, action, self._clock(), among))
         except StateError as error:
             logger.error("%s", error)
 
@@ -329,7 +311,7 @@ class ObjectStore:
                 with contextlib.suppress(StateError):
                     self._audit.add([msgspec.structs.replace(each, outcome="failed") for each in entries])
                 raise
-        self._contents = contents
+        self._contents, self._in_force = contents, InForce(contents.in_force())
         return True
 
     def _tell(self) -> None:
@@ -355,13 +337,18 @@ class ObjectStore:
         )
 
 
-def _entries(before: Contents, after: Contents, by: Actor, action: str, now: float) -> list[Entry]:
-    """What is otherwise in force after a change, an entry for each object."""
-    old, new = before.in_force(), after.in_force()
+def _entries(
+    before: Contents, after: Contents, by: Actor, action: str, now: float, among: Iterable[Key] | None = None
+) -> list[Entry]:
+    """What is otherwise in force after a change, an entry for each object. among: all that can be; None where nobody
+    knows."""
+    if among is None:
+        among = {*before.in_force(), *after.in_force()}
     entries = []
-    changed = [key for key, held in new.items() if old.get(key) is not held]
-    for key in sorted({*changed, *(old.keys() - new.keys())}):
-        was, now_is = old.get(key), new.get(key)
+    for key in sorted(among):
+        was, now_is = before.held(key), after.held(key)
+        if was is now_is:
+            continue
         if key.kind in RUNNING or (was is not None and now_is is not None and was.object.same_content(now_is.object)):
             continue
         told, where = (now_is, after) if now_is is not None else (was, before)
@@ -380,13 +367,6 @@ def _entries(before: Contents, after: Contents, by: Actor, action: str, now: flo
             )
         )
     return entries
-
-
-def _by_object(warnings: Iterable[ConfigurationWarning]) -> Mapping[str, tuple[ConfigurationWarning, ...]]:
-    found: dict[str, list[ConfigurationWarning]] = {}
-    for warning in warnings:
-        found.setdefault(warning.object, []).append(warning)
-    return {title: tuple(about) for title, about in found.items()}
 
 
 def _layer(

@@ -24,9 +24,10 @@ from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import query_of, yaml_body
 from meshlib.controlplane.gate import JSON, admission_of
 from meshlib.controlplane.graph import agreed, source_id
+from meshlib.controlplane.in_force import key_of
 from meshlib.controlplane.policy_differences import place, policy_differences
 from meshlib.controlplane.series import Series, SeriesUnavailable
-from meshlib.controlplane.sources import key_of, problem_of
+from meshlib.controlplane.sources import problem_of
 from meshlib.controlplane.telemetry_store import Cell, Labels
 from meshlib.controlplane.turned_away import TurnedAway, turned_away
 from meshlib.istio.access import tls_decided_by

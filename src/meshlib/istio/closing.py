@@ -9,7 +9,7 @@ namespace; without a namespace, everybody. An object that never refuses (AUDIT, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,9 +85,8 @@ def of_the_unknown(problem: ConfigurationError) -> tuple[r.Object, ...]:
     return (_stand_in(_POLICY, "", problem.source, problem),)
 
 
-def missing(objects: Sequence[r.Object], closed: Iterable[r.Object]) -> tuple[r.Object, ...]:
-    """Those of `closed` of which there is no usable form, no two of one name."""
-    usable = {identity(each) for each in objects}
+def missing(usable: Container[tuple[str, ...]], closed: Iterable[r.Object]) -> tuple[r.Object, ...]:
+    """Those of `closed` of which there is no usable form, no two of one name. usable: the identities of those forms."""
     taken: dict[tuple[str, ...], r.Object] = {}
     for each in closed:
         if identity(each) not in usable:

@@ -230,5 +230,5 @@ def _together(parts: Sequence[Parsed], problems: Sequence[ConfigurationError]) -
     usable = tuple(found.values())
     sources = {each.source for each in usable}
     warnings = [warning for part in parts for warning in part.warnings if warning.source in sources]
-    closed = closing.missing(usable, (each for part in parts for each in part.closed))
+    closed = closing.missing(set(map(closing.identity, usable)), (each for part in parts for each in part.closed))
     return Contents((*usable, *closed), in_order(closing.told(told, closed)), tuple(warnings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from meshlib.errors import ConfigurationError
 
@@ -15,6 +15,14 @@ def in_order(problems: Iterable[ConfigurationError]) -> tuple[ConfigurationError
     """Without repetition, by file and line, then by object and field: the same input gives the same list."""
     unique = {(_place(problem.source), problem.object, problem.field, problem.reason): problem for problem in problems}
     return tuple(unique[key] for key in sorted(unique))
+
+
+def by_object(warnings: Iterable[ConfigurationWarning]) -> Mapping[str, tuple[ConfigurationWarning, ...]]:
+    """By the title of the object that each is about."""
+    found: dict[str, list[ConfigurationWarning]] = {}
+    for warning in warnings:
+        found.setdefault(warning.object, []).append(warning)
+    return {title: tuple(about) for title, about in found.items()}
 
 
 def _place(source: str) -> tuple[str, int]:
