@@ -180,12 +180,14 @@ class Compared:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh, self._encoder = mesh, Encoder()
         self._world: World | None = None
+        self._parts: Parts | None = None
         self._views: dict[int, View] = {}
 
     def check(self) -> None:
         """Content, problems, the bytes of each resource, and the versions."""
         found, processes = self._mesh.objects, self._mesh.processes
-        self._world = World(Parts.of(found), processes, None, self._world)
+        self._parts = Parts.of(found, self._parts)
+        self._world = World(self._parts, processes, None, self._world)
         anew = World(Parts.of(found), processes)
         for index, who in enumerate(NODES):
             one, two = translated(self._world, who), translated(anew, who)
@@ -241,3 +243,33 @@ def test_the_order_after_a_change_is_the_order_anew(changes: list[list[tuple[str
         now = tuple(known[each] for each in change)
         ordered = Ordered(now, ordered)
         assert list(map(id, ordered.objects)) == list(map(id, in_order(now)))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.lists(st.integers(0, 8), max_size=9, unique=True), min_size=2, max_size=6))
+def test_the_parts_after_a_change_are_the_parts_anew(changes: list[list[int]]) -> None:
+    """Of each kind in the order given; what a change leaves alone is the very same tuple."""
+    texts = [
+        pod(1),
+        pod(2),
+        pod(3),
+        slice_of("a", 1),
+        slice_of("b", 1),
+        service("a"),
+        service("b"),
+        destination_rule("{host: a}"),
+    ]
+    known = [*(each for text in texts for each in objects(text)), *objects(entry("e", "e.com", "endpoints: []"))]
+    parts: Parts | None = None
+    for change in changes:
+        now = tuple(known[each] for each in change)
+        before, parts, anew = parts, Parts.of(now, parts), Parts.of(now)
+        assert list(map(id, parts.rules)) == list(map(id, anew.rules))
+        found = {kind: tuple(map(id, each)) for kind, each in parts.running.items() if each}
+        assert found == {kind: tuple(map(id, each)) for kind, each in anew.running.items()}
+        if before is not None:
+            assert parts.rules is before.rules or parts.rules != before.rules
+            assert all(
+                each is before.running.get(kind, ()) or each != before.running.get(kind, ())
+                for kind, each in parts.running.items()
+            )

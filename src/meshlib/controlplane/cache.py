@@ -17,7 +17,7 @@ from meshlib.controlplane.sight import Form, Seen, Sight, Standpoint
 from meshlib.errors import ConfigurationError
 from meshlib.istio.problems import in_order
 from meshlib.istio.resources import Object
-from meshlib.istio.services import are_same
+from meshlib.istio.sameness import are_same
 from meshlib.istio.translate import Translation, translate, view_key
 from meshlib.model import (
     CATCH_ALL,

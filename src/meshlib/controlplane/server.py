@@ -70,7 +70,7 @@ from meshlib.errors import ConfigurationError
 from meshlib.istio.folder import Folder
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Service, joined_hosts
-from meshlib.istio.translate import world_of
+from meshlib.istio.translate import rules_of, world_of
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, Workload, is_loopback
@@ -183,6 +183,8 @@ class ControlPlane:
         self._workloads: tuple[Workload, ...] = ()
         """Whose word counts of where they are."""
         self._badges: dict[str, tuple[str, ...]] = {}
+        self._badged: tuple[Object, ...] | None = None
+        """The rules that they tell of."""
         self._history = History()
         self._telemetry = TelemetryStore()
         self._taps = Taps(self._changed.set)
@@ -411,7 +413,8 @@ class ControlPlane:
         await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints
         self._check_trust_domain(objects)
-        self._badges = await asyncio.to_thread(badges_of, objects)
+        if (rules := rules_of(objects)) is not self._badged:
+            self._badged, self._badges = rules, await asyncio.to_thread(badges_of, rules)
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000
         logger.info("%d objects, %d workloads; made in %.0f ms", len(objects), len(workloads), took)

@@ -16,7 +16,8 @@ from meshlib.istio.delegates import Rule, rules_of
 from meshlib.istio.gateway_api import convert
 from meshlib.istio.mesh_settings import MeshSettings, mesh_settings
 from meshlib.istio.order import in_order
-from meshlib.istio.services import are_same, is_exported
+from meshlib.istio.sameness import are_same
+from meshlib.istio.services import is_exported
 
 
 class Rulebook:

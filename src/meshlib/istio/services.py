@@ -10,11 +10,11 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import is_
 from typing import Generic, NamedTuple, TypeVar
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.sameness import are_same, same_ends
 from meshlib.model import TLS_MODE, ClusterType, Endpoint, Health, Locality, SpiffeId, Workload, peer_of
 
 DOMAIN = "cluster.local"
@@ -133,7 +133,7 @@ class Registry:
 
     export_to: of services that do not say it themselves (MeshConfig.defaultServiceExportTo). before: of the objects
     before a change: services of EndpointSlices that nothing has changed for are taken over, and are the very same.
-    problems: what was left out, and why.
+    running: more objects, by their kinds, of which `objects` then has none. problems: what was left out, and why.
     """
 
     def __init__(
@@ -142,15 +142,16 @@ class Registry:
         workloads: Iterable[Workload],
         export_to: tuple[str, ...] = (),
         before: Registry | None = None,
+        running: Mapping[str, list[r.Object]] | None = None,
     ) -> None:
         self._export_to = export_to
         self.problems: list[ConfigurationError] = []
-        by_kind: dict[str, list[r.Object]] = {}
+        by_kind: dict[str, list[r.Object]] = dict(running or {})
         for each in objects:
             if each.spec is not None:  # a kind of the same name in another API group has none
                 by_kind.setdefault(each.kind, []).append(each)
         # By all that they say: an address that is told twice is the same endpoint whoever comes first.
-        running = self._running = sorted(
+        joined = self._running = sorted(
             workloads,
             key=lambda w: (
                 *(w.namespace, w.service, w.name, w.address, w.port),
@@ -158,23 +159,18 @@ class Registry:
             ),
         )
         self._pod_list = by_kind.get("Pod", [])
-        same_pods = before is not None and are_same(before._pod_list, self._pod_list)
-        self._pods: Mapping[tuple[str, str], r.Object]
-        if before is not None and same_pods:
-            self._pods = before._pods
-        else:
-            self._pods = {(pod.namespace, pod.name): pod for pod in self._pod_list}
+        self._pods, changed_pods = _pods_of(self._pod_list, before)
         self._nodes = {node.name: _locality_of_node(node.labels) for node in by_kind.get("Node", ())}
         self._meshed: dict[str, frozenset[int]] = {}
-        for w in running:
+        for w in joined:
             if _is_meshed(dict(w.labels)):
                 ports_of = frozenset(number for _, number in _served(w))
                 self._meshed[w.address] = self._meshed.get(w.address, frozenset()) | ports_of
-        self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in running)
+        self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in joined)
         self._machines = by_kind.get("WorkloadEntry", [])
         self._entries_by_label = _ByLabel((each.namespace, _labels_of_entry(each), each) for each in self._machines)
         self._workloads_by_host: dict[str, list[Workload]] = {}
-        for workload in running:
+        for workload in joined:
             if workload.service:
                 host = fqdn(workload.service, workload.namespace)
                 self._workloads_by_host.setdefault(host, []).append(workload)
@@ -187,8 +183,7 @@ class Registry:
         self._is_quiet = False
         """Whether nothing that services are made of has changed but slices, ServiceEntries and the pods above."""
         if self._before is not None:
-            if not same_pods:
-                self._changed_pods = _changed(self._before._pods, self._pods)
+            self._changed_pods = changed_pods
             self._is_quiet = self._is_quiet_since(self._before)
         self._slices: dict[tuple[str, str], list[r.EndpointSlice]] = {}
         for each in by_kind.get("EndpointSlice", ()):
@@ -544,16 +539,30 @@ class _Made(NamedTuple):
     pods: frozenset[tuple[str, str]]
 
 
-def are_same(one: Sequence[object], two: Sequence[object]) -> bool:
-    """Whether they hold the very same, in the same order."""
-    return len(one) == len(two) and all(map(is_, one, two))
+_Pods = Mapping[tuple[str, str], r.Object]
 
 
-def _changed(
-    before: Mapping[tuple[str, str], r.Object], after: Mapping[tuple[str, str], r.Object]
-) -> frozenset[tuple[str, str]]:
-    new = {place for place, each in after.items() if before.get(place) is not each}
-    return frozenset(new | (before.keys() - after.keys()))
+def _pods_of(given: Sequence[r.Object], before: Registry | None) -> tuple[_Pods, frozenset[tuple[str, str]]]:
+    """By namespace and name, and which of them are new, other or gone."""
+    if before is None:
+        return {_place(pod): pod for pod in given}, frozenset()
+    if are_same(before._pod_list, given):
+        return before._pods, frozenset()
+    start, end = same_ends(before._pod_list, given)
+    old, new = before._pod_list[start : len(before._pod_list) - end], given[start : len(given) - end]
+    pods = dict(before._pods)
+    for pod in old:
+        pods.pop(_place(pod), None)
+    pods.update((_place(pod), pod) for pod in new)
+    if len(pods) != len(given) or len(before._pods) != len(before._pod_list):  # two of one name: the last one counts
+        pods = {_place(pod): pod for pod in given}
+        old, new = before._pod_list, given
+    places = map(_place, (*old, *new))
+    return pods, frozenset(place for place in places if before._pods.get(place) is not pods.get(place))
+
+
+def _place(given: r.Object) -> tuple[str, str]:
+    return (given.namespace, given.name)
 
 
 def joined_hosts(workloads: Iterable[Workload]) -> frozenset[str]:

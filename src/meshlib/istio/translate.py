@@ -18,7 +18,8 @@ from meshlib.istio.mesh_settings import ROOT_NAMESPACE, MeshSettings, mesh_setti
 from meshlib.istio.order import Parts
 from meshlib.istio.problems import in_order
 from meshlib.istio.routes import MESH, RouteMaker, default_route, qualified
-from meshlib.istio.services import Service, are_same, cluster_name, fqdn, names
+from meshlib.istio.sameness import are_same
+from meshlib.istio.services import Service, cluster_name, fqdn, names
 from meshlib.istio.telemetry import reporting_of
 from meshlib.istio.world import World
 from meshlib.model import (
@@ -48,6 +49,7 @@ __all__ = [
     "MeshSettings",
     "Translation",
     "mesh_settings",
+    "rules_of",
     "translate",
     "translated",
     "view_key",
@@ -85,11 +87,16 @@ def world_of(objects: Iterable[r.Object], workloads: Iterable[Workload], setting
     return _worlds.of((objects, workloads, settings), lambda: World(_parts_of(objects), workloads, settings, before))
 
 
+def rules_of(objects: Iterable[r.Object]) -> tuple[r.Object, ...]:
+    """All but those of which only services are made; the very same tuple where a change has left them alone."""
+    return _parts_of(objects).rules
+
+
 def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
     """Nodes with equal keys get equal Snapshots: of a node's labels, only those count that some object asks for, and
     its locality only where endpoints are chosen by theirs."""
     before = _asked.latest
-    asked = _asked.of((objects,), lambda: _Asked.by(_parts_of(objects).rules, before))
+    asked = _asked.of((objects,), lambda: _Asked.by(rules_of(objects), before))
     counted = asked.labels | asked.gateway_labels if node.kind is NodeKind.ROUTER else asked.labels
     labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in counted)
     service = node.workload.service if asked.service else None
@@ -195,7 +202,8 @@ _ANYWHERE = Cluster(PASSTHROUGH, ClusterType.ORIGINAL_DST)
 
 
 def _parts_of(objects: Iterable[r.Object]) -> Parts:
-    return _parts.of((objects,), lambda: Parts.of(objects))
+    before = _parts.latest
+    return _parts.of((objects,), lambda: Parts.of(objects, before))
 
 
 class _Said(NamedTuple):

@@ -53,12 +53,16 @@ class World:
         rulebook = before._rulebook if before is not None and before._rulebook.is_of(*given) else None
         self._rulebook: Rulebook = Rulebook(*given) if rulebook is None else rulebook
         self.objects, self.settings = self._rulebook.objects, self._rulebook.settings
-        self._running: Ordered = Ordered(parts.running, None if before is None else before._running)
+        running = {} if before is None else before._running
+        self._running: Mapping[str, Ordered] = {
+            kind: Ordered(given, running.get(kind)) for kind, given in parts.running.items()
+        }
         self.registry: Registry = Registry(
-            [*self.objects, *self._running.objects],
+            self.objects,
             workloads,
             self.settings.service_export_to,
             None if before is None else before.registry,
+            {kind: each.objects for kind, each in self._running.items()},
         )
         self.problems: list[ConfigurationError] = [*self.registry.problems, *self._rulebook.problems]
         if self._rulebook.targeting:
