@@ -6,19 +6,18 @@ The composition root of the data plane: everything below is handed what it needs
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import random
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from meshlib.calls_out import CallsOut
 from meshlib.errors import MeshClosed, SettingsError
 from meshlib.feed import Feed
 from meshlib.identity.holder import IdentityHolder
@@ -41,17 +40,12 @@ from meshlib.policy.live import Live
 from meshlib.policy.observer import Call, Observer
 from meshlib.policy.router import with_port
 from meshlib.quota.edge import QuotaEdge
-from meshlib.settings import DNS, ISTIO, KUBERNETES, Settings, host_and_port, resolved
+from meshlib.settings import DNS, ISTIO, Settings
+from meshlib.sources import source_of
 
 if TYPE_CHECKING:
-    import ssl
-
-    import aiohttp
     import grpc
     import grpc.aio
-    import httpx
-    import requests
-    import urllib3
 
     from meshlib.discovery import Source
     from meshlib.identity.access import Access
@@ -64,39 +58,10 @@ if TYPE_CHECKING:
     from meshlib.state.breaker import Breaker
     from meshlib.telemetry.pipeline import Telemetry
 
-_log = logging.getLogger("meshlib")
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _dns_source(server: str) -> Source:
-    """Raises SettingsError."""
-    try:
-        address = resolved(*host_and_port(server)) if server else None
-        from meshlib.discovery.dns import DnsSource
-    except ValueError as error:
-        raise SettingsError(f"control plane {DNS}{server!r}: {error}") from None
-    except ImportError as error:
-        raise SettingsError(
-            f"control plane {DNS!r} needs the extra dns (pip install 'meshlib-proxyless[dns]'): {error}"
-        ) from error
-    return DnsSource(address)
-
-
-def _kubernetes_source(context: str, namespace: str) -> Source:
-    """Raises SettingsError."""
-    from meshlib.discovery.kubernetes import KubernetesSource
-    from meshlib.kube.errors import InvalidSettings
-    from meshlib.kube.settings import find_settings
-
-    try:
-        settings = find_settings(context=context)
-    except InvalidSettings as error:
-        raise SettingsError(f"control plane {KUBERNETES}{context!r}: {error}") from error
-    return KubernetesSource(settings, "" if namespace == "default" else namespace)
-
-
-class Mesh:
+class Mesh(CallsOut):
     """This process's place in the mesh. Make one and share it: it is thread-safe, and it survives a fork.
 
     Nothing is started before the first call or the first wrapped application. Also a context manager.
@@ -172,7 +137,7 @@ class Mesh:
             if self.telemetry is not None:
                 self.telemetry.start()
             if self.settings.control_plane:
-                source = self._make_source(self.settings.control_plane)
+                source = self._make_source()
                 if self._has_reception:
                     self._want_inbound(source)
                 self._feed.follow(source)
@@ -180,35 +145,8 @@ class Mesh:
                 self._feed.follow_nobody()
             self._is_started = True  # last: who reads it without the lock goes on with all that is above
 
-    def _make_source(self, control_plane: str) -> Source:
-        if Path(control_plane).is_dir():
-            from meshlib.discovery.file import FolderSource
-
-            return FolderSource(Path(control_plane), self.node)
-        if control_plane.startswith(DNS):
-            return _dns_source(control_plane.removeprefix(DNS))
-        if control_plane.startswith(KUBERNETES):
-            return _kubernetes_source(control_plane.removeprefix(KUBERNETES), self.settings.namespace)
-        from meshlib.identity.access import addresses_of
-
-        try:
-            for each in addresses_of(control_plane):
-                host_and_port(each)
-        except ValueError:
-            raise SettingsError(
-                f"control plane {control_plane!r} is neither an existing folder nor host:port (or several, separated "
-                f"by commas), {DNS} or {KUBERNETES}"
-            ) from None
-        from meshlib.discovery.xds import XdsSource
-
-        access = self._access(control_plane)
-        return XdsSource(
-            control_plane,
-            self.node,
-            cache_dir=self._cache_dir(),
-            istio=self.settings.dialect == ISTIO,
-            connect=self._connect_feed(access),
-        )
+    def _make_source(self) -> Source:
+        return source_of(self.settings, self.node, lambda target: self._connect_feed(self._access(target)))
 
     # Who this process is
 
@@ -260,14 +198,6 @@ class Mesh:
             return channel, access.metadata()
 
         return connect
-
-    def _cache_dir(self) -> Path | None:
-        if self.settings.cache_dir == "-":
-            return None
-        if self.settings.cache_dir:
-            return Path(self.settings.cache_dir)
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(home) / "meshlib"
 
     def _follow(self, live: Live, snapshot: Snapshot) -> None:
         """This is in force now. On the feed's thread."""
@@ -322,59 +252,6 @@ class Mesh:
         Raises MeshClosed when the Mesh is closed before that."""
         return await self._feed.next_live(seen)
 
-    def transport(
-        self,
-        library: ModuleType | None = None,
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-        http2: bool = False,
-    ) -> httpx.BaseTransport:
-        """A transport for `httpx.Client(transport=...)` whose calls go through the mesh.
-
-        library: the module httpx (default) or httpx2. ssl_context: for https URLs to hosts whose cluster says nothing
-        about TLS; default the system's roots. http2: offer HTTP/2 to such hosts; destinations of the mesh get it where
-        their configuration says so. Needs the extra http2. The client's own timeouts stay in force, under the route's.
-
-        Calls raise what httpx's users catch (httpx.ConnectError, httpx.TimeoutException, ...), and get the response
-        that a sidecar would have given where the mesh decides (503 UH and UO, 504 UT, 404 NR, faults).
-        """
-        from meshlib.outbound.engine_httpcore import HttpcoreEngine
-        from meshlib.outbound.httpx import sync_transport_class
-
-        library, core = _httpx_and_core(library)
-        engine = HttpcoreEngine(core, _checked_http2(http2))
-        transport: httpx.BaseTransport = sync_transport_class(library)(self, engine, ssl_context)
-        self._transports.add(transport)
-        return transport
-
-    def async_transport(
-        self,
-        library: ModuleType | None = None,
-        *,
-        engine: Literal["httpcore", "aiohttp"] = "httpcore",
-        ssl_context: ssl.SSLContext | None = None,
-        http2: bool = False,
-    ) -> httpx.AsyncBaseTransport:
-        """`transport`, for httpx.AsyncClient on asyncio.
-
-        engine: `aiohttp` sends through aiohttp's connections, several times faster under load; needs aiohttp.
-        """
-        from meshlib.outbound.httpx import async_transport_class
-
-        library, core = _httpx_and_core(library)
-        if engine == "aiohttp":
-            from meshlib.outbound.engine_aiohttp import AiohttpEngine
-
-            sender: Any = AiohttpEngine(_checked_http2(http2))
-        elif engine == "httpcore":
-            from meshlib.outbound.engine_httpcore import AsyncHttpcoreEngine
-
-            sender = AsyncHttpcoreEngine(core, _checked_http2(http2))
-        else:
-            raise SettingsError(f"engine {engine!r}: there are 'httpcore' and 'aiohttp'")
-        transport: httpx.AsyncBaseTransport = async_transport_class(library)(self, sender, ssl_context)
-        return transport
-
     def explain(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Explanation:
         """What would happen to this request now, and why: routes, endpoints, policies and where they come from.
         `print` it. Sends nothing and counts nothing.
@@ -407,146 +284,6 @@ class Mesh:
                 if cluster is not None and cluster.cluster.subset == subset and cluster.breaker is not None:
                     return cluster.breaker
         return None
-
-    def Client(self, **options: Any) -> httpx.Client:
-        """`httpx.Client(transport=mesh.transport(), **options)`; of the options, `http2` is the transport's."""
-        import httpx
-
-        return httpx.Client(transport=self.transport(http2=options.pop("http2", False)), **options)
-
-    def AsyncClient(self, **options: Any) -> httpx.AsyncClient:
-        """`httpx.AsyncClient(transport=mesh.async_transport(), **options)`; of the options, `http2` is the
-        transport's."""
-        import httpx
-
-        return httpx.AsyncClient(transport=self.async_transport(http2=options.pop("http2", False)), **options)
-
-    def requests_adapter(self) -> requests.adapters.HTTPAdapter:
-        """An adapter for `session.mount("http://", ...)` and `session.mount("https://", ...)` of requests. Needs
-        requests.
-
-        Calls raise what requests' users catch, and get the response that a sidecar would have given where the mesh
-        decides, as `transport` says.
-        """
-        from meshlib.outbound.requests import MeshAdapter
-
-        adapter: requests.adapters.HTTPAdapter = MeshAdapter(self)
-        self._transports.add(adapter)
-        return adapter
-
-    def urllib3(self, **options: Any) -> urllib3.PoolManager:
-        """A urllib3 PoolManager (`http.request("GET", url)`) whose calls go through the mesh. Needs urllib3 2.
-
-        options: PoolManager's own (headers, timeout, ca_certs, ...). Its `retries` count redirects only: what is tried
-        again is the route's word.
-        """
-        from meshlib.outbound.urllib3 import Edge, MeshPoolManager
-
-        edge = Edge(self)
-        self._transports.add(edge)
-        return MeshPoolManager(edge, **options)
-
-    def grpc_channel(
-        self,
-        target: str,
-        *,
-        options: Iterable[tuple[str, Any]] = (),
-        compression: grpc.Compression | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> grpc.Channel:
-        """A grpc.Channel to a service of the mesh (`ratings:9080`), for generated stubs as they are.
-
-        Each call is routed, balanced, limited and tried again by itself, over one connection for each endpoint.
-        options, compression: as for grpc.insecure_channel. TLS is what the destination says; credentials: for one that
-        says nothing about it, as for grpc.secure_channel.
-
-        Calls raise grpc.RpcError; where the mesh has decided, or the network has failed, that is a MeshError as well.
-        """
-        from meshlib.outbound.function import authority
-        from meshlib.outbound.grpc import MeshChannel
-
-        channel = MeshChannel(self, authority(target), options, compression, credentials)
-        self._transports.add(channel)
-        return channel
-
-    def grpc_aio_channel(
-        self,
-        target: str,
-        *,
-        options: Iterable[tuple[str, Any]] = (),
-        compression: grpc.Compression | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
-    ) -> grpc.aio.Channel:
-        """`grpc_channel`, for asyncio: a grpc.aio.Channel, used on one event loop and closed there.
-
-        interceptors: as for grpc.aio.insecure_channel; each sees a call once, however often it is tried.
-        """
-        from meshlib.outbound.function import authority
-        from meshlib.outbound.grpc_aio import MeshAioChannel
-
-        return MeshAioChannel(self, authority(target), options, compression, credentials, interceptors)
-
-    def grpc_client_interceptors(self, target: str = "") -> list[Any]:
-        """Interceptors for `grpc.intercept_channel(channel, *...)`, where the channel is not ours: it connects by
-        itself, so no endpoint is chosen; faults, limits, breaker, timeout, retries and metadata rules of `target` hold.
-
-        target: the service that the channel leads to, `ratings:9080`. Without it only what the request being served
-        hands on goes along: trace context and deadline.
-        """
-        from meshlib.outbound.function import authority
-        from meshlib.outbound.grpc_interceptors import MeshInterceptor
-
-        return [MeshInterceptor(self, authority(target) if target else "")]
-
-    def grpc_aio_client_interceptors(self, target: str = "") -> list[Any]:
-        """`grpc_client_interceptors`, for `grpc.aio.insecure_channel(..., interceptors=[...])`: one for each arity."""
-        from meshlib.outbound.function import authority
-        from meshlib.outbound.grpc_interceptors import aio_interceptors
-
-        return aio_interceptors(self, authority(target) if target else "")
-
-    def aiohttp_middleware(self) -> aiohttp.ClientMiddlewareType:
-        """A middleware for `aiohttp.ClientSession(middlewares=[...])`, the last one there. Needs aiohttp 3.12.
-
-        The session's connector keeps the connections, apart for each cluster; the session's own timeouts stay in force,
-        under the route's. Calls raise what aiohttp's users catch, and get the response that a sidecar would have given
-        where the mesh decides, as `transport` says.
-        """
-        from meshlib.outbound.aiohttp import MeshMiddleware
-
-        return MeshMiddleware(self)
-
-    def outbound(
-        self,
-        destination: str,
-        *,
-        fallback: Callable[..., Any] | None = None,
-        failures: type[Exception] | tuple[type[Exception], ...] = Exception,
-        idempotent: bool = False,
-        path: str = "/",
-    ) -> Callable[[F], F]:
-        """A decorator for a function that makes a call by itself, with whatever library: `@mesh.outbound("ratings")`.
-
-        Faults, rate limits, the breaker, limits, timeout and retries are the route's and the destination's; no endpoint
-        is chosen. The function may be sync, async, a generator or an async generator. Its timeout cancels an async one,
-        and keeps a sync one from being tried again. Generators are tried again until their first item.
-
-        destination: the service, as in a URL (`ratings:9080`; without a port 80). path: for routes that match on it.
-        fallback: called with the same arguments when the call is given up, also for a result whose `status_code` is
-          500 or more after the last try.
-        failures: exceptions that count as failures; others are answers and pass as they are.
-        idempotent: it may be run again after a try that the other side may have seen. Without it only what was refused
-          or never connected is tried again.
-
-        Raises the function's own exception, which is a MeshError as well; or, where the mesh decides, CircuitOpen,
-        UpstreamTimeout (a TimeoutError, too), Overflow, RateLimited, FaultInjected, NoRoute.
-        """
-        from meshlib.outbound.function import Destination, authority, outbound
-
-        to = Destination(self, authority(destination), path, fallback, failures, idempotent)
-        decorate: Any = outbound(to)
-        return decorate  # type: ignore[no-any-return]
 
     # Calls in
 
@@ -832,29 +569,6 @@ def connect(control_plane: str | os.PathLike[str] | None = None, **overrides: An
     if unknown := sorted(set(overrides) - set(Settings.__dataclass_fields__)):
         raise SettingsError(f"unknown setting {unknown[0]!r}; there are {', '.join(Settings.__dataclass_fields__)}")
     return Mesh(replace(settings, **overrides))
-
-
-def _httpx_and_core(library: ModuleType | None) -> tuple[ModuleType, ModuleType]:
-    """The client library and the connections underneath it, which come in pairs."""
-    if library is not None and library.__name__ == "httpx2":
-        import httpcore2
-
-        return library, httpcore2
-    import httpcore
-    import httpx
-
-    return library or httpx, httpcore
-
-
-def _checked_http2(is_wanted: bool) -> bool:
-    """Raises SettingsError where it is wanted and can't be spoken."""
-    from meshlib.outbound.http2 import HAS_H2
-
-    if is_wanted and not HAS_H2:
-        raise SettingsError(
-            "http2=True needs the extra http2, which brings the library h2: pip install 'meshlib-proxyless[http2]'"
-        )
-    return is_wanted
 
 
 _instances: weakref.WeakSet[Mesh] = weakref.WeakSet()

@@ -70,7 +70,7 @@ class Fed(Mesh):
         super().__init__(Settings(control_plane="test:1", **settings))  # type: ignore[arg-type]
         self.feeds: list[Scripted] = []
 
-    def _make_source(self, control_plane: str) -> Scripted:
+    def _make_source(self) -> Scripted:
         self.feeds.append(Scripted())
         return self.feeds[-1]
 
