@@ -152,7 +152,7 @@ class Instant:
     def wait(self, seconds: float) -> None: ...
 
     def deliver(self, step: Deliver, flow: Flow) -> None:
-        flow.close()
+        next(flow, None)
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"the policy asked for {name}")
@@ -220,36 +220,36 @@ class Measured:
 def _add_core(measured: Measured, mesh: Mesh, runner: asyncio.Runner) -> None:
     request = Request("GET", "http", "reviews:9080", "/reviews/0", Headers(INBOUND[:3]))
     answered, failed = Outcome(200, Headers(HEAD)), Outcome(503, Headers(HEAD))
-    plain = mesh.call_context()
+    given = mesh.call_context()
+    live, clock, rng, quotas = given.live, given.clock, given.rng, given.quotas
     meter = Meter(Recorder(time.time), mesh.node)
 
-    def run(context: CallContext, observer: Observer | None = None, *outcomes: Outcome) -> Timed:
+    def observed_by(observer: Observer) -> Callable[[], CallContext]:
+        """As Mesh.call_context makes one for each call."""
+        return lambda: CallContext(
+            live, clock, rng, None, "", False, False, "", observer, Call(propagation.current.get()), quotas
+        )
+
+    def run(context: Callable[[], CallContext], *outcomes: Outcome) -> Timed:
         exchange = Instant(*(outcomes or (answered,)))
+        return _timed(lambda: drive(outbound_call(request, context()), exchange))  # type: ignore[type-var, arg-type]
 
-        def once() -> None:
-            made = context if observer is None else context._replace(observer=observer, call=Call())
-            drive(outbound_call(request, made), exchange)  # type: ignore[type-var, arg-type]
-
-        return _timed(once)
-
-    def run_async(context: CallContext, observer: Observer | None = None) -> Timed:
+    def run_async(context: Callable[[], CallContext]) -> Timed:
         exchange = AsyncInstant(answered)
+        return _timed_async(
+            runner,
+            lambda: drive_async(outbound_call(request, context()), exchange),  # type: ignore[type-var, arg-type]
+        )
 
-        async def once() -> None:
-            made = context if observer is None else context._replace(observer=observer, call=Call())
-            await drive_async(outbound_call(request, made), exchange)  # type: ignore[type-var, arg-type]
-
-        return _timed_async(runner, once)
-
-    measured.add(CORE, run(plain))
-    measured.add(CORE_ASYNC, run_async(plain))
-    measured.add(METRICS, run(plain, meter), CORE)
-    measured.add(METRICS_ASYNC, run_async(plain, meter), CORE_ASYNC)
+    measured.add(CORE, run(mesh.call_context))
+    measured.add(CORE_ASYNC, run_async(mesh.call_context))
+    measured.add(METRICS, run(observed_by(meter)), CORE)
+    measured.add(METRICS_ASYNC, run_async(observed_by(meter)), CORE_ASYNC)
     # Nothing is pushed: making a span is the call's time, pushing it is another thread's.
     for what, sampling in ((UNSAMPLED, 0.0), (SAMPLED, 100.0)):
-        measured.add(what, run(plain, Tracer(meter, sampling, random.Random(1), 0.0)), METRICS)
+        measured.add(what, run(observed_by(Tracer(meter, sampling, random.Random(1), 0.0))), METRICS)
     # The first attempt fails, its back-off is not waited for, the second is answered.
-    measured.add(FAILED, run(plain, meter, failed, answered), METRICS)
+    measured.add(FAILED, run(observed_by(meter), failed, answered), METRICS)
 
 
 def _add_clients(measured: Measured, mesh: Mesh, runner: asyncio.Runner, stack: ExitStack) -> None:

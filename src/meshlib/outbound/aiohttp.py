@@ -13,7 +13,7 @@ import copy
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -388,9 +388,9 @@ class _Exchange:
             if isinstance(broken := content.exception(), Exception):
                 content._exception = bounds.blamed(broken)
         if response.connection is None:  # the body is there already
-            flow.close()
+            next(flow, None)
         else:
-            response.connection.add_callback(flow.close)
+            response.connection.add_callback(partial(next, flow, None))
         return response  # type: ignore[no-any-return]
 
 

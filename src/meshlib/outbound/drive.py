@@ -69,7 +69,7 @@ def drive(flow: Flow, exchange: Exchange[R], step: Step | None = None) -> R:
                 if race is not None:
                     race.give_up()
                 exchange.release()
-                flow.close()
+                next(flow, None)
                 return exchange.reply(step)
             elif isinstance(step, Wait):
                 exchange.release()
@@ -116,7 +116,7 @@ async def drive_async(flow: Flow, exchange: AsyncExchange[R]) -> R:
                 if race is not None:
                     await race.give_up()
                 await exchange.release()
-                flow.close()
+                next(flow, None)
                 return exchange.reply(step)
             elif isinstance(step, Wait):
                 await exchange.release()

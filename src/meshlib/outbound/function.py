@@ -316,7 +316,7 @@ class _Call(_Sync[Any]):
     def deliver(self, step: Deliver, flow: Flow) -> Any:
         value = self._value(step, flow)
         self._result = None
-        flow.close()
+        next(flow, None)
         return value
 
 
@@ -341,7 +341,7 @@ class _AsyncCall(_Async[Any]):
     def deliver(self, step: Deliver, flow: Flow) -> Any:
         value = self._value(step, flow)
         self._result = None
-        flow.close()
+        next(flow, None)
         return value
 
 

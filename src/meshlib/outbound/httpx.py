@@ -406,7 +406,7 @@ def sync_transport_class(library: ModuleType) -> type[Any]:
             try:
                 self._response.close()
             finally:
-                self._flow.close()
+                next(self._flow, None)
 
     class MeshTransport(_SyncTransport, library.BaseTransport):  # type: ignore[name-defined, misc]
         """An httpx transport whose calls go through the mesh. Thread-safe, as httpx.Client is."""
@@ -468,7 +468,7 @@ def async_transport_class(library: ModuleType) -> type[Any]:
             try:
                 await self._response.close()
             finally:
-                self._flow.close()
+                next(self._flow, None)
 
     class AsyncMeshTransport(_AsyncTransport, library.AsyncBaseTransport):  # type: ignore[name-defined, misc]
         """An httpx async transport whose calls go through the mesh, on asyncio."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from ssl import CertificateError
 from ssl import SSLError as BaseSSLError
@@ -314,7 +315,7 @@ class Exchange:
         patience.until = step.deadline
         if step.idle_timeout is not None and (patience.pause is None or step.idle_timeout < patience.pause):
             patience.pause = step.idle_timeout
-        connection.end = flow.close
+        connection.end = partial(next, flow, None)
         response._patience, response._endpoint, response._call = connection.patience, self._endpoint, self._call
         response.extensions = {"meshlib.flag": step.flag, "meshlib.reason": step.reason}
         # The response's last byte, or its close, gives the connection back to the pool that it names.

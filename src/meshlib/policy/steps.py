@@ -115,7 +115,8 @@ class Reply(NamedTuple):
 
 class Deliver(NamedTuple):
     """Give the caller what the last attempt brought: its response, or the client library's own error. Last step; the
-    flow stays suspended until the edge closes it, which it does when the body ends.
+    flow stays suspended until the edge ends it, which it does when the body ends: with `next(flow, None)`, which costs
+    no exception, or with `close()`.
 
     headers: operations on the response. deadline: monotonic seconds by which the body must be read; None is no limit.
     flag, reason: for logs and exceptions, when the attempt failed. idle_timeout: seconds without a byte of the body

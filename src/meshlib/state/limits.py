@@ -74,7 +74,7 @@ class Limits:
         """A call has ended; whose turn it is now, for the caller to grant once it has given the lock back."""
         state = self._state
         state.requests -= 1
-        return self._next()
+        return self._next() if state.queue else None
 
     def give_up(self, ticket: Ticket) -> Ticket | None:
         """A waiting call waits no longer: its deadline passed, or its caller has gone. Whose turn it is now."""
