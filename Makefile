@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-versions test-pythons test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -94,6 +94,24 @@ cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-ma
 
 test-cluster: $(VENV)/.installed-test cluster-tools     ## the tests of everything Kubernetes, on a real API server
 	$(BIN)/python -m pytest $(CLUSTER)
+
+# A node: kubelet, containerd and pods, in namespaces of their own. Images are kept in IMAGES, layer by layer.
+IMAGES ?= $(VENV)/node
+NODE   ?= tests/node
+NODE_TOOLS = $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-manager $(TOOLS)/kubelet $(TOOLS)/kubectl $(TOOLS)/kube-scheduler $(TOOLS)/kube-proxy $(TOOLS)/coredns $(TOOLS)/pause
+$(TOOLS)/kubelet $(TOOLS)/kubectl $(TOOLS)/kube-scheduler $(TOOLS)/kube-proxy: $(wildcard tests/go/kubernetes/*)
+$(TOOLS)/kubelet $(TOOLS)/kubectl $(TOOLS)/kube-scheduler $(TOOLS)/kube-proxy: LDFLAGS = -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
+$(TOOLS)/coredns: $(wildcard tests/go/coredns/*)
+$(TOOLS)/pause: $(wildcard tests/go/pause/*)
+$(TOOLS)/coredns $(TOOLS)/pause:
+	@command -v $(GO) > /dev/null || { echo "$(@F) is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
+	@mkdir -p $(TOOLS)
+	cd tests/go/$(@F) && CGO_ENABLED=0 $(GO) build -mod=readonly -trimpath -ldflags='-s -w' -o $(abspath $@) .
+
+test-node: $(VENV)/.installed-test $(NODE_TOOLS)    ## Bookinfo on a real kubelet with containerd (Linux, root, Go, Debian's containerd, runc, buildah, mmdebstrap, CNI plugins)
+	why="$$($(BIN)/python tests/node/images.py --missing)"; if [ -n "$$why" ]; then echo "$$why"; else \
+		$(BIN)/python tests/node/images.py $(IMAGES) && \
+		MESHLIB_TEST_NODE_IMAGES=$(abspath $(IMAGES)) $(BIN)/python -m pytest $(NODE); fi
 
 test-istiod: $(VENV)/.installed-test cluster-tools $(TOOLS)/pilot-discovery     ## a real istiod as control plane (needs Go; another ten minutes)
 	$(BIN)/python -m pytest tests/e2e/test_real_istiod.py

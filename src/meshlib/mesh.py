@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PROBES = 3
+"""How often our own port may take five seconds for a handshake, before it is one for plaintext."""
+
 
 class Mesh(CallsOut):
     """This process's place in the mesh. Make one and share it: it is thread-safe, and it survives a fork.
@@ -451,7 +454,18 @@ class Mesh(CallsOut):
         except MeshClosed:
             return
         self.node = replace(self.node, ready=True)
-        if self._serves_mtls():
+        credentials = self.wait_for_credentials()
+        self._announce(self._serves_mtls(credentials))
+        # Without a certificate it is an endpoint for plaintext: where its port is STRICT, for nobody. One that comes
+        # late, since the control plane could not be reached in time, is told of then.
+        while credentials is None and self._identity is not None and not self._feed.closing.is_set():
+            credentials = self._identity.wait(max(1.0, self.settings.identity_timeout))
+            if credentials is not None:
+                self._announce(self._serves_mtls(credentials))
+
+    def _announce(self, serves_mtls: bool) -> None:
+        """To the control plane: this endpoint may be called, and how."""
+        if serves_mtls:
             labels = dict(self.node.workload.labels) | {TLS_MODE: "istio"}
             workload = replace(self.node.workload, labels=tuple(sorted(labels.items())))
             self.node = replace(self.node, workload=workload)
@@ -459,21 +473,24 @@ class Mesh(CallsOut):
         if set_ready is not None:
             set_ready(self.node.workload)
 
-    def _serves_mtls(self) -> bool:
+    def _serves_mtls(self, credentials: Credentials | None) -> bool:
         """Whether the server at our own port shows our own certificate: seen by a handshake, as a caller would."""
-        credentials = self.wait_for_credentials()
         if credentials is None:
             return False
         rules = UpstreamTls("ISTIO_MUTUAL", subject_alt_names=(credentials.identity.uri,))
         address = (self.node.workload.address, self.node.workload.port)
-        try:
-            with (
-                socket.create_connection(address, timeout=5.0) as plain,
-                self.tls.client(rules).wrap_socket(plain, server_hostname="meshlib"),
-            ):
-                return True
-        except OSError:
-            return False
+        for _ in range(PROBES):
+            try:
+                with (
+                    socket.create_connection(address, timeout=5.0) as plain,
+                    self.tls.client(rules).wrap_socket(plain, server_hostname="meshlib"),
+                ):
+                    return True
+            except TimeoutError:  # says nothing of a server whose machine is busy
+                continue
+            except OSError:
+                break
+        return False
 
     def _restart_after_fork(self) -> None:
         """In a forked child (gunicorn with preload, multiprocessing): threads and streams stayed in the parent. The

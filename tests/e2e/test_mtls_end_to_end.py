@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from town import eventually, member
+from town import eventually, give_token, member
 
+import meshlib
 from inbound.inbound_servers import uvicorn_server
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.inbound.peer import of_scope
@@ -67,3 +68,66 @@ def _serve_and_call(plane: ControlPlane, folder: Path) -> None:
         assert set(seen) == {"spiffe://cluster.local/ns/default/sa/caller"}
         plain = httpx.get(url, trust_env=False, timeout=20)  # PERMISSIVE: curl goes on to work
         assert (plain.status_code, seen[-1]) == (200, "None")
+
+
+async def test_a_certificate_that_comes_late_is_told_of(tmp_path: Path) -> None:
+    """A pod whose way to the CA opens only after identity_timeout: what it says of itself then is that it serves mTLS,
+    or in a STRICT namespace it would serve nobody."""
+    plane = ControlPlane(
+        ControlPlaneSettings(state=tmp_path / "state", xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), tls=True)
+    )
+    await plane.start()
+    try:
+        await asyncio.to_thread(_serve_before_the_certificate, plane, tmp_path)
+    finally:
+        await plane.stop()
+
+
+def _serve_before_the_certificate(plane: ControlPlane, folder: Path) -> None:
+    seen: list[str] = []
+    serving: list[Mesh] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append(str(of_scope(scope).identity))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"well"})
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def http(**options: Any) -> Any:
+        return serving[0].listening.uvicorn(**options)
+
+    (folder / "roots.pem").write_text(plane.roots)
+    with (
+        uvicorn_server(app, http=http) as url,
+        meshlib.connect(
+            plane.xds_address,
+            workload="reviews",
+            service="reviews",
+            address=url[7:],
+            cache_dir="-",
+            identity="control-plane",
+            identity_timeout=0.2,
+            ca_roots=str(folder / "roots.pem"),
+            token_file=str(folder / "reviews"),
+            service_account="reviews",
+        ) as reviews,
+        member(plane, folder, "caller") as caller,
+        caller.Client(timeout=20) as client,
+    ):
+        serving.append(reviews)
+        reviews.serve()
+
+        def called_by() -> str:
+            with contextlib.suppress(httpx.ConnectError):
+                if client.get(f"http://reviews:{url.rpartition(':')[2]}/").status_code == 200:
+                    return seen[-1]
+            return ""
+
+        assert reviews.wait_for_credentials(1.0) is None  # by then it is announced without
+        give_token(plane, folder, "reviews")
+        eventually(lambda: called_by().endswith("/sa/caller"), "reviews is called by mTLS")

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,6 +32,7 @@ from meshlib.kube.settings import KubeSettings, Pem
 Object = dict[str, Any]
 BUILT = Path(__file__).parents[2] / ".venv" / "go" / "bin"
 PATIENCE = 60.0
+LOOPBACK = "127.0.0.1"
 HOW = "there is no kube-apiserver and etcd here: make test-cluster builds them, KUBEBUILDER_ASSETS names them"
 SYSTEM = ("kube-system", "kube-public", "kube-node-lease")
 _ITS_OWN = ("apiregistration.k8s.io", "events", "masterleases", "peerserverleases", "flowschemas", "ranges")
@@ -79,12 +80,14 @@ class Collection(NamedTuple):
 class RealCluster:
     """`with RealCluster() as cluster:` runs until the end; wipe() makes it as good as new."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = LOOPBACK) -> None:
+        """address: where it serves. One that is not loopback is what pods of a real node find as `kubernetes`."""
         found = programs()
         assert found is not None, HOW
         self._api_server, self._etcd = found
         self.folder = Path(tempfile.mkdtemp(prefix="meshlib-cluster-"))
         self.ca = TestCA("cluster.local")
+        self.address = address
         self.port, self._etcd_port = _free_port(), _free_port()
         self._peer_port = _free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -96,7 +99,7 @@ class RealCluster:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self.address}:{self.port}"
 
     @property
     def root(self) -> str:
@@ -135,10 +138,14 @@ class RealCluster:
             "kube-apiserver",
             str(self._api_server),
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self.address}",
             f"--secure-port={self.port}",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
+            f"--advertise-address={self.address}",
+            f"--endpoint-reconciler-type={'none' if self.address == LOOPBACK else 'lease'}",
+            f"--kubelet-certificate-authority={keys / 'ca.crt'}",
+            f"--kubelet-client-certificate={keys / 'admin.crt'}",
+            f"--kubelet-client-key={keys / 'admin.key'}",
+            "--kubelet-preferred-address-types=InternalIP",
             f"--tls-cert-file={keys / 'server.crt'}",
             f"--tls-private-key-file={keys / 'server.key'}",
             f"--client-ca-file={keys / 'ca.crt'}",
@@ -169,13 +176,21 @@ class RealCluster:
 
     def _write_keys(self) -> None:
         names = ("localhost", "kubernetes", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
-        chain, key = self.ca.issue(dns=names, ips=("127.0.0.1", "10.96.0.1"))
+        chain, key = self.ca.issue(dns=names, ips=(self.address, "10.96.0.1"))
         accounts = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
             form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()
         )
         files = {"ca.crt": self.ca.root, "server.crt": chain, "server.key": key, "accounts.key": accounts}
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
+        self.write_client(self.folder, "admin", "system:masters")
+
+    def write_client(self, folder: Path, user: str, *groups: str) -> None:
+        """USER.crt and USER.key, by which the API server, and a kubelet, know them."""
+        settings = self.settings(user, *groups)
+        for pem, suffix in ((settings.certificate, "crt"), (settings.key, "key")):
+            assert pem is not None
+            (folder / f"{user}.{suffix}").write_text(pem.text)
 
     def _start_etcd(self) -> None:
         client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
@@ -248,9 +263,17 @@ class RealCluster:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         return str(self.ask("POST", path, body)["status"]["token"])
 
-    def kubeconfig(self, file: Path, *, token: str = "", namespace: str = "default", user: str = "admin") -> Path:
+    def kubeconfig(
+        self,
+        file: Path,
+        *,
+        token: str = "",
+        namespace: str = "default",
+        user: str = "admin",
+        groups: Sequence[str] = (),
+    ) -> Path:
         """By a service account's token, else by a client certificate."""
-        settings = self.settings(user, namespace=namespace)
+        settings = self.settings(user, *groups, namespace=namespace)
 
         def data(pem: Pem | None) -> str:
             assert pem is not None

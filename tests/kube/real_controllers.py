@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,7 +30,7 @@ RUN = (
 
 
 @contextlib.contextmanager
-def controllers(cluster: RealCluster) -> Iterator[None]:
+def controllers(cluster: RealCluster, run: Sequence[str] = RUN) -> Iterator[None]:
     """Until the end of the block. Those of nodes are left out: the only one has nobody who speaks for it."""
     keys = cluster.folder
     config = cluster.kubeconfig(keys / "controllers-kubeconfig", user="controllers")
@@ -39,7 +39,7 @@ def controllers(cluster: RealCluster) -> Iterator[None]:
             f"--kubeconfig={config}",
             "--leader-elect=false",
             "--secure-port=0",
-            f"--controllers={','.join(RUN)}",
+            f"--controllers={','.join(run)}",
             f"--service-account-private-key-file={keys / 'accounts.key'}",
             f"--root-ca-file={keys / 'ca.crt'}",
             "--kube-api-qps=200",

@@ -215,6 +215,8 @@ def _deployment(given: Installation) -> Object:
             {"name": "https-webhook", "containerPort": WEBHOOK},
             {"name": "http-metrics", "containerPort": METRICS},
         ],
+        # A node that is busy with all that begins at once may take its time: two minutes until it answers.
+        "startupProbe": {**probe("/healthz", 2), "failureThreshold": 60},
         # Ready once the whole cluster was read, which may take long where a right is missing: it lives meanwhile.
         "readinessProbe": probe("/readyz", 2),
         "livenessProbe": probe("/healthz", 10),

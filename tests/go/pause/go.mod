@@ -1,0 +1,3 @@
+module meshlib.tests/pause
+
+go 1.26.0
