@@ -41,6 +41,7 @@ class Images:
             include, hook = f"--include={_INCLUDED}", f"--customize-hook={_HOOK}"
             _run("mmdebstrap", "--quiet", "--variant=minbase", include, hook, DEBIAN, str(made))
             made.rename(base)
+        if not self._buildah("images", "--quiet", "--filter", f"reference={BASE}").strip():
             self._single(BASE, base, "/", "python")
         self._single("localhost/pause:node", BUILT / "pause", "/pause", "/pause")
         self._single("localhost/coredns:node", BUILT / "coredns", "/coredns", "/coredns")

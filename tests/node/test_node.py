@@ -128,7 +128,7 @@ def test_check_misses_everything_and_install_brings_it(node: Node) -> None:
 
 
 def test_bookinfo_runs_with_one_container_in_each_pod(node: Node) -> None:
-    """The library is in the program: what is injected is an init container that has ended, and the environment."""
+    """The library comes with an init container that has ended; the environment says where it is, and who the pod is."""
     node.kubectl("label", "namespace", "default", f"{INJECTION}=enabled")
     apply(node, "platform/bookinfo.yaml", "platform/gateway.yaml", "networking/bookinfo-gateway.yaml")
     available(node)
@@ -207,13 +207,13 @@ def test_strict_takes_the_mesh_in_and_nobody_else(node: Node) -> None:
 
 
 def test_a_job_calls_by_the_mesh_and_finishes(node: Node, tmp_path: Path) -> None:
-    """No sidecar keeps it from ending. Its program knows nothing of the mesh: `meshctl run` puts it on."""
+    """Its program knows nothing of the mesh, and no sidecar keeps it from ending."""
     code = "import httpx; print(httpx.get('http://details:9080/details/0').raise_for_status().json()['author'])"
     container = {
         "name": "reader",
         "image": "bookinfo-meshlib:latest",
         "imagePullPolicy": "IfNotPresent",
-        "command": ["meshctl", "run", "--", "python", "-c", code],
+        "command": ["python", "-c", code],
     }
     pod = {"restartPolicy": "Never", "serviceAccountName": "bookinfo-productpage", "containers": [container]}
     job = {
