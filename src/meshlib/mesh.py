@@ -163,7 +163,10 @@ class Mesh(CallsOut):
         identity, feed = self._identity, getattr(self._feed.source, "state", None)
         if identity is None or identity.credentials is None:
             return ProcessState(feed)
-        return ProcessState(feed, identity.credentials.not_after, identity.rotations)
+        from meshlib.identity.held import held
+
+        credentials = identity.credentials
+        return ProcessState(feed, credentials.not_after, identity.rotations, held(credentials))
 
     def wait_for_credentials(self, timeout: float | None = None) -> Credentials | None:
         """`credentials`, waited for at most so many seconds (default `settings.identity_timeout`) where there are none

@@ -11,24 +11,46 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from meshlib.controlplane.access_rules import EVERYTHING, Powers, Role
-from meshlib.controlplane.inspection import Client, Configuration, Inspection
+from meshlib.controlplane.inspection import Client, Configuration, Inspection, Secrets
 from meshlib.xds.resource_types import CLUSTER
 
 CLIENTS = (
-    Client("a-1.default", "a", "default", "1", ((CLUSTER, b"sent"),), lambda: ((CLUSTER, b"sent"), (CLUSTER, b"more"))),
-    Client("a-2.dev", "a", "dev", "1", (), lambda: ()),
+    Client(
+        "a-1.default",
+        "id-1",
+        "a",
+        "default",
+        "1",
+        ((CLUSTER, b"sent"),),
+        lambda: ((CLUSTER, b"sent"), (CLUSTER, b"more")),
+    ),
+    Client("a-2.dev", "id-2", "a", "dev", "1", (), lambda: ()),
 )
 
 
-async def asked(powers: Powers, **query: str) -> tuple[int, str]:
-    app = Starlette(routes=Inspection(lambda: CLIENTS).routes())
+def certificate(process: str, name: str, serial: str, begins: int) -> tuple[str, dict[str, str], float]:
+    told = {"resource": name, "serial": serial, "not_before": str(begins), "not_after": str(begins + 100)}
+    return "meshlib_certificate_info", {"service.instance.id": process, **told}, 1.0
+
+
+GAUGES = (
+    certificate("id-1", "ROOTCA", "9", 1),
+    certificate("id-1", "default", "1", 10),
+    certificate("id-1", "default", "2", 60),
+    certificate("id-2", "default", "3", 70),
+    ("meshlib_xds_connected", {"service.instance.id": "id-1"}, 1.0),
+)
+
+
+async def asked(powers: Powers, path: str = "config", **query: str) -> tuple[int, str]:
+    app = Starlette(routes=Inspection(lambda: CLIENTS, lambda: GAUGES).routes())
 
     async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["admission"] = SimpleNamespace(powers=powers)
         await app(scope, receive, send)
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(admitted), base_url="http://plane") as client:
-        answer = await client.get("/v1/config", params=query)
+        answer = await client.get(f"/v1/{path}", params=query)
         return answer.status_code, answer.text
 
 
@@ -44,6 +66,17 @@ async def test_only_what_the_reader_may_see_is_there() -> None:
     assert (await asked(EVERYTHING, of="a-1.default"))[0] == 200
     assert '"alike":1' in (await asked(operator, of="a"))[1]
     assert '"alike":2' in (await asked(EVERYTHING, of="a"))[1]
+
+
+async def test_which_certificates_a_process_tells_of() -> None:
+    """The newest of its own and the roots, for operators of its namespace; nothing of another process."""
+    told = msgspec.json.decode((await asked(EVERYTHING, "secrets", of="a-1.default"))[1], type=Secrets)
+    assert [(each.name, each.serial, each.not_after) for each in told.secrets] == [
+        ("default", "2", 160),
+        ("ROOTCA", "9", 101),
+    ]
+    operator = Powers(((Role.OPERATOR, frozenset({"dev"})),))
+    assert (await asked(operator, "secrets", of="a-1.default"))[0] == 404
 
 
 async def test_sent_or_visible() -> None:

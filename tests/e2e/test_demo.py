@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 
 import meshlib
 from promises import within
@@ -69,6 +71,13 @@ class Demo:
     @property
     def page(self) -> str:
         return self.line(r"Bookinfo is up: (\S+)")[1]
+
+    def address(self, service: str) -> tuple[str, int]:
+        """Where one of its processes listens."""
+        log = Path(self.line(r"logs in (\S+)")[1]) / f"{service}.log"
+        found = re.search(r"listens on http://([0-9.]+):(\d+)", log.read_text())
+        assert found is not None
+        return found[1], int(found[2])
 
     def pids(self) -> dict[str, int]:
         """The latest process of each part."""
@@ -327,6 +336,21 @@ def test_prometheus_finds_every_process_of_the_demo(demo: Demo) -> None:
         assert "meshlib_certificate_expiry_timestamp_seconds" in told
 
 
+def test_the_certificates_of_a_process_are_those_that_it_shows(demo: Demo) -> None:
+    """meshctl config secrets has the serial number of what it serves by, and the root that has signed it."""
+    address = demo.address("productpage-v1")
+    served = x509.load_pem_x509_certificate(ssl.get_server_certificate(address, timeout=30).encode())
+    deadline = time.monotonic() + within(30)  # it tells with its metrics
+    while (told := demo.meshctl("config", "secrets", "productpage-v1")).returncode and time.monotonic() < deadline:
+        time.sleep(0.2)
+    header, own, root = (re.split(r"  +", line.strip()) for line in told.stdout.splitlines())
+    assert header[:3] == ["RESOURCE NAME", "TYPE", "STATUS"]
+    assert own[:4] == ["default", "Cert Chain", "ACTIVE", "true"]
+    assert own[4] == f"{served.serial_number:x}"
+    assert own[5] == served.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert root[:4] == ["ROOTCA", "CA", "ACTIVE", "true"]
+
+
 def test_a_second_demo_takes_other_ports_and_says_so(demo: Demo, tmp_path: Path) -> None:
     """And leaves the first one alone."""
     second = Demo(tmp_path, "--port", demo.page.rpartition(":")[2].partition("/")[0], "--exit-when-ready")
@@ -357,10 +381,8 @@ def test_services_that_know_no_mesh_are_on_it(tmp_path: Path) -> None:
         while seen != {"none", "black", "red"} and time.monotonic() < deadline:
             seen.add(stars(browser.get("/productpage")))
         assert seen == {"none", "black", "red"}
-        log = Path(demo.line(r"logs in (\S+)")[1]) / "productpage-v1.log"
-        address = re.search(r"listens on (\S+)", log.read_text())
-        assert address is not None
-        assert httpx.get(f"{address[1]}/productpage", trust_env=False).status_code == 403  # in plaintext
+        host, port = demo.address("productpage-v1")
+        assert httpx.get(f"http://{host}:{port}/productpage", trust_env=False).status_code == 403  # in plaintext
     finally:
         assert demo.stop() == 0
 

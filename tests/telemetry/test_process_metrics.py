@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli.test_tap import eventually
 from dashboard.pictured_town import Town
 from meshlib.mesh import Mesh, Settings
-from meshlib.model import FeedState, ProcessState
+from meshlib.model import FeedState, HeldCertificate, ProcessState
 from meshlib.policy.live import empty_live
 from meshlib.telemetry.gauges import values
 from meshlib.telemetry.prometheus import Counted, merged
@@ -51,10 +51,13 @@ def test_the_control_plane_is_told_of(tmp_path: Path) -> None:
 def test_what_was_refused_and_until_when_the_certificate_holds() -> None:
     """By their names."""
     feed = FeedState(True, 2, (("CDS", 3),), (("RDS", 1),), 1000.0)
-    found = values(Recorder(lambda: 0.0), empty_live(random.Random()), "1", ProcessState(feed, 2000.0, 4))
+    own = HeldCertificate("default", "2a", 1000, 2000)
+    found = values(Recorder(lambda: 0.0), empty_live(random.Random()), "1", ProcessState(feed, 2000.0, 4, (own,)))
     told = {(each.name, each.labels): (each.value, each.is_counter) for each in found}
     assert told["meshlib_certificate_expiry_timestamp_seconds", ()] == (2000.0, False)
     assert told["meshlib_certificate_rotations_total", ()] == (4, True)
+    said = (("resource", "default"), ("serial", "2a"), ("not_before", "1000"), ("not_after", "2000"))
+    assert told["meshlib_certificate_info", said] == (1, False)
     assert told["meshlib_xds_updates_total", (("result", "refused"), ("type", "RDS"))] == (1, True)
     assert told["meshlib_xds_updates_total", (("result", "accepted"), ("type", "CDS"))] == (3, True)
 

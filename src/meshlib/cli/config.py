@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -15,8 +16,9 @@ from meshlib.cli.admin_client import AdminClient
 from meshlib.cli.failure import CommandFailed
 from meshlib.cli.options import ControlPlaneUrl
 from meshlib.cli.tables import table
-from meshlib.controlplane.inspection import Configuration
+from meshlib.controlplane.inspection import Configuration, Secrets
 from meshlib.errors import InvalidResource
+from meshlib.identity.held import ROOT
 from meshlib.model import (
     Cluster,
     DirectResponse,
@@ -143,8 +145,12 @@ KINDS = {
 }
 
 
+SECRETS = "secrets"
+_OF_SECRETS = ("RESOURCE NAME", "TYPE", "STATUS", "VALID CERT", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE")
+
+
 def config(
-    kind: Annotated[str, typer.Argument(help="listeners, routes, clusters or endpoints.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="listeners, routes, clusters, endpoints or secrets.", metavar="KIND")],
     workload: Annotated[
         str, typer.Argument(help="A process as meshctl proxy-status names it, or a workload: productpage-v1.")
     ],
@@ -152,11 +158,14 @@ def config(
     control_plane: ControlPlaneUrl = "",
 ) -> None:
     """What configuration does a process hold? It asks for the hosts that it calls, and is told of no others."""
-    known = next((each for each in KINDS if each == kind or each.removesuffix("s") == kind), None)
+    known = next((each for each in (*KINDS, SECRETS) if each == kind or each.removesuffix("s") == kind), None)
     if known is None:
-        raise CommandFailed(f"{kind}: there are {', '.join(KINDS)}")
+        raise CommandFailed(f"{kind}: there are {', '.join(KINDS)}, {SECRETS}")
     if output not in ("", "json", "yaml"):
         raise CommandFailed(f"-o {output}: there are json and yaml")
+    if known == SECRETS:
+        _secrets(control_plane, workload, output)
+        return
     found, held = ask(control_plane, workload, "sent")
     if found.alike > 1:
         typer.echo(f"{found.name}, one of {found.alike} processes of {workload}:", err=True)
@@ -168,6 +177,37 @@ def config(
     if not shown:
         raise CommandFailed(f"{found.name} holds no {known}: it has called nobody yet")
     typer.echo(table(headers, shown))
+
+
+def _secrets(control_plane: str, workload: str, output: str) -> None:
+    """As the process tells of them, every few seconds; keys never leave it."""
+    with AdminClient(control_plane) as client:
+        found = client.get("/v1/secrets", {"of": workload}, Secrets)
+    if found.alike > 1:
+        typer.echo(f"{found.name}, one of {found.alike} processes of {workload}:", err=True)
+    if output:
+        _tell({SECRETS: found.secrets}, output)
+        return
+    if not found.secrets:
+        raise CommandFailed(f"{found.name} tells of no certificate: it has no identity, or sends no metrics here (yet)")
+    now = time.time()
+    rows = [
+        [
+            each.name,
+            "CA" if each.name == ROOT else "Cert Chain",
+            "ACTIVE",
+            str(each.not_before <= now < each.not_after).lower(),
+            each.serial,
+            _date(each.not_after),
+            _date(each.not_before),
+        ]
+        for each in found.secrets
+    ]
+    typer.echo(table(_OF_SECRETS, rows))
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def explain(

@@ -157,7 +157,13 @@ class Connection:
         shown, workload = self.client(), self.node.workload
         sent = tuple((type_url, each.data) for type_url, each in found if each is not None)
         return inspection.Client(
-            shown.name, workload.name, workload.namespace, view.snapshot.version, sent, lambda: _everything(view)
+            shown.name,
+            shown.id,
+            workload.name,
+            workload.namespace,
+            view.snapshot.version,
+            sent,
+            lambda: _everything(view),
         )
 
 

@@ -1,4 +1,5 @@
-"""What was one process told? The configuration of a client, in the very bytes that it was sent."""
+"""What was one process told? The configuration of a client, in the very bytes that it was sent; and which certificates
+it goes by, as it tells itself."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from meshlib.controlplane.access_rules import Powers, Role
 from meshlib.controlplane.admin import query_of
 from meshlib.controlplane.gate import JSON, admission_of
+from meshlib.identity.held import ROOT
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -28,11 +30,30 @@ class Configuration(msgspec.Struct, frozen=True):
     resources: tuple[tuple[str, bytes], ...] = ()
 
 
-class Client(NamedTuple):
-    """One that is connected. sent: (type URL, bytes) of each resource that it holds. visible: of each that it would be
-    sent if it asked for everything."""
+class Secret(msgspec.Struct, frozen=True):
+    """A certificate that a process goes by. name: `default` is its own, `ROOTCA` a root. not_before, not_after: seconds
+    since 1970."""
 
     name: str
+    serial: str
+    not_before: int
+    not_after: int
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """name, alike: as a Configuration's. None is told by a process without an identity, or without telemetry."""
+
+    name: str
+    alike: int = 1
+    secrets: tuple[Secret, ...] = ()
+
+
+class Client(NamedTuple):
+    """One that is connected. id: the node's. sent: (type URL, bytes) of each resource that it holds. visible: of each
+    that it would be sent if it asked for everything."""
+
+    name: str
+    id: str
     workload: str
     namespace: str
     version: str
@@ -43,12 +64,15 @@ class Client(NamedTuple):
 class Inspection:
     """Routes of the admin API that look into one client; they only read."""
 
-    def __init__(self, clients: Callable[[], Iterable[Client]]) -> None:
-        """clients: every one that has said who it is; asked on the event loop."""
-        self._clients = clients
+    def __init__(
+        self, clients: Callable[[], Iterable[Client]], gauges: Callable[[], Iterable[tuple[str, dict[str, str], float]]]
+    ) -> None:
+        """clients: every one that has said who it is; asked on the event loop. gauges: what processes have told of
+        their own state in the last minute: name, labels, value."""
+        self._clients, self._gauges = clients, gauges
 
     def routes(self) -> list[Route]:
-        return [Route("/v1/config", self._configuration)]
+        return [Route("/v1/config", self._configuration), Route("/v1/secrets", self._secrets)]
 
     async def _configuration(self, request: Request) -> Response:
         query = query_of(request, "of", "scope")
@@ -57,6 +81,21 @@ class Inspection:
         found, alike = self._find(query["of"], admission_of(request).powers)
         resources = found.visible() if query["scope"] == "visible" else found.sent
         return JSON(Configuration(found.name, found.version, alike, resources))
+
+    async def _secrets(self, request: Request) -> Response:
+        found, alike = self._find(query_of(request, "of")["of"], admission_of(request).powers)
+        told = (
+            labels
+            for name, labels, _ in self._gauges()
+            if name == "meshlib_certificate_info" and labels.get("service.instance.id") == found.id
+        )
+        secrets = [
+            Secret(each["resource"], each["serial"], int(each["not_before"]), int(each["not_after"])) for each in told
+        ]
+        secrets.sort(key=lambda each: (each.name == ROOT, -each.not_before, each.serial))
+        latest = [each for each in secrets if each.name != ROOT][:1]  # what it had before is told for a minute, too
+        roots = [each for each in secrets if each.name == ROOT]
+        return JSON(Secrets(found.name, alike, (*latest, *roots)))
 
     def _find(self, name: str, powers: Powers) -> tuple[Client, int]:
         """The client of this name; or one of this workload, and how many there are. For operators of its namespace:

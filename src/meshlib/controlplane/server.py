@@ -463,7 +463,11 @@ class ControlPlane:
         may_make = settings.is_admin_local or settings.access is not None
         routes += TokenRoutes(self.tokens, self.authority, may_make, audit).routes()
         routes += AuthorityRoutes(self.authority, self._certificates.late, audit).routes()
-        routes += Inspection(self._ads.inspected).routes() + self._metrics.routes() + self._loads.routes()
+        routes += (
+            Inspection(self._ads.inspected, lambda: self._telemetry.gauges(time.time())).routes()
+            + self._metrics.routes()
+            + self._loads.routes()
+        )
         routes += TapRoutes(self._taps, self._telemetry, self, audit).routes()
         routes += LogRoutes(self._taps, self._logs, self, audit).routes()
         return routes + AuditRoutes(audit).routes()

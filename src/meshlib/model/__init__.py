@@ -54,7 +54,7 @@ from meshlib.model.cluster import (
 from meshlib.model.command_text import OPERATORS, Command, parts_of
 from meshlib.model.domains import DomainTable, is_loopback
 from meshlib.model.node import TLS_MODE, Node, NodeKind, Workload
-from meshlib.model.process import FeedState, ProcessState
+from meshlib.model.process import FeedState, HeldCertificate, ProcessState
 from meshlib.model.rate_limit import TOO_MANY, LimitAnswer, LimitKey, Quota, QuotaService, RateLimit
 from meshlib.model.reporting import AS_SET, NewLabel, RemovedLabel, Reporting, SpanTag, Told
 from meshlib.model.request import Headers, HeaderView, Outcome, Request
@@ -139,6 +139,7 @@ __all__ = [
     "Health",
     "HealthCheck",
     "HedgePolicy",
+    "HeldCertificate",
     "Inbound",
     "JwtProvider",
     "LimitAnswer",

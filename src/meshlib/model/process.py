@@ -17,10 +17,21 @@ class FeedState(NamedTuple):
     updated: float = 0.0
 
 
+class HeldCertificate(NamedTuple):
+    """One that the process goes by. name: `default` is its own, `ROOTCA` one that it trusts. serial: in hexadecimal.
+    not_before, not_after: in seconds since 1970."""
+
+    name: str
+    serial: str
+    not_before: int
+    not_after: int
+
+
 class ProcessState(NamedTuple):
     """feed: None where the configuration does not come from a control plane. expires: when the certificate does, in
-    seconds since 1970; None without one. rotations: certificates after the first."""
+    seconds since 1970; None without one. rotations: certificates after the first. certificates: what it holds now."""
 
     feed: FeedState | None = None
     expires: float | None = None
     rotations: int = 0
+    certificates: tuple[HeldCertificate, ...] = ()

@@ -37,6 +37,7 @@ HELP: Mapping[str, str] = {
     "meshlib_quota_limited_total": "Calls that a shared quota turned away, or in shadow mode would have.",
     "meshlib_quota_unanswered_total": "Calls about which whoever counts a shared quota did not answer.",
     "meshlib_certificate_expiry_timestamp_seconds": "When this process's certificate expires, Unix time.",
+    "meshlib_certificate_info": "1 for each certificate that this process goes by: its own and the roots.",
     "meshlib_certificate_rotations_total": "Certificates that took the place of another.",
     "meshlib_xds_connected": "1 while the control plane answers, else 0.",
     "meshlib_xds_connections_total": "Streams on which the control plane has answered.",
@@ -48,12 +49,13 @@ HELP: Mapping[str, str] = {
 LEAST = frozenset(
     {
         "meshlib_certificate_expiry_timestamp_seconds",
+        "meshlib_certificate_info",
         "meshlib_xds_connected",
         "meshlib_xds_last_update_timestamp_seconds",
     }
 )
 """Of which the smallest counts where several processes are told of as one: a sum of dates is none, and one worker that
-is cut off must be seen beside three that are not."""
+is cut off must be seen beside three that are not; and what is 1 stays that."""
 _BREAKER = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
 
 
@@ -103,6 +105,14 @@ def _of_process(state: ProcessState) -> Iterator[Value]:
     if state.expires is not None:
         yield Value("meshlib_certificate_expiry_timestamp_seconds", (), state.expires, False)
         yield Value("meshlib_certificate_rotations_total", (), state.rotations, True)
+    for each in state.certificates:
+        said = (
+            ("resource", each.name),
+            ("serial", each.serial),
+            ("not_before", str(each.not_before)),
+            ("not_after", str(each.not_after)),
+        )
+        yield Value("meshlib_certificate_info", said, 1, False)
     if (feed := state.feed) is None:
         return
     yield Value("meshlib_xds_connected", (), float(feed.is_connected), False)
