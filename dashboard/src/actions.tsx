@@ -144,6 +144,9 @@ export function Actions({ detail }: { detail: ServiceDetail }) {
               <output>{wish.weights[name] ?? 0} %</output>
             </label>
           ))}
+          {names.length > 0 && !names.some((name) => wish.weights[name]) && (
+            <p class="dim">Nothing splits the traffic now: every endpoint takes its turn. Move a slider to split it.</p>
+          )}
           {!names.length && <p class="dim">No DestinationRule names subsets of {detail.name}, so there is nothing to split.</p>}
           {FIELDS.map(({ name, title, min, max, step }) => (
             <label key={name} class="slider">

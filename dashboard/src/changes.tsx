@@ -36,7 +36,7 @@ export function ChangeHistory() {
       <h2>Changes</h2>
       {shown.length > 0 && (
         <>
-          <p class="dim">Each with the traffic of the services that it touches, {span(choices.value.seconds)} before and after it (“last” above says how long).</p>
+          <p class="dim">Each with the traffic of the services that it touches, {span(choices.value.seconds)} before and after it (“compare” above says how long).</p>
           <Chart query={{}} title="All calls in the mesh" />
           <ol class="timeline">
             {shown.map((change) => (

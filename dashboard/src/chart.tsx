@@ -64,7 +64,9 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
   }, [key, choices.value.theme]);
   useEffect(() => {
     const end = choices.value.end || undefined;
-    void get<{ points: Point[] }>("/v1/series", { ...query, seconds: 900, ...(end ? { end } : {}) }).then(({ points }) => {
+    void get<{ points: Point[] }>("/v1/series", { ...query, seconds: 900, ...(end ? { end } : {}) }).then(({ points: found }) => {
+      // The slot that is under way would look like a fall.
+      const points = found.filter(({ at, seconds }) => at + seconds <= (end ?? now.value));
       plot.current?.setData([
         points.map((point) => point.at),
         points.map((point) => point.rates.rps),

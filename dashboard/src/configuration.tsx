@@ -2,6 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { get, type Problem, type StoredObject } from "./api";
 import { changeNumber, choices } from "./state";
+import { lineOf } from "./place";
 import { Editor } from "./whatif";
 
 export function Configuration() {
@@ -25,6 +26,10 @@ export function Configuration() {
   return (
     <section class="page" aria-label="Configuration">
       <h2>Configuration</h2>
+      <p class="dim" data-testid="configuration-count">
+        {objects.length} {objects.length === 1 ? "object" : "objects"}, {problems.length ? `${problems.length} ${problems.length === 1 ? "problem" : "problems"}` : "no problems"}
+        {find && `; ${shown.length} fit “${find}”`}
+      </p>
       <Editor text={edited} onText={setEdited} />
       {loose.map((problem, index) => (
         <ProblemLine key={index} problem={problem} />
@@ -35,15 +40,12 @@ export function Configuration() {
         return (
           <details key={title(each)} open={shown.length === 1 || own.length > 0} class="object">
             <summary>
-              <span class={`pill ${sign === "✓" ? "healthy" : sign === "!" ? "degraded" : "failure"}`}>{sign}</span> {title(each)}{" "}
+              <span class={`state pill ${sign === "✓" ? "healthy" : sign === "!" ? "degraded" : "failure"}`}>{sign}</span> {title(each)}{" "}
               <span class="dim">
                 {each.origin}, {each.source}
               </span>
             </summary>
-            {own.map((problem, index) => (
-              <ProblemLine key={index} problem={problem} />
-            ))}
-            <pre tabIndex={0}>{each.yaml}</pre>
+            <Yaml text={each.yaml} problems={own} />
             <p>
               <button
                 type="button"
@@ -58,15 +60,44 @@ export function Configuration() {
           </details>
         );
       })}
-      {!shown.length && <p class="empty">No object fits {find ? `“${find}”` : ""}.</p>}
+      {!shown.length && <p>No object fits {find ? `“${find}”` : ""}.</p>}
     </section>
   );
 }
 
-export function ProblemLine({ problem }: { problem: Problem }) {
+// Each problem below the line that it is about; above all of it, what is about none.
+function Yaml({ text, problems }: { text: string; problems: Problem[] }) {
+  const placed = problems.map((problem): [number, Problem] => [lineOf(text, problem.field), problem]);
+  const of = (line: number) => placed.filter(([at]) => at === line).map(([, problem], index) => <ProblemLine key={index} problem={problem} isInPlace={line >= 0} />);
+  const lines = text.trimEnd().split("\n");
   return (
-    <p class={`problem ${problem.level}`}>
-      <strong>{problem.level}</strong> {problem.object} <code>{problem.field}</code>: {problem.reason} <span class="dim">{problem.source}</span>
-    </p>
+    <>
+      {of(-1)}
+      <pre tabIndex={0} class="yaml">
+        {lines.map((line, index) => {
+          const own = of(index);
+          return (
+            <span key={index} class={own.length ? "marked" : ""}>
+              {line}
+              {"\n"}
+              {own}
+            </span>
+          );
+        })}
+      </pre>
+    </>
+  );
+}
+
+// In a text it may be no paragraph.
+export function ProblemLine({ problem, isInPlace = false }: { problem: Problem; isInPlace?: boolean }) {
+  const Line = isInPlace ? "span" : "p";
+  return (
+    <Line class={`problem ${problem.level}`} data-testid={isInPlace ? "problem-in-place" : undefined}>
+      <strong>
+        {problem.level === "error" ? "✕" : "!"} {problem.level}
+      </strong>{" "}
+      {!isInPlace && problem.object} <code>{problem.field}</code>: {problem.reason} <span class="dim">{problem.source}</span>
+    </Line>
   );
 }

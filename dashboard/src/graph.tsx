@@ -1,28 +1,27 @@
 // What does the traffic look like? The graph: who calls whom, how often, how well. SVG, so that it can be read and tested.
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { MeshEdge, MeshNode } from "./api";
+import { Stage } from "./camera";
 import type { Asked, Placed } from "./layout.worker";
 import { choices, choose, condition, edges, matches, nodes, topology } from "./state";
 import { milliseconds, rate, share, shortName } from "./text";
 
 // A node is as wide as its name wants, within reason.
-const NARROWEST = 126;
-const WIDEST = 172;
+const NARROWEST = 108;
+const WIDEST = 180;
 const HEIGHT = 54;
 // Of a letter of a name, at most: names are bold, 13 px.
 const LETTER = 7.6;
-// Below this the text is no longer read: then the graph is scrolled instead.
-const LEAST_SCALE = 0.86;
-const MOST_SCALE = 1.25;
 const SIGN = { idle: "–", healthy: "✓", degraded: "!", failure: "✕" } as const;
+// Signs that the usual fonts have; the word is always beside them, or in their title.
 const BADGES: Record<string, string> = {
   fault: "⚡ fault injected",
-  "circuit-breaker": "⛨ circuit breaker",
+  "circuit-breaker": "⊖ circuit breaker",
   shifting: "⇄ traffic shifting",
-  mirror: "⧉ mirrored",
+  mirror: "⇉ mirrored",
   timeout: "◷ timeout",
   retries: "↻ retries",
-  routing: "⑂ request routing",
+  routing: "⋔ request routing",
   "virtual-service": "⎇ virtual service",
   "breaker-open": "⊘ breaker open",
   ejected: "⏏ endpoints ejected",
@@ -32,33 +31,52 @@ export function badgeText(badge: string): string {
   return BADGES[badge] ?? badge;
 }
 
-function widthOf({ name }: MeshNode): number {
-  return Math.ceil(Math.min(WIDEST, Math.max(NARROWEST, name.length * LETTER + 20)));
+// What the shape takes beside the name.
+const EDGING: Record<MeshNode["kind"], number> = { workload: 20, unknown: 20, gateway: 24, service: 30, external: 38 };
+
+function widthOf({ name, kind }: MeshNode): number {
+  return Math.ceil(Math.min(WIDEST, Math.max(NARROWEST, name.length * LETTER + EDGING[kind])));
 }
 
 // `name`, or as much of it as there is room for.
-function fitted(name: string, width: number): string {
-  const room = Math.floor((width - 20) / LETTER);
+function fitted({ name, kind }: MeshNode, width: number): string {
+  const room = Math.floor((width - EDGING[kind]) / LETTER);
   return name.length > room ? `${name.slice(0, room - 1)}…` : name;
 }
 
-function useLayout(): Placed {
-  const [placed, setPlaced] = useState<Placed>({ nodes: {}, ways: {}, width: 0, height: 0 });
+type Flow = "right" | "down";
+
+function useLayout(flow: Flow): [Placed, Flow] {
+  const [placed, setPlaced] = useState<[Placed, Flow]>([{ nodes: {}, ways: {}, width: 0, height: 0 }, flow]);
   const worker = useRef<Worker | null>(null);
   const wanted = topology.value;
   useEffect(() => {
     worker.current = new Worker("/dashboard/layout.js");
-    worker.current.onmessage = (event: MessageEvent<Placed>) => setPlaced(event.data);
     return () => worker.current?.terminate();
   }, []);
   useEffect(() => {
     const asked: Asked = {
       nodes: [...nodes.value.values()].map((node) => ({ id: node.id, width: widthOf(node), height: HEIGHT })).sort((a, b) => (a.id < b.id ? -1 : 1)),
       edges: [...edges.value.values()].map(({ source, target }) => ({ source, target })),
+      flow,
     };
-    worker.current?.postMessage(asked);
-  }, [wanted]);
+    worker.current!.onmessage = (event: MessageEvent<Placed>) => setPlaced([event.data, flow]);
+    worker.current!.postMessage(asked);
+  }, [wanted, flow]);
   return placed;
+}
+
+const narrow = matchMedia("(max-width: 800px)");
+
+// A phone is higher than it is wide.
+function useFlow(): Flow {
+  const [isNarrow, setNarrow] = useState(narrow.matches);
+  useEffect(() => {
+    const changed = () => setNarrow(narrow.matches);
+    narrow.addEventListener("change", changed);
+    return () => narrow.removeEventListener("change", changed);
+  }, []);
+  return choices.value.flow || (isNarrow ? "down" : "right");
 }
 
 function outline(kind: MeshNode["kind"], wide: number): string {
@@ -79,43 +97,59 @@ function outline(kind: MeshNode["kind"], wide: number): string {
 interface Curve {
   path: string;
   middle: [number, number];
+  // Whether the line crosses what is written at its middle.
+  crosses: boolean;
 }
 
-// Between the right side of one and the left of the other.
-function curve([from, y1]: [number, number], [to, y2]: [number, number], way: [number, number][] = []): Curve {
+function bezier(at: number, a: number, b: number, c: number, d: number): number {
+  const rest = 1 - at;
+  return rest ** 3 * a + 3 * rest ** 2 * at * b + 3 * rest * at ** 2 * c + at ** 3 * d;
+}
+
+// Between the side of one from which calls go out and the side of the other at which they come in. Points are (along the
+// flow, across it).
+// share: where on the way the words stand.
+function curve([from, y1]: [number, number], [to, y2]: [number, number], way: [number, number][], flow: Flow, share: number): Curve {
+  const at = (along: number, across: number) => (flow === "down" ? `${across} ${along}` : `${along} ${across}`);
+  const point = (along: number, across: number): [number, number] => (flow === "down" ? [across, along] : [along, across]);
+  const crosses = flow === "down" || Math.abs(y2 - y1) > 24;
   const through = way.filter(([x]) => x > from && x < to);
-  if (to - from > 2 * NARROWEST && through.length) {
+  if (through.length && to - from > (flow === "down" ? 2 * HEIGHT : 2 * NARROWEST)) {
     const points: [number, number][] = [[from, y1], ...through, [to, y2]];
-    let path = `M${from} ${y1}`;
+    let path = `M${at(from, y1)}`;
     points.forEach(([x, y], index) => {
       const before = points[index - 1];
-      if (before) path += ` C${(before[0] + x) / 2} ${before[1]} ${(before[0] + x) / 2} ${y} ${x} ${y}`;
+      if (before) path += ` C${at((before[0] + x) / 2, before[1])} ${at((before[0] + x) / 2, y)} ${at(x, y)}`;
     });
-    return { path, middle: through[Math.floor(through.length / 2)]! };
+    return { path, middle: point(...through[Math.floor(through.length / 2)]!), crosses: flow === "down" };
   }
   if (to >= from) {
     const bend = Math.max(24, (to - from) / 2);
     return {
-      path: `M${from} ${y1} C${from + bend} ${y1} ${to - bend} ${y2} ${to} ${y2}`,
-      middle: [(from + to) / 2, (y1 + y2) / 2],
+      path: `M${at(from, y1)} C${at(from + bend, y1)} ${at(to - bend, y2)} ${at(to, y2)}`,
+      middle: point(
+        bezier(share, from, from + bend, to - bend, to),
+        bezier(share, y1, y1, y2, y2),
+      ),
+      crosses,
     };
   }
-  const down = Math.max(y1, y2) + HEIGHT + 20;
+  const down = Math.max(y1, y2) + (flow === "down" ? WIDEST / 2 : HEIGHT) + 20;
   return {
-    path: `M${from} ${y1} C${from + 60} ${down} ${to - 60} ${down} ${to} ${y2}`,
-    middle: [(from + to) / 2, (y1 + y2 + 6 * down) / 8],
+    path: `M${at(from, y1)} C${at(from + 60, down)} ${at(to - 60, down)} ${at(to, y2)}`,
+    middle: point((from + to) / 2, (y1 + y2 + 6 * down) / 8),
+    crosses: flow === "down",
   };
 }
 
 function told(edge: MeshEdge): string {
   const { rates } = edge;
-  const parts = [rate(rates.rps)];
-  if (rates.errors) parts.push(`${share(rates.errors)} err`);
-  if (rates.p95 !== null) parts.push(`p95 ${milliseconds(rates.p95)}`);
-  return parts.join(" · ");
+  if (!rates.rps) return "no requests";
+  const times = [rates.p50, rates.p95, rates.p99].map(milliseconds).join(" / ");
+  return `${rate(rates.rps)}, ${share(1 - rates.errors)} ok${rates.p95 === null ? "" : `, p50 / p95 / p99 ${times}`}`;
 }
 
-function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; dimmed: boolean }) {
+function NodeMark({ node, at, dimmed, flow }: { node: MeshNode; at: [number, number]; dimmed: boolean; flow: Flow }) {
   const wide = widthOf(node);
   const chosen = choices.value.selected === node.id;
   const name = shortName(node.id);
@@ -144,8 +178,8 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
     >
       <title>{title}</title>
       <path d={outline(node.kind, wide)} class="outline" />
-      <text class="name" y={-4} text-anchor="middle">
-        {fitted(node.name, wide)}
+      <text class={node.name.length * LETTER * 1.1 + EDGING[node.kind] > wide ? "name long" : "name"} x={node.kind === "external" ? -6 : 0} y={-4} text-anchor="middle">
+        {fitted(node, wide)}
       </text>
       <text class="detail" y={14} text-anchor="middle">
         {node.kind === "unknown" ? "outside the mesh" : node.namespace || node.kind}
@@ -160,7 +194,7 @@ function NodeMark({ node, at, dimmed }: { node: MeshNode; at: [number, number]; 
       {node.badges
         .filter((badge) => badge !== "virtual-service" || node.badges.length === 1)
         .map((badge, index) => (
-          <text key={badge} class={`badge ${badge}`} data-badge={badge} x={-wide / 2 + 12 + index * 18} y={HEIGHT / 2 + 14}>
+          <text key={badge} class={`badge ${badge}`} data-badge={badge} x={flow === "down" ? wide / 2 + 5 : -wide / 2 + 12 + index * 18} y={flow === "down" ? index * 16 - 8 : HEIGHT / 2 + 14}>
             {badgeText(badge).slice(0, 1)}
             <title>{badgeText(badge)}</title>
           </text>
@@ -199,6 +233,7 @@ function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve
         }
       }}
     >
+      <title>{`${name}: ${text}`}</title>
       <path d={path} class="reach" />
       <path d={path} id={reference} class="line" marker-end={`url(#arrow-${edge.health})`} />
       {Array.from({ length: dots }, (_, index) => (
@@ -213,28 +248,108 @@ function EdgeMark({ edge, along, dimmed, moves }: { edge: MeshEdge; along: Curve
 }
 
 // What an edge says, above all lines, so that none strikes it through. For the eye: the edge's own name tells the same.
-function EdgeWords({ edge, middle, dimmed }: { edge: MeshEdge; middle: [number, number]; dimmed: boolean }) {
+function EdgeWords({ edge, along, dimmed }: { edge: MeshEdge; along: Curve; dimmed: boolean }) {
+  const { rates, mtls } = edge;
+  const hasErrors = rates.errors > 0;
+  const below = rates.p95 === null ? "" : milliseconds(rates.p95);
+  const lock = mtls > 0 ? 16 : 0;
+  const wide = Math.max(rates.rps ? rate(rates.rps).length : 0, below.length + lock / 6, hasErrors ? 9 : 0) * 6.6 + 6;
   return (
-    <g class={`words${dimmed ? " dimmed" : ""}`} aria-hidden="true">
-      {edge.rates.rps > 0 && (
-        <text class="label" text-anchor="middle" x={middle[0]} y={middle[1] - 6}>
-          {edge.rates.errors > 0 && (
-            <tspan x={middle[0]} dy="-13" class="failed">
-              {share(edge.rates.errors)} err
+    <g class={`words${dimmed ? " dimmed" : ""}`} aria-hidden="true" transform={`translate(${along.middle[0]} ${along.middle[1]})`}>
+      <g class="grown">
+        {along.crosses && rates.rps > 0 && <rect class="plate" x={-wide / 2} width={wide} y={hasErrors ? -31 : -18} height={hasErrors ? 50 : 37} rx="5" />}
+        {rates.rps > 0 && (
+          <text class="label" text-anchor="middle" y="-6">
+            {hasErrors && (
+              <tspan x="0" dy="-13" class="failed">
+                ✕ {share(rates.errors)} err
+              </tspan>
+            )}
+            <tspan x="0" dy={hasErrors ? 13 : 0}>
+              {rate(rates.rps)}
             </tspan>
-          )}
-          <tspan x={middle[0]} dy={edge.rates.errors > 0 ? 13 : 0}>
-            {rate(edge.rates.rps)}
-          </tspan>
-        </text>
-      )}
-      {edge.mtls > 0 && (
-        <g class={edge.mtls >= 0.999 ? "lock" : "lock partly"} transform={`translate(${middle[0]} ${middle[1] + 11})`}>
-          <rect x="-5" y="-3" width="10" height="8" rx="1.5" />
-          <path d={edge.mtls >= 0.999 ? "M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" : "M-3 -3 V-6 A3 3 0 0 1 3 -7"} />
-        </g>
-      )}
+          </text>
+        )}
+        {below && (
+          <text class="label late" text-anchor={lock ? "start" : "middle"} x={lock ? lock - below.length * 3.2 - 4 : 0} y="15">
+            {below}
+          </text>
+        )}
+        {lock > 0 && (
+          <g class={mtls >= 0.999 ? "lock" : "lock partly"} transform={`translate(${below ? 1 - below.length * 3.2 : 0} 12)`}>
+            <rect x="-5" y="-3" width="10" height="8" rx="1.5" />
+            <path d={mtls >= 0.999 ? "M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" : "M-3 -3 V-6 A3 3 0 0 1 3 -7"} />
+          </g>
+        )}
+      </g>
     </g>
+  );
+}
+
+const SHAPES: [MeshNode["kind"], string][] = [
+  ["service", "service"],
+  ["workload", "workload (a version)"],
+  ["gateway", "gateway"],
+  ["external", "host outside the mesh"],
+];
+const STATES: [keyof typeof SIGN, string][] = [
+  ["healthy", "all went well"],
+  ["degraded", "some requests failed"],
+  ["failure", "a tenth or more failed"],
+  ["idle", "nobody called"],
+];
+
+function Legend() {
+  return (
+    <details class="legend" data-testid="legend">
+      <summary>Legend</summary>
+      <div>
+        <ul>
+          {SHAPES.map(([kind, what]) => (
+            <li key={kind}>
+              <svg class="node idle" viewBox="-70 -34 140 68" width="44" height="21" aria-hidden="true">
+                <path d={outline(kind, 126)} class="outline" />
+              </svg>
+              {what}
+            </li>
+          ))}
+          {STATES.map(([health, what]) => (
+            <li key={health}>
+              <svg class={`edge ${health}`} viewBox="0 0 44 21" width="44" height="21" aria-hidden="true">
+                <path d="M2 11 H26" class="line" />
+                <svg class={`node ${health}`} x="35" y="11">
+                  <g class="sign">
+                    <circle r="8" />
+                    <text text-anchor="middle" y="4">
+                      {SIGN[health]}
+                    </text>
+                  </g>
+                </svg>
+              </svg>
+              {what}
+            </li>
+          ))}
+          <li>
+            <svg viewBox="-22 -12 44 21" width="44" height="21" aria-hidden="true">
+              <g class="words">
+                <g class="lock">
+                  <rect x="-5" y="-3" width="10" height="8" rx="1.5" />
+                  <path d="M-3 -3 V-6 A3 3 0 0 1 3 -6 V-3" />
+                </g>
+              </g>
+            </svg>
+            all of it by mutual TLS; an open lock: a part
+          </li>
+        </ul>
+        <p>An edge bears requests a second, and below it the time that 95 of 100 calls stay under (p95).</p>
+        <ul class="marks">
+          {Object.values(BADGES).map((text) => (
+            <li key={text}>{text}</li>
+          ))}
+        </ul>
+        <p class="dim">Drag or arrow keys move, the wheel or + and − zoom, 0 shows all, / finds, Tab goes from one to the next.</p>
+      </div>
+    </details>
   );
 }
 
@@ -265,12 +380,18 @@ function Empty() {
 }
 
 export function GraphView() {
-  const { find, selected } = choices.value;
+  const { find, selected, camera } = choices.value;
   const moves = useMemo(() => !matchMedia("(prefers-reduced-motion: reduce)").matches, []);
-  const [zoom, setZoom] = useState(1);
   const known = nodes.value;
   const all = [...edges.value.values()];
-  const placed = useLayout();
+  const wanted = useFlow();
+  const [placed, flow] = useLayout(wanted);
+  const stage = useRef<Stage | null>(null);
+  const root = useRef<SVGSVGElement>(null);
+  const group = useRef<SVGGElement>(null);
+  const isDrawn = all.length > 0 || known.size > 0;
+  const width = Math.max(placed.width, 240);
+  const height = Math.max(placed.height, 160);
   // What touches the selected node, or is found, stands out; the rest steps back.
   const near = useMemo(() => {
     if (!selected || !known.has(selected)) return null;
@@ -278,16 +399,41 @@ export function GraphView() {
     for (const edge of all) if (edge.source === selected || edge.target === selected) found.add(edge.source).add(edge.target);
     return found;
   }, [selected, topology.value]);
+  useEffect(() => {
+    if (!root.current || !group.current) return;
+    const made = new Stage(root.current, group.current);
+    stage.current = made;
+    const stop = made.listen();
+    const key = (event: KeyboardEvent) => {
+      const target = event.target as Element;
+      const isOurs = target === document.body || Boolean(target.closest(".stage"));
+      if (isOurs && made.press(event)) event.preventDefault();
+    };
+    addEventListener("keydown", key);
+    return () => {
+      stop();
+      removeEventListener("keydown", key);
+      stage.current = null;
+    };
+  }, [isDrawn]);
+  useLayoutEffect(() => stage.current?.show({ width, height }), [width, height, camera, isDrawn]);
   // The panel takes a third of the page: what was chosen must not be behind its edge.
   useEffect(() => {
-    if (selected) document.querySelector("svg .chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const chosen = document.querySelector("svg .chosen");
+    if (selected && chosen) stage.current?.reveal(chosen);
   }, [selected]);
   const isDimmed = (node: MeshNode) => (find ? !matches(node, find) : near ? !near.has(node.id) : false);
-  if (!all.length && !known.size) return <Empty />;
-  const width = Math.max(placed.width, 400);
-  const height = Math.max(placed.height, 240);
+  if (!isDrawn) return <Empty />;
   // Hundreds of edges with moving dots would freeze the page: then they stand still.
   const isLarge = all.length > 300;
+  const turned = ([x, y]: [number, number]): [number, number] => (flow === "down" ? [y, x] : [x, y]);
+  const half = (node: MeshNode) => (flow === "down" ? HEIGHT : widthOf(node)) / 2;
+  const leaving = new Map<string, number>();
+  const entering = new Map<string, number>();
+  for (const { source, target } of all) {
+    leaving.set(source, (leaving.get(source) ?? 0) + 1);
+    entering.set(target, (entering.get(target) ?? 0) + 1);
+  }
   const drawn = all.flatMap((edge) => {
     const from = placed.nodes[edge.source];
     const to = placed.nodes[edge.target];
@@ -295,35 +441,47 @@ export function GraphView() {
     const target = known.get(edge.target);
     if (!from || !to || !source || !target) return [];
     const dimmed = near ? edge.source !== selected && edge.target !== selected : isDimmed(source) && isDimmed(target);
-    const ends: [[number, number], [number, number]] = [
-      [from[0] + widthOf(source) / 2, from[1]],
-      [to[0] - widthOf(target) / 2, to[1]],
-    ];
-    return [{ edge, along: curve(...ends, placed.ways[`${edge.source} ${edge.target}`]), dimmed }];
+    const [one, two] = [turned(from), turned(to)];
+    const way = (placed.ways[`${edge.source} ${edge.target}`] ?? []).map(turned);
+    // Where many part, their words stand nearer to where they come in, and the other way round: there is more room.
+    const fan = (leaving.get(edge.source) ?? 0) - (entering.get(edge.target) ?? 0);
+    const share = fan > 0 ? 0.58 : fan < 0 ? 0.44 : 0.5;
+    const along = curve([one[0] + half(source), one[1]], [two[0] - half(target), two[1]], way, flow, share);
+    return [{ edge, along, dimmed }];
   });
   return (
     <div class="stage">
       <div class="zoom" role="group" aria-label="Zoom">
-        <button type="button" onClick={() => setZoom(zoom * 1.25)} aria-label="Larger">
+        <button type="button" onClick={() => stage.current?.zoom(1.25)} aria-label="Larger" title="Larger (+)">
           +
         </button>
-        <button type="button" onClick={() => setZoom(zoom / 1.25)} aria-label="Smaller">
+        <button type="button" onClick={() => stage.current?.zoom(0.8)} aria-label="Smaller" title="Smaller (−)">
           −
         </button>
-        <button type="button" onClick={() => setZoom(1)}>
+        <button type="button" onClick={() => stage.current?.fit()} aria-pressed={!camera} title="All of it (0)">
           Fit
         </button>
+        <button
+          type="button"
+          onClick={() => choose({ flow: flow === "down" ? "right" : "down", camera: "" })}
+          aria-label={flow === "down" ? "Draw calls to the right" : "Draw calls downwards"}
+          title={flow === "down" ? "Draw calls to the right" : "Draw calls downwards"}
+        >
+          {flow === "down" ? "→" : "↓"}
+        </button>
       </div>
-      <div class="canvas">
       {!all.length && <Empty />}
       <svg
-        viewBox={`0 0 ${width} ${height}`}
-        width={zoom === 1 ? "100%" : width * zoom}
-        height={zoom === 1 ? undefined : height * zoom}
-        style={zoom === 1 ? { minWidth: `${width * LEAST_SCALE}px`, maxWidth: `${width * MOST_SCALE}px` } : {}}
+        ref={root}
+        class="canvas"
         role="group"
         aria-label="Graph of the mesh"
         data-testid="graph"
+        data-flow={flow}
+        onFocusIn={(event) => {
+          const mark = (event.target as Element).closest(".node, .edge");
+          if (mark?.matches(":focus-visible")) stage.current?.reveal(mark);
+        }}
       >
         <defs>
           {(["idle", "healthy", "degraded", "failure"] as const).map((health) => (
@@ -332,18 +490,20 @@ export function GraphView() {
             </marker>
           ))}
         </defs>
-        {drawn.map((each) => (
-          <EdgeMark key={each.edge.id} {...each} moves={moves && !isLarge} />
-        ))}
-        {drawn.map(({ edge, along, dimmed }) => (
-          <EdgeWords key={edge.id} edge={edge} middle={along.middle} dimmed={dimmed} />
-        ))}
-        {[...known.values()].map((node) => {
-          const at = placed.nodes[node.id];
-          return at ? <NodeMark key={node.id} node={node} at={at} dimmed={isDimmed(node)} /> : null;
-        })}
+        <g ref={group}>
+          {drawn.map((each) => (
+            <EdgeMark key={each.edge.id} {...each} moves={moves && !isLarge} />
+          ))}
+          {drawn.map(({ edge, along, dimmed }) => (
+            <EdgeWords key={edge.id} edge={edge} along={along} dimmed={dimmed} />
+          ))}
+          {[...known.values()].map((node) => {
+            const at = placed.nodes[node.id];
+            return at ? <NodeMark key={node.id} node={node} at={at} dimmed={isDimmed(node)} flow={flow} /> : null;
+          })}
+        </g>
       </svg>
-      </div>
+      <Legend />
     </div>
   );
 }

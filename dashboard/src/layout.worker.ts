@@ -1,9 +1,10 @@
-// Where does each node stand? Layers from left to right, off the page's thread: it takes seconds for hundreds of nodes.
+// Where does each node stand? Layers from left to right, or from top to bottom, off the page's thread: it takes seconds for hundreds of nodes.
 import { Graph, layout } from "@dagrejs/dagre";
 
 export interface Asked {
   nodes: { id: string; width: number; height: number }[];
   edges: { source: string; target: string }[];
+  flow: "right" | "down";
 }
 export interface Placed {
   nodes: Record<string, [number, number]>;
@@ -15,7 +16,8 @@ export interface Placed {
 
 onmessage = (event: MessageEvent<Asked>) => {
   const graph = new Graph({ multigraph: false });
-  graph.setGraph({ rankdir: "LR", nodesep: 34, edgesep: 14, ranksep: 72, marginx: 16, marginy: 30 });
+  const isDown = event.data.flow === "down";
+  graph.setGraph({ rankdir: isDown ? "TB" : "LR", nodesep: isDown ? 34 : 40, edgesep: 14, ranksep: isDown ? 84 : 80, marginx: 16, marginy: 30 });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of event.data.nodes) graph.setNode(id, { width, height });
   for (const { source, target } of event.data.edges) if (source !== target) graph.setEdge(source, target);

@@ -1,7 +1,7 @@
 // The page: a bar with the choices, the view that was chosen, and the details of what is selected.
 import { render } from "preact";
 import "uplot/dist/uPlot.min.css";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Refused, signIn, signOut } from "./api";
 import { ChangeHistory } from "./changes";
 import { Configuration } from "./configuration";
@@ -37,7 +37,7 @@ function Bar() {
           </button>
         ))}
       </nav>
-      <span class="total" data-testid="total">
+      <span class="total" data-testid="total" title="All calls between services">
         {rps ? `${rate(rps)}, ${share(1 - failed / rps)} ok` : "no requests"}
       </span>
       <span class="grow" />
@@ -45,8 +45,8 @@ function Bar() {
         <span class="hidden">Find</span>
         <input id="find" type="search" placeholder="Find  /" value={find} onInput={(event) => choose({ find: event.currentTarget.value })} />
       </label>
-      <label>
-        last{" "}
+      {(view === "graph" || view === "changes") && (<label>
+        {view === "graph" ? "last" : "compare"}{" "}
         <select value={String(seconds)} onChange={(event) => choose({ seconds: Number(event.currentTarget.value) })}>
           {[10, 30, 60, 300, 900, 3600].map((each) => (
             <option key={each} value={String(each)}>
@@ -54,14 +54,14 @@ function Bar() {
             </option>
           ))}
         </select>
-      </label>
-      <label>
+      </label>)}
+      {view === "graph" && (<label>
         <input type="checkbox" checked={services} onChange={() => choose({ services: !services })} /> services
-      </label>
+      </label>)}
       <button type="button" onClick={() => choose({ theme: theme === "dark" ? "light" : "dark" })} aria-label="Dark or light">
         ◐
       </button>
-      <Replay end={end} />
+      {view === "graph" && <Replay end={end} />}
       <Me />
     </header>
   );
@@ -69,10 +69,22 @@ function Bar() {
 
 function Replay({ end }: { end: number }) {
   const latest = Date.now() / 1000;
+  const [isPlaying, setPlaying] = useState(false);
+  useEffect(() => {
+    if (!isPlaying) return;
+    // Ten times as fast as it was, until it is now.
+    const timer = setInterval(() => {
+      const next = choices.value.end + 5;
+      const isNow = !choices.value.end || next >= Date.now() / 1000 - 3;
+      choose({ end: isNow ? 0 : next });
+      if (isNow) setPlaying(false);
+    }, 500);
+    return () => clearInterval(timer);
+  }, [isPlaying]);
   return (
     <span class="replay">
       <label>
-        <span>{end ? clock(end) : "live"}</span>{" "}
+        <span>{end ? new Date(end * 1000).toLocaleTimeString([], { hour12: false }) : "live"}</span>{" "}
         <input
           type="range"
           min="-840"
@@ -87,9 +99,20 @@ function Replay({ end }: { end: number }) {
         />
       </label>
       {end > 0 && (
-        <button type="button" onClick={() => choose({ end: 0 })}>
-          Live
-        </button>
+        <>
+          <button type="button" onClick={() => setPlaying(!isPlaying)} title={isPlaying ? "Pause" : "Play, ten times as fast as it was"} aria-label={isPlaying ? "Pause the replay" : "Play from here"} data-testid="play">
+            {isPlaying ? "❚❚" : "▶"}
+          </button>
+          <button
+            type="button"
+            onClick={() => {
+              setPlaying(false);
+              choose({ end: 0 });
+            }}
+          >
+            Live
+          </button>
+        </>
       )}
     </span>
   );
@@ -182,7 +205,7 @@ function App() {
         ) : (
           <ChangeHistory />
         )}
-        {view === "graph" && <Panel />}
+        {view === "graph" && !needsToken.value && <Panel />}
       </main>
       <footer class="dim">
         <span>{now.value ? `as of ${clock(now.value)}` : ""}</span>

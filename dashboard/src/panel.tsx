@@ -1,7 +1,7 @@
 // What is known of the thing that was clicked? Rates, codes, endpoints, rules, and what can be done about it.
 import { useEffect, useState } from "preact/hooks";
 import { Actions } from "./actions";
-import { get, type Endpoint, type MeshEdge, type MeshNode, type Overhead, type Rates, type ServiceDetail } from "./api";
+import { get, type Endpoint, type MeshEdge, type MeshNode, type Overhead, type Rates, type ServiceDetail, type TraceHead } from "./api";
 import { Chart } from "./chart";
 import { Circuit } from "./circuit";
 import { badgeText } from "./graph";
@@ -30,13 +30,24 @@ function Figures({ rates }: { rates: Rates }) {
 }
 
 export function Panel() {
-  const { selected } = choices.value;
+  const { selected, wide } = choices.value;
   if (!selected) return null;
   const node = nodes.value.get(selected);
   const edge = edges.value.get(selected);
   return (
-    <aside class="panel" aria-label="Details" data-testid="panel">
-      <button type="button" class="close" onClick={() => choose({ selected: "" })} aria-label="Close details">
+    <aside class={wide ? "panel wide" : "panel"} aria-label="Details" data-testid="panel">
+      <button
+        type="button"
+        class="wider"
+        aria-pressed={wide}
+        onClick={() => choose({ wide: !wide })}
+        aria-label={wide ? "Beside the graph" : "On the whole page"}
+        title={wide ? "Beside the graph" : "On the whole page"}
+        data-testid="wide"
+      >
+        {wide ? "⇥" : "⇤"}
+      </button>
+      <button type="button" class="close" onClick={() => choose({ selected: "", wide: false })} aria-label="Close details">
         ✕
       </button>
       {node ? <NodePanel node={node} /> : edge ? <EdgePanel edge={edge} /> : <p>Nothing is known of {selected} now.</p>}
@@ -51,10 +62,13 @@ function NodePanel({ node }: { node: MeshNode }) {
       <ul class="calls">
         {found.map((edge) => (
           <li key={edge.id}>
-            <button type="button" onClick={() => choose({ selected: edge.id })}>
+            <button type="button" class="link" onClick={() => choose({ selected: edge.id })}>
               {shortName(edge[end])}
             </button>{" "}
-            {rate(edge.rates.rps)}, {share(1 - edge.rates.errors)} ok
+            <span class={edge.rates.errors > 0 ? "bad" : ""}>
+              {edge.rates.errors > 0 && "✕ "}
+              {rate(edge.rates.rps)}, {share(1 - edge.rates.errors)} ok, p95 {milliseconds(edge.rates.p95)}
+            </span>
           </li>
         ))}
       </ul>
@@ -66,7 +80,7 @@ function NodePanel({ node }: { node: MeshNode }) {
       <h2>
         {node.name} <span class={`pill ${node.health}`}>{node.health}</span>
       </h2>
-      <p class="dim">
+      <p class="dim about">
         {node.kind}
         {node.namespace && ` in ${node.namespace}`}
         {node.version && `, version ${node.version}`}
@@ -104,7 +118,7 @@ function EdgePanel({ edge }: { edge: MeshEdge }) {
       <h2>
         {shortName(edge.source)} → {shortName(edge.target)} <span class={`pill ${edge.health}`}>{edge.health}</span>
       </h2>
-      <p class="dim">
+      <p class="dim about">
         {edge.protocol}, mutual TLS on {share(edge.mtls)} of the requests
       </p>
       <Figures rates={edge.rates} />
@@ -176,6 +190,57 @@ function EndpointRow({ endpoint, by }: { endpoint: Endpoint; by: string[] | unde
   );
 }
 
+// What the last route does, which takes what no other has taken.
+function Routing({ detail }: { detail: ServiceDetail }) {
+  const { split, steering, rule } = detail;
+  const does = [
+    ...split.filter(({ weight }) => weight > 0).map(({ subset, weight }) => `${weight} % to ${subset}`),
+    ...(steering.timeout ? [`timeout ${steering.timeout} s`] : []),
+    ...(steering.delay ? [`⚡ ${steering.delayed} % delayed by ${steering.delay} s`] : []),
+    ...(steering.aborted ? [`⚡ ${steering.aborted} % aborted with ${steering.abort}`] : []),
+  ];
+  return (
+    <>
+      <h3>Routing</h3>
+      <p data-testid="routing">{does.length ? does.join(", ") : rule ? "To all endpoints in turn, by a VirtualService." : "To all endpoints in turn: no VirtualService says otherwise."}</p>
+    </>
+  );
+}
+
+// The worst of what was traced lately: failed ones first, then the slowest.
+function Requests({ name }: { name: string }) {
+  const [heads, setHeads] = useState<TraceHead[]>([]);
+  useEffect(() => {
+    let wanted = true;
+    get<{ traces: TraceHead[] }>("/v1/traces", { service: name, limit: 200 }).then(
+      ({ traces }) => wanted && setHeads(traces.sort((a, b) => Number(b.failed) - Number(a.failed) || b.duration - a.duration).slice(0, 5)),
+      () => undefined, // the stream tells what is wrong
+    );
+    return () => {
+      wanted = false;
+    };
+  }, [name, Math.floor(now.value / 10)]);
+  if (!heads.length) return null;
+  return (
+    <>
+      <h3>Failed and slow requests</h3>
+      <ul class="calls" data-testid="worst">
+        {heads.map((head) => (
+          <li key={head.trace_id}>
+            <button type="button" class="link" onClick={() => choose({ view: "traces", trace: head.trace_id })}>
+              {head.request || head.name}
+            </button>{" "}
+            <span class={head.failed ? "bad" : ""}>
+              {head.failed ? "✕ failed" : "✓ ok"}, {milliseconds(head.duration * 1000)}
+            </span>{" "}
+            <span class="dim">{clock(head.began)}</span>
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}
+
 function ServicePart({ namespace, name }: { namespace: string; name: string }) {
   const [detail, setDetail] = useState<ServiceDetail | null>(null);
   useEffect(() => {
@@ -191,6 +256,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
   if (!detail) return null;
   return (
     <>
+      <Routing detail={detail} />
       <h3>Endpoints</h3>
       <table>
         <thead>
@@ -220,8 +286,8 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
             <tbody>
               {detail.certificates.map(({ process, expires }) => (
                 <tr key={process}>
-                  <td>{process}</td>
-                  <td>{expires ? `${clock(expires)}, in ${span(expires - now.value)}` : <span class="dim">none told of</span>}</td>
+                  <td class="small">{process}</td>
+                  <td title={expires ? new Date(expires * 1000).toLocaleString() : ""}>{expires ? `in ${span(expires - now.value)}` : <span class="dim">none told of</span>}</td>
                 </tr>
               ))}
             </tbody>
@@ -234,7 +300,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
           <ul class="rules">
             {detail.objects.map((each) => (
               <li key={each}>
-                <button type="button" onClick={() => choose({ view: "configuration", find: each })}>
+                <button type="button" class="link" onClick={() => choose({ view: "configuration", find: each })}>
                   {each}
                 </button>
               </li>
@@ -242,6 +308,7 @@ function ServicePart({ namespace, name }: { namespace: string; name: string }) {
           </ul>
         </>
       )}
+      <Requests name={detail.name} />
       <Actions key={detail.host} detail={detail} />
       {detail.breaker && <Circuit key={`${detail.host} circuit`} detail={detail} breaker={detail.breaker} />}
     </>

@@ -22,6 +22,28 @@ function table(title: string, heads: string[], rows: unknown[][]): string {
   return `<h2>${escaped(title)} (${rows.length})</h2>\n<table><thead><tr>${cells("th", heads)}</tr></thead><tbody>\n${body}</tbody></table>\n`;
 }
 
+// The graph as it is drawn now, whole and still; "" in another view. Colours are those of the page's theme.
+function picture(): string {
+  const shown = document.querySelector<SVGSVGElement>("[data-testid=graph]");
+  if (!shown) return "";
+  const copy = shown.cloneNode(true) as SVGSVGElement;
+  copy.querySelectorAll("animateMotion, .dot, .reach").forEach((each) => each.remove());
+  copy.querySelectorAll("[tabindex], [role], [aria-pressed]").forEach((each) => ["tabindex", "role", "aria-pressed"].forEach((name) => each.removeAttribute(name)));
+  const group = copy.querySelector(":scope > g")!;
+  const box = shown.querySelector<SVGGElement>(":scope > g")!.getBBox();
+  group.removeAttribute("transform");
+  copy.setAttribute("viewBox", [box.x - 8, box.y - 8, box.width + 16, box.height + 16].join(" "));
+  copy.setAttribute("role", "img");
+  copy.setAttribute("class", "canvas");
+  copy.removeAttribute("style");
+  const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules].map((rule) => rule.cssText));
+  const own = rules.filter((text) => /^(svg text|\.(node|edge|words|arrow|dimmed))/.test(text));
+  const colours = ["back", "card", "text", "dim", "line", "accent", "healthy", "degraded", "failure", "idle"];
+  const known = colours.map((name) => `--${name}:${getComputedStyle(document.documentElement).getPropertyValue(`--${name}`)}`);
+  return `<style>.picture{${known.join(";")};background:var(--back);padding:8px}.picture svg{max-width:100%;max-height:80vh}${own.join("")}</style>
+<div class="picture">${new XMLSerializer().serializeToString(copy)}</div>`;
+}
+
 // Changes come without secrets' values, credentials in headers and private keys: the control plane keeps none of them.
 export async function report(): Promise<string> {
   const { seconds, services, end } = choices.value;
@@ -40,6 +62,7 @@ export async function report(): Promise<string> {
 <style>:root{color-scheme:light dark}body{font:14px/1.45 system-ui,sans-serif;margin:24px}table{border-collapse:collapse}td,th{border:1px solid #888;padding:2px 8px;text-align:left;vertical-align:top}pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>
 </head><body><main><h1>meshlib ${escaped(version.version)}</h1>
 <p>As of ${at}, traffic of ${seconds} s. Credentials were taken out; names, addresses and the configuration's other values are in here.</p>
+${picture()}
 ${table(
   "Problems",
   ["level", "object", "field", "reason", "source"],

@@ -12,6 +12,12 @@ export interface Choices {
   trace: string;
   end: number;
   theme: "" | "light" | "dark";
+  // What is selected takes the whole page.
+  wide: boolean;
+  // What of the graph is seen (camera.ts); "" is all of it.
+  camera: string;
+  // Which way calls are drawn; "" is what suits the screen.
+  flow: "" | "right" | "down";
 }
 
 const DEFAULTS: Choices = {
@@ -23,6 +29,9 @@ const DEFAULTS: Choices = {
   trace: "",
   end: 0,
   theme: "",
+  wide: false,
+  camera: "",
+  flow: "",
 };
 
 function fromUrl(): Choices {
@@ -38,6 +47,9 @@ function fromUrl(): Choices {
     trace: text("trace"),
     end: number("end", 0),
     theme: text("theme") === "dark" ? "dark" : text("theme") === "light" ? "light" : "",
+    wide: text("wide") === "true",
+    camera: text("camera"),
+    flow: text("flow") === "down" ? "down" : text("flow") === "right" ? "right" : "",
   };
 }
 
@@ -141,7 +153,7 @@ export function start(): void {
     stream?.abort();
     stream = new AbortController();
     if (end) {
-      void replay(seconds, services, end);
+      void replay(seconds, services, end, stream.signal);
     } else {
       void follow(seconds, services, stream.signal);
     }
@@ -171,11 +183,19 @@ export function start(): void {
   });
 }
 
-async function replay(seconds: number, services: boolean, end: number): Promise<void> {
-  const found = await get<Graph>("/v1/graph", { seconds, end, services: String(services) });
+async function replay(seconds: number, services: boolean, end: number, signal: AbortSignal): Promise<void> {
+  let found: Graph;
+  try {
+    found = await get<Graph>("/v1/graph", { seconds, end, services: String(services) });
+  } catch (error) {
+    if (!signal.aborted) trouble.value = error instanceof Refused ? error.message : "The control plane does not answer.";
+    return;
+  }
+  if (signal.aborted) return; // another moment was chosen meanwhile
   batch(() => {
     nodes.value = new Map(found.nodes.map((node) => [node.id, node]));
     edges.value = new Map(found.edges.map((edge) => [edge.id, edge]));
     now.value = end;
+    trouble.value = "";
   });
 }

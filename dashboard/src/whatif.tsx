@@ -180,8 +180,8 @@ export function Editor({ text, onText }: { text: string; onText: (text: string) 
   };
   return (
     <section class="editor" aria-label="Try a change">
-      <label for="editor">YAML that is not in force yet</label>
-      <textarea id="editor" rows={text ? 16 : 3} spellcheck={false} value={text} onInput={(event) => onText(event.currentTarget.value)} data-testid="editor" />
+      <label for="editor">Try a change: YAML that is not in force yet</label>
+      <textarea id="editor" rows={text ? 16 : 2} spellcheck={false} placeholder="Paste YAML, or take an object below: you see what it would do before anything is applied." value={text} onInput={(event) => onText(event.currentTarget.value)} data-testid="editor" />
       {text.trim() && (
         <>
           <WhatIf yaml={text} />

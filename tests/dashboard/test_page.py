@@ -55,6 +55,32 @@ def test_what_is_clicked_is_explained_and_can_be_linked_to(page: Any, town: Town
     panel.wait_for(state="detached")
 
 
+def test_a_service_can_have_the_whole_page(page: Any, town: Town) -> None:
+    """With where its calls go and its failed requests, and back again; by the URL, too."""
+    traffic(town)
+    now = time.time()
+    town.push_spans(("reviews", "0a" * 8, "", now, 1.0, True), trace="fe" * 16)
+    page.goto(f"{town.url}/#seconds=300&selected=service:default/reviews")
+    page.get_by_test_id("wide").click()
+    assert "wide=true" in page.url
+    page.reload()
+    page.get_by_test_id("routing").filter(has_text="100 % to v1").wait_for()
+    page.get_by_test_id("worst").filter(has_text="failed").wait_for()
+    page.get_by_test_id("graph").wait_for(state="hidden")
+    assert Axe().run(page).response["violations"] == []
+    page.get_by_test_id("wide").click()
+    page.get_by_test_id("graph").wait_for()
+
+
+def test_a_replay_plays_until_it_is_now(page: Any, town: Town) -> None:
+    """From twenty seconds ago, in two."""
+    traffic(town)
+    page.goto(f"{town.url}/#seconds=300&end={int(time.time()) - 20}")
+    page.get_by_test_id("play").click()
+    page.get_by_text("live", exact=True).wait_for()
+    assert "end=" not in page.url
+
+
 def test_the_slider_shifts_the_traffic(page: Any, town: Town) -> None:
     """What is applied is what the preview showed."""
     traffic(town)

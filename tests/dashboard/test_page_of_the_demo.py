@@ -103,6 +103,8 @@ def test_edges_bear_what_was_sent_within_a_tenth(demo: Demo, page: Any) -> None:
             lambda: f"{whole()} and {versions()}, sent {sent}",
         )
         assert rate(page, "default/reviews-v1", "default/ratings") == 0
+        entrance = page.get_by_test_id(f"node:{gateway}")  # of which nobody reports what comes in: it is what goes on
+        assert (entrance.get_attribute("data-health"), float(entrance.get_attribute("data-rps"))) == ("healthy", sent)
     finally:
         page.goto(page.url.replace("seconds=300", "seconds=60"))
 

@@ -64,6 +64,8 @@ def test_a_report_is_one_file_that_opens_offline_and_holds_no_secret(
         alone = context.new_page()
         alone.goto(file.as_uri())
         alone.get_by_role("cell", name="default/reviews-v2").first.wait_for()
+        drawn = alone.locator(".picture svg .node", has_text="reviews-v2")
+        assert drawn.evaluate("e => getComputedStyle(e.querySelector('.outline')).stroke") == "rgb(179, 38, 30)"
         alone.get_by_role("cell", name=re.compile("nowhere")).first.wait_for()
         assert Axe().run(alone).response["violations"] == []
     finally:

@@ -49,6 +49,22 @@ def test_an_edited_rule_is_held_against_the_recorded_traffic(page: Any, town: To
     assert "v9" not in kept["yaml"]
 
 
+def test_a_problem_stands_below_the_line_that_it_is_about(page: Any, town: Town) -> None:
+    """The second destination's subset, which nobody defines."""
+    destinations = "".join(f"{{destination: {{host: ratings, subset: {name}}}, weight: 50}}, " for name in ("v1", "v7"))
+    rule = (
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: ratings, namespace: default}\n"
+        f"spec: {{hosts: [ratings], http: [{{route: [{destinations}]}}]}}\n"
+    )
+    headers = {"content-type": "application/yaml"}
+    httpx.post(f"{town.url}/v1/apply", content=rule, headers=headers, trust_env=False, timeout=20).raise_for_status()
+    page.goto(f"{town.url}/#view=configuration&find=VirtualService+default/ratings")
+    marked = page.locator(".yaml .marked", has=page.get_by_test_id("problem-in-place"))
+    marked.first.wait_for()
+    assert [text.split("\n")[0].strip() for text in marked.all_inner_texts()] == ["subset: v7"]
+    assert Axe().run(page).response["violations"] == []
+
+
 def test_a_text_that_is_asked_about_can_be_applied(page: Any, town: Town) -> None:
     """And asked about again, it would do nothing."""
     page.goto(f"{town.url}/#view=configuration")

@@ -43,7 +43,8 @@ class Tries(msgspec.Struct, frozen=True):
 class Node(msgspec.Struct, frozen=True):
     """id: `workload:default/reviews-v1`, `service:default/reviews`, `external:www.example.com`, `unknown`. kind:
     workload, service, gateway, external, unknown. badges: of what the configuration does here (`virtual-service`,
-    `fault`, `circuit-breaker`, `mirror`, `shadow`...). incoming: what it serves. tries: of a service whose callers tell
+    `fault`, `circuit-breaker`, `mirror`, `shadow`...). incoming: what it serves; of a gateway, what goes on
+    from it. tries: of a service whose callers tell
     of their calls."""
 
     id: str

@@ -28,7 +28,7 @@ from meshlib.controlplane.before_and_after import before_and_after, sides, touch
 from meshlib.controlplane.breakers import BreakerDetail, Ejected, Gauges, breaker_of, ejected_of, live_badges
 from meshlib.controlplane.concerns import Concerned
 from meshlib.controlplane.gate import JSON, Admission, admission_of
-from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, rates, source_id, target_id
+from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, health, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.hops import hops, overhead
 from meshlib.controlplane.log_store import LogStore
@@ -227,11 +227,19 @@ class Picture:
             instances[name] = instances.get(name, 0) + 1
             if client.kind == "router":
                 gateways.add(name)
+        told_by_gateways = [(labels, cell) for labels, cell in agreed(cells).items() if source_id(labels) in gateways]
         nodes = []
         for node in made.nodes:
+            incoming, state = node.incoming, node.health
+            if node.id in gateways and not incoming.rps:
+                # Nobody reports what comes in at a gateway: it is what goes on from there.
+                incoming = rates([each for each in told_by_gateways if source_id(each[0]) == node.id], seconds)
+                state = health(incoming)
             nodes.append(
                 msgspec.structs.replace(
                     node,
+                    incoming=incoming,
+                    health=state,
                     kind="gateway" if node.id in gateways else node.kind,
                     badges=badges.get(node.id, ()),
                     instances=instances.get(node.id, 0),
