@@ -191,7 +191,7 @@ def read_rules(file: Path) -> AccessRules:
     grants = tuple(_grant(file, number, each) for number, each in enumerate(found.grants))
     issuers = tuple(_issuer(file, number, each) for number, each in enumerate(found.issuers))
     if len({each.name for each in issuers}) < len(issuers):
-        raise StateError(f"{file}: issuers: two have one name")
+        raise StateError(f"{file}: issuers: two have one name: name them apart")
     tokens = read_tokens(file.parent / found.tokens) if found.tokens else ()
     roots = _roots(file.parent / found.certificates.roots) if found.certificates is not None else b""
     rules = AccessRules(grants, {each.sha256: each for each in tokens}, issuers, roots)
@@ -209,7 +209,7 @@ def read_tokens(file: Path) -> tuple[StaticToken, ...]:
         if not _HASH.fullmatch(each.sha256):
             raise StateError(f"{at}.sha256: 64 hexadecimal digits are wanted (meshctl access token makes the entry)")
         if each.name in made:
-            raise StateError(f"{at}.name: {each.name} is there twice")
+            raise StateError(f"{at}.name: {each.name} is there twice: name them apart, or take one out")
         made[each.name] = StaticToken(each.name, each.sha256, _moment(f"{at}.expires", each.expires))
     return tuple(made.values())
 
@@ -249,7 +249,7 @@ def _issuer(file: Path, number: int, given: _Issuer) -> PeopleIssuer:
         raise StateError(f"{at}.name: {given.name!r} is no name (letters, digits and ._@-)")
     for name in ("issuer", "audience", "jwks", "subject"):
         if not getattr(given, name):
-            raise StateError(f"{at}.{name}: is empty")
+            raise StateError(f"{at}.{name}: is empty: fill it, or leave it out")
     if bad := sorted(set(given.algorithms) - set(ALGORITHMS)):
         raise StateError(f"{at}.algorithms: {bad[0]} is not allowed; there are {', '.join(ALGORITHMS)}")
     jwks = given.jwks
@@ -272,7 +272,7 @@ def _check_subjects(file: Path, rules: AccessRules) -> None:
             kind, colon, name = subject.partition(":")
             if kind == "token" and colon:
                 if name not in tokens:
-                    raise StateError(f"{at}: the tokens' file has no such token")
+                    raise StateError(f"{at}: the tokens' file has no such token: meshctl access token makes one")
             elif kind in ("user", "group") and colon:
                 if name.partition("/")[0] not in issuers or not name.partition("/")[2]:
                     raise StateError(f"{at}: is written {kind}:ISSUER/NAME, with the name of one of `issuers`")
@@ -291,7 +291,7 @@ def _moment(at: str, given: Any) -> float:
     try:
         found = datetime.fromisoformat(given if isinstance(given, str) else given.isoformat())
     except (ValueError, AttributeError):
-        raise StateError(f"{at}: {given!r} is no date") from None
+        raise StateError(f"{at}: {given!r} is no date: write 2027-01-31") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
@@ -306,7 +306,7 @@ def _roots(file: Path) -> bytes:
     except OSError as error:
         raise StateError(f"{file}: {error.strerror}") from None
     except ValueError:
-        raise StateError(f"{file}: has no PEM certificates") from None
+        raise StateError(f"{file}: has no PEM certificates: -----BEGIN CERTIFICATE----- is how they begin") from None
 
 
 class AccessFile:

@@ -109,7 +109,7 @@ class Administrators:
                 raise NotAuthenticated("no such token")
             if known.expires and self._clock() >= known.expires:
                 logger.warning("an administrator from %s is refused: token %s has expired", address, known.name)
-                raise NotAuthenticated("the token has expired")
+                raise NotAuthenticated("the token has expired: meshctl access token makes another")
             name = f"token:{known.name}"
             return Administrator(name, "token", frozenset({name}), known.expires, known.sha256)
         return self._of_caller(rules, await self._authenticator(rules).authenticate(token, address))
@@ -162,10 +162,14 @@ class Administrators:
         issuer = next(each for each in rules.issuers if each.issuer.issuer == claims.get("iss"))
         subject = claims.get(issuer.subject)
         if not isinstance(subject, str) or not subject:
-            raise NotAuthenticated(f"the token has no claim {issuer.subject}")
+            raise NotAuthenticated(
+                f"the token has no claim {issuer.subject}, which `subject` of the issuer in the access file names"
+            )
         # An address that nobody has verified is anybody's to claim (OpenID Connect Core, 5.7).
         if issuer.subject == "email" and claims.get("email_verified") is not True:
-            raise NotAuthenticated("the token's email address is not verified")
+            raise NotAuthenticated(
+                "the token's email address is not verified: have it verified, or name another `subject`"
+            )
         groups = claims.get(issuer.groups, ())
         named = [each for each in groups if isinstance(each, str)] if isinstance(groups, list) else []
         name = f"user:{issuer.name}/{subject}"

@@ -122,7 +122,7 @@ class Authenticator:
         self._refuse_guessers(host)
         if not token:  # nobody guesses by it, and a process that has nothing to show yet should not be shut out
             logger.info("a caller from %s is refused: no token", address)
-            raise NotAuthenticated("no token")
+            raise NotAuthenticated("no token: a process shows one from MESHLIB_TOKEN_FILE, a person by meshctl --token")
         try:
             return await self._authenticate(token, may_join)
         except (NotAuthenticated, Refused, JoseError, ValueError, httpx.HTTPError, OSError) as error:
@@ -134,7 +134,9 @@ class Authenticator:
     def _refuse_guessers(self, host: str) -> None:
         failures = self._failures.get(host)
         if failures is not None and len(failures) == FAILURES and failures[0] > self._clock() - FAILURES_WITHIN:
-            raise TooManyFailures(f"{host} was refused {FAILURES} times in {FAILURES_WITHIN:g} s")
+            raise TooManyFailures(
+                f"{host} was refused {FAILURES} times in {FAILURES_WITHIN:g} s: mend its token, and wait as long"
+            )
         if len(self._failures) > 10_000:
             self._failures.clear()
 
@@ -143,7 +145,9 @@ class Authenticator:
             raise NotAuthenticated(f"the token is larger than {MAX_TOKEN} bytes")
         if token.startswith(PREFIX):
             if not may_join:
-                raise NotAuthenticated("a join token buys a certificate, and nothing else")
+                raise NotAuthenticated(
+                    "a join token buys a certificate, and nothing else: set MESHLIB_IDENTITY to control-plane"
+                )
             joined = self.tokens.check(token)
             return Caller(SpiffeId.parse(joined.identity), "join token", f"join token {joined.id}", token=joined)
         header, claims = _unverified(token)
@@ -155,7 +159,9 @@ class Authenticator:
             return await self._of_issuer(issuer, token, str(header.get("kid", "")))
         if self._kubernetes is not None:
             return await self._review(self._kubernetes, token)
-        raise NotAuthenticated("nobody who is believed has issued the token")
+        raise NotAuthenticated(
+            "nobody who is believed here has issued the token: --jwt-issuer and --token-review say whom"
+        )
 
     async def _of_issuer(self, issuer: Issuer, token: str, kid: str) -> Caller:
         keys = await self._key_set(issuer, kid)
@@ -208,14 +214,14 @@ class Authenticator:
         )
         status = response.raise_for_status().json().get("status") or {}
         if status.get("authenticated") is not True:
-            raise NotAuthenticated("Kubernetes does not know the token")
+            raise NotAuthenticated("Kubernetes does not know the token: it may have expired, or be of another cluster")
         # An API server that knows no audiences would let a token for any of them pass.
         if kubernetes.audience not in (status.get("audiences") or ()):
-            raise NotAuthenticated(f"the token is not meant for {kubernetes.audience}")
+            raise NotAuthenticated(f"the token is not meant for {kubernetes.audience}: project one with that audience")
         name = str((status.get("user") or {}).get("username", ""))
         caller = self._caller(name, "kubernetes", name, None)
         if caller.identity is None:
-            raise NotAuthenticated("the token is no service account's")
+            raise NotAuthenticated("the token is no service account's: processes show that of their pod")
         return caller
 
     def _caller(self, name: str, method: str, subject: str, claims: Mapping[str, Any] | None) -> Caller:

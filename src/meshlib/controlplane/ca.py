@@ -218,7 +218,7 @@ class CertificateAuthority:
         wanted = min(lifetime if lifetime > 0 else DEFAULT_LIFETIME, MAX_LIFETIME)
         end = min(now + wanted, *(each.not_valid_after_utc.timestamp() for each in chain))
         if end <= now:
-            raise BadRequest("the CA's own certificate has expired")
+            raise BadRequest("the CA's own certificate has expired: whoever runs the control plane renews it")
         key = form.load_pem_private_key(signer.key, None)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), *map(x509.DNSName, dns)]
         names += map(x509.IPAddress, addresses)
@@ -375,7 +375,7 @@ def _dns_name(identity: SpiffeId) -> str:
 def _read(files: PluggedAuthority) -> PemAuthority:
     key = read_private(files.key)
     if key is None:
-        raise StateError(f"{files.key} does not exist")
+        raise StateError(f"{files.key} does not exist: give the CA's private key")
     try:
         certificate, root = files.certificate.read_bytes(), files.root.read_bytes()
         chain = files.chain.read_bytes() if files.chain is not None else b""
@@ -393,12 +393,14 @@ def _signer(given: PemAuthority) -> Signer:
             each.verify_directly_issued_by(parent)
         private: CertificateIssuerPrivateKeyTypes = form.load_pem_private_key(given.key, None)  # type: ignore[assignment]
         if not chain[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise StateError(f"{given.origin}: the certificate is not a CA's")
+            raise StateError(f"{given.origin}: the certificate is not a CA's: it needs the basic constraint CA:TRUE")
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        raise StateError(f"{given.origin} make no chain") from None
+        raise StateError(
+            f"{given.origin} make no chain: each certificate must be signed by the next, and the last by the root"
+        ) from None
     spki = form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo
     if private.public_key().public_bytes(*spki) != chain[0].public_key().public_bytes(*spki):
-        raise StateError(f"{given.origin}: the key is not the certificate's")
+        raise StateError(f"{given.origin}: the key is not the certificate's: give the two that were made together")
     return Signer(given.key, b"".join(each.public_bytes(form.Encoding.PEM) for each in chain))
 
 

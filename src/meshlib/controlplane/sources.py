@@ -441,7 +441,9 @@ class StateFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise StateError(f"the state folder {folder} is in use by another control plane") from None
+            raise StateError(
+                f"the state folder {folder} is in use by another control plane: stop that one, or give another --state"
+            ) from None
 
     def close(self) -> None:
         self._lock.close()

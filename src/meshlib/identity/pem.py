@@ -27,18 +27,22 @@ def credentials_of(chain: bytes, key: bytes, roots: bytes, bundles: Iterable[tup
         leaf = x509.load_pem_x509_certificates(chain)[0]
         x509.load_pem_x509_certificates(roots)
     except ValueError:
-        raise BadCredentials("the certificate or its roots are no PEM certificates") from None
+        raise BadCredentials(
+            "the certificate or its roots are no PEM certificates: -----BEGIN CERTIFICATE----- is how they begin"
+        ) from None
     try:
         private = form.load_pem_private_key(key, None)
     except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise BadCredentials("the private key is no unencrypted PEM key") from None
+        raise BadCredentials("the private key is no unencrypted PEM key: openssl pkey writes one") from None
     public = form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo
     try:
         certified = leaf.public_key().public_bytes(*public)
     except (ValueError, UnsupportedAlgorithm):
-        raise BadCredentials("the certificate's key is of a kind that nobody knows here") from None
+        raise BadCredentials(
+            "the certificate's key is of a kind that nobody knows here: use RSA, EC or Ed25519"
+        ) from None
     if private.public_key().public_bytes(*public) != certified:
-        raise BadCredentials("the private key is not the certificate's")
+        raise BadCredentials("the private key is not the certificate's: give the two that were made together")
     identity = identity_of(leaf)
     return Credentials(
         identity,
@@ -58,7 +62,9 @@ def identity_of(certificate: object) -> SpiffeId:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        raise BadCredentials("the certificate has no subject alternative names") from None
+        raise BadCredentials(
+            "the certificate has no subject alternative names: a workload's has its SPIFFE ID there"
+        ) from None
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         raise BadCredentials("the certificate's names or extensions can't be read") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
