@@ -8,6 +8,16 @@ from pathlib import Path
 from e2e.town import Town
 from peers import unused_port
 
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  selector: {app: echo}
+  ports: [{name: http, port: 80}]
+---
+"""
+
 
 def start_echo(town: Town, name: str) -> None:
     """An endpoint of the service `echo`. Returns once it is registered."""

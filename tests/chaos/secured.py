@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from e2e.town import give_token, member
-from inbound.inbound_servers import uvicorn_server
+from inbound.inbound_servers import Witness, uvicorn_server
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.inbound.peer import of_scope
 from meshlib.mesh import Mesh
 
 CALLER = "spiffe://cluster.local/ns/default/sa/caller"
@@ -52,29 +50,14 @@ class Pair:
 
 @contextmanager
 def pair(plane: ControlPlane, folder: Path) -> Iterator[Pair]:
-    serving: list[Mesh] = []
-    seen: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            seen.append(str(of_scope(scope).identity))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": seen[-1].encode()})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def http(**options: Any) -> Any:
-        return serving[0].listening.uvicorn(**options)
+    witness = Witness()
 
     with (
-        uvicorn_server(app, http=http, timeout_keep_alive=600) as url,
+        uvicorn_server(witness, http=witness.http, timeout_keep_alive=600) as url,
         member(plane, folder, "reviews", service="reviews", address=url[7:]) as reviews,
         member(plane, folder, "caller") as caller,
         caller.Client(timeout=20) as client,
     ):
-        serving.append(reviews)
+        witness.mesh = reviews
         reviews.serve()
-        yield Pair(client, f"http://reviews:{url.rpartition(':')[2]}/", caller, reviews, seen)
+        yield Pair(client, f"http://reviews:{url.rpartition(':')[2]}/", caller, reviews, witness.seen)

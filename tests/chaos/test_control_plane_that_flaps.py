@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import meshlib
-from chaos.echoes import start_echo
+from chaos.echoes import SERVICE, start_echo
 from chaos.recording import IS_FULL, Promise, Promising
 from e2e.town import Town, eventually, load
 from promises import within
@@ -17,14 +17,7 @@ from promises import within
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 FLAPS = 30 if IS_FULL else 1
-CONFIGURATION = """
-apiVersion: v1
-kind: Service
-metadata: {{name: echo}}
-spec:
-  selector: {{app: echo}}
-  ports: [{{name: http, port: 80}}]
----
+ROUTE = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {{name: echo}}
@@ -50,7 +43,7 @@ def test_a_control_plane_that_flaps_fails_no_call_and_is_believed_in_the_end(
 
 def _flap(folder: Path, told: Promise) -> None:
     with Town(folder / "town") as town:
-        town.write("echo.yaml", CONFIGURATION.format(edit=0))
+        town.write("echo.yaml", SERVICE + ROUTE.format(edit=0))
         town.start_control_plane()
         for number in range(2):
             start_echo(town, f"echo-{number}")
@@ -59,7 +52,7 @@ def _flap(folder: Path, told: Promise) -> None:
             with load(client, "http://echo/", 2, 0.005) as calls:
                 for edit in range(1, FLAPS + 1):
                     town.kill("control-plane")
-                    town.write("echo.yaml", CONFIGURATION.format(edit=edit))
+                    town.write("echo.yaml", SERVICE + ROUTE.format(edit=edit))
                     town.start_control_plane(is_awaited=edit % 4 == 3)  # else it may die before it has begun
                     time.sleep(1.0)
                     calls.some_more(10)

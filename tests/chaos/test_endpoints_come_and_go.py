@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import meshlib
-from chaos.echoes import start_echo
+from chaos.echoes import SERVICE, start_echo
 from chaos.recording import IS_FULL, Promise, Promising
 from e2e.town import Town
 
@@ -25,14 +25,7 @@ RATE, DURATION = (500, 60.0) if IS_FULL else (100, 0.0)
 INTERVAL = 1.0
 """The detection interval, in seconds."""
 
-CONFIGURATION = f"""
-apiVersion: v1
-kind: Service
-metadata: {{name: echo}}
-spec:
-  selector: {{app: echo}}
-  ports: [{{name: http, port: 80}}]
----
+RULES = f"""
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {{name: echo}}
@@ -141,7 +134,7 @@ async def test_no_idempotent_call_fails_while_endpoints_come_and_go(tmp_path: Pa
 
 async def _come_and_go(folder: Path, told: Promise) -> None:
     with Town(folder / "town") as town:
-        town.write("echo.yaml", CONFIGURATION)
+        town.write("echo.yaml", SERVICE + RULES)
         town.start_control_plane()
         chaos = Chaos(town, random.Random(20261123))
         for _ in range(4 if IS_FULL else 3):

@@ -18,13 +18,12 @@ import pytest
 
 from chaos.recording import IS_FULL, Promising
 from e2e.town import member
-from inbound.inbound_servers import uvicorn_server
+from inbound.inbound_servers import Witness, uvicorn_server
 from meshlib.controlplane.ca_service import CertificateService
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.identity import ca_client
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.tls import TlsContexts
-from meshlib.inbound.peer import of_scope
 from meshlib.mesh import Mesh
 from meshlib.model import UpstreamTls
 
@@ -96,28 +95,15 @@ async def _rotation(tmp_path: Path) -> int:
 
 
 async def _rotate(plane: ControlPlane, folder: Path) -> int:
-    serving: list[Mesh] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": str(of_scope(scope).identity).encode()})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def http(**options: Any) -> Any:
-        return serving[0].listening.uvicorn(**options)
+    witness = Witness()
 
     with (
-        uvicorn_server(app, http=http, timeout_keep_alive=600) as url,
+        uvicorn_server(witness, http=witness.http, timeout_keep_alive=600) as url,
         member(plane, folder, "reviews", service="reviews", address=url[7:]) as reviews,
         member(plane, folder, "caller") as caller,
         caller.Client(timeout=20) as client,
     ):
-        serving.append(reviews)
+        witness.mesh = reviews
         reviews.serve()
         shown: list[Credentials] = []
         reviews.on_rotation(shown.append)

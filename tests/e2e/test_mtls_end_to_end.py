@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from town import eventually, give_token, member
 
 import meshlib
-from inbound.inbound_servers import uvicorn_server
+from inbound.inbound_servers import Witness, uvicorn_server
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.inbound.peer import of_scope
-from meshlib.mesh import Mesh
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -33,30 +30,15 @@ async def test_a_process_that_serves_mtls_is_called_by_mtls(tmp_path: Path) -> N
 
 
 def _serve_and_call(plane: ControlPlane, folder: Path) -> None:
-    seen: list[str] = []
-    serving: list[Mesh] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            seen.append(str(of_scope(scope).identity))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"well"})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def http(**options: Any) -> Any:
-        return serving[0].listening.uvicorn(**options)
+    witness = Witness()
 
     with (
-        uvicorn_server(app, http=http) as url,
+        uvicorn_server(witness, http=witness.http) as url,
         member(plane, folder, "reviews", service="reviews", address=url[7:]) as reviews,
         member(plane, folder, "caller") as caller,
         caller.Client(timeout=20) as client,
     ):
-        serving.append(reviews)
+        witness.mesh = reviews
         reviews.serve()
 
         def is_there() -> bool:
@@ -65,9 +47,9 @@ def _serve_and_call(plane: ControlPlane, folder: Path) -> None:
             return False
 
         eventually(is_there, "reviews is called")
-        assert set(seen) == {"spiffe://cluster.local/ns/default/sa/caller"}
+        assert set(witness.seen) == {"spiffe://cluster.local/ns/default/sa/caller"}
         plain = httpx.get(url, trust_env=False, timeout=20)  # PERMISSIVE: curl goes on to work
-        assert (plain.status_code, seen[-1]) == (200, "None")
+        assert (plain.status_code, witness.seen[-1]) == (200, "None")
 
 
 async def test_a_certificate_that_comes_late_is_told_of(tmp_path: Path) -> None:
@@ -84,26 +66,10 @@ async def test_a_certificate_that_comes_late_is_told_of(tmp_path: Path) -> None:
 
 
 def _serve_before_the_certificate(plane: ControlPlane, folder: Path) -> None:
-    seen: list[str] = []
-    serving: list[Mesh] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            seen.append(str(of_scope(scope).identity))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"well"})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def http(**options: Any) -> Any:
-        return serving[0].listening.uvicorn(**options)
-
+    witness = Witness()
     (folder / "roots.pem").write_text(plane.roots)
     with (
-        uvicorn_server(app, http=http) as url,
+        uvicorn_server(witness, http=witness.http) as url,
         meshlib.connect(
             plane.xds_address,
             workload="reviews",
@@ -119,13 +85,13 @@ def _serve_before_the_certificate(plane: ControlPlane, folder: Path) -> None:
         member(plane, folder, "caller") as caller,
         caller.Client(timeout=20) as client,
     ):
-        serving.append(reviews)
+        witness.mesh = reviews
         reviews.serve()
 
         def called_by() -> str:
             with contextlib.suppress(httpx.ConnectError):
                 if client.get(f"http://reviews:{url.rpartition(':')[2]}/").status_code == 200:
-                    return seen[-1]
+                    return witness.seen[-1]
             return ""
 
         assert reviews.wait_for_credentials(1.0) is None  # by then it is announced without

@@ -14,14 +14,13 @@ import httpx
 import pytest
 from town import eventually
 
-from inbound.inbound_servers import uvicorn_server
+from inbound.inbound_servers import Witness, uvicorn_server
 from kube.api_server import ApiServer, crd
 from kube.real_api import RealApi
 from kube.real_cluster import own_address
 from meshlib.controlplane.admission import Injection
 from meshlib.controlplane.authentication import TokenReview
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
-from meshlib.inbound.peer import of_scope
 from meshlib.kube.settings import KubeSettings
 from meshlib.mesh import Mesh
 from meshlib.settings import Settings
@@ -156,21 +155,9 @@ async def test_pods_call_each_other_by_mtls_with_nothing_but_what_is_injected(
 
 
 def _serve_and_call(host: str, put: Any, environ: Any) -> None:
-    seen: list[str] = []
-    serving: list[Mesh] = []
+    witness = Witness()
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            seen.append(str(of_scope(scope).identity))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"well"})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    with uvicorn_server(app, address=host, http=lambda **options: serving[0].listening.uvicorn(**options)) as url:
+    with uvicorn_server(witness, address=host, http=witness.http) as url:
         port = int(url.rpartition(":")[2])
         served = pod("reviews", port, host)
         put(served, endpoint_slice(host, port, ready=False))
@@ -179,7 +166,7 @@ def _serve_and_call(host: str, put: Any, environ: Any) -> None:
             Mesh(Settings.from_environment(environ(pod("web", None)))) as web,
             web.Client(timeout=30) as client,
         ):
-            serving.append(reviews)
+            witness.mesh = reviews
             reviews.serve()
 
             def status() -> int:
@@ -188,7 +175,7 @@ def _serve_and_call(host: str, put: Any, environ: Any) -> None:
                 return 0
 
             eventually(lambda: status() == 503, "nobody serves reviews: its probe fails")
-            assert seen == []
+            assert witness.seen == []
             put(endpoint_slice(host, port, ready=True))
             eventually(lambda: status() == 200, "reviews is called")
-            assert set(seen) == {"spiffe://cluster.local/ns/shop/sa/web"}
+            assert set(witness.seen) == {"spiffe://cluster.local/ns/shop/sa/web"}

@@ -11,6 +11,9 @@ from typing import Any
 import uvicorn
 import werkzeug.serving
 
+from meshlib.inbound.peer import of_scope
+from meshlib.mesh import Mesh
+
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
@@ -36,6 +39,33 @@ def uvicorn_server(app: Any, *, address: str = "127.0.0.1", **options: Any) -> I
             server.should_exit = True
             thread.join(10)
             assert not thread.is_alive()
+
+
+class Witness:
+    """An ASGI application that answers with who calls, by the certificate, and remembers it: `None` is plaintext.
+
+    mesh: whose listeners the server has (`uvicorn_server(witness, http=witness.http)`): set once it is made, which
+    needs the server's address.
+    """
+
+    def __init__(self) -> None:
+        self.mesh: Mesh | None = None
+        self.seen: list[str] = []
+
+    def http(self, **options: Any) -> Any:
+        assert self.mesh is not None
+        return self.mesh.listening.uvicorn(**options)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.seen.append(str(of_scope(scope).identity))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": self.seen[-1].encode()})
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 class _Quiet(werkzeug.serving.WSGIRequestHandler):

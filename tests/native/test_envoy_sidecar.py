@@ -24,7 +24,7 @@ from joserfc.jwk import RSAKey
 from stock_grpc import write_bootstrap
 
 import meshlib
-from inbound.inbound_servers import uvicorn_server
+from inbound.inbound_servers import Witness, uvicorn_server
 from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.identity.access import Access
@@ -32,7 +32,6 @@ from meshlib.identity.files import FilesSource
 from meshlib.identity.folder import write_credentials
 from meshlib.identity.pem import credentials_of
 from meshlib.identity.relay import Relay
-from meshlib.inbound.peer import of_scope
 from meshlib.istio.parse import parse_text
 from meshlib.istio.translate import translate
 from meshlib.mesh import Mesh
@@ -287,36 +286,21 @@ def test_an_envoy_serves_mtls_to_our_client_and_obeys_an_authorization_policy(ha
 def test_calls_by_an_envoy_reach_our_server_by_mtls(hamlet: Hamlet) -> None:
     """Our guard knows the Envoy's account, and denies by it; what the mesh does not know is nobody's."""
     hamlet.apply(STRICT + policy("library", "cart"))
-    seen: list[str] = []
-    serving: list[Mesh] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            seen.append(str(of_scope(scope).identity))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"well"})
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+    witness = Witness()
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        await (serving[0].asgi(app) if serving else app)(scope, receive, send)
+        await (witness.mesh.asgi(witness) if witness.mesh else witness)(scope, receive, send)
 
-    def http(**options: Any) -> Any:
-        return serving[0].listening.uvicorn(**options)
-
-    with uvicorn_server(guarded, http=http) as server:
+    with uvicorn_server(guarded, http=witness.http) as server:
         address = server.removeprefix("http://")
-        serving.append(hamlet.member("library", service="library", labels=(("app", "library"),), address=address))
-        serving[0].serve()
+        witness.mesh = hamlet.member("library", service="library", labels=(("app", "library"),), address=address)
+        witness.mesh.serve()
         cart = hamlet.envoy("cart")
         thief = hamlet.envoy("thief")
         url = f"http://library:{address.rpartition(':')[2]}"
         with cart.proxy as mine, thief.proxy as another:
             eventually(lambda: mine.get(f"{url}/ok").status_code == 200, "the library is called")
-            assert set(seen) == {"spiffe://cluster.local/ns/default/sa/cart"}
+            assert set(witness.seen) == {"spiffe://cluster.local/ns/default/sa/cart"}
             assert mine.get(f"{url}/other").status_code == 403
             eventually(lambda: another.get(f"{url}/ok").status_code == 403, "the library knows the thief")
             assert mine.get("http://nobody.example/").status_code == 502
