@@ -69,6 +69,8 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "Gateway: `tls.caCrl`": ("servers.tls.caCrl", "/crl.pem"),
     "Gateway: `tls.mode: PASSTHROUGH`": ("servers.tls.mode", "PASSTHROUGH"),
     "Gateway: `port.protocol: TCP`": ("servers.port.protocol", "TCP"),
+    "Gateway: `port.targetPort`": ("servers.port.targetPort", 8080),
+    "Sidecar: `egress.port.targetPort`": ("egress.port.targetPort", 8080),
 }
 
 
@@ -144,6 +146,8 @@ CHECKED: dict[str, Any] = {
     "tls": [{"match": [{"sniHosts": ["reviews"]}], "route": _TO}],
     "tcp": [{"route": _TO}],
     "trafficPolicy.tunnel": {"targetHost": "example.com", "targetPort": 443},
+    "trafficPolicy.connectionPool.http.http2KeepAlive": {"interval": "1s", "timeout": "1s"},
+    "trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes": [{"name": "SameSite", "value": "Lax"}],
     "ingress": [{"port": {"number": 80, "protocol": "HTTP"}}],
 }
 """What has no effect and is read all the same: it must be right."""

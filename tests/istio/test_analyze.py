@@ -8,6 +8,8 @@ import pytest
 
 from meshlib.istio.analyze import Level, Message, Suppression, analyze
 from meshlib.istio.analyze.messages import KINDS
+from meshlib.istio.analyze.scene import Workload
+from meshlib.istio.analyze.selectors import idle
 from meshlib.istio.parse import parse_text
 
 BOOKINFO = Path(__file__).parents[2] / "examples" / "bookinfo"
@@ -120,8 +122,8 @@ CASES = {
     "two injection labels": (
         "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {istio-injection: enabled, istio.io/rev: x}}}",
         "Warning [IST0123] (Namespace a) The namespace has more than one type of injection labels "
-        "[istio-injection istio.io/rev], which may lead to undefined behavior. Make sure only one injection label "
-        "exists.",
+        "[istio-injection=enabled istio.io/rev=x], which may lead to undefined behavior. Make sure only one injection "
+        "label exists.",
     ),
     "a namespace without injection": (
         "{apiVersion: v1, kind: Namespace, metadata: {name: frod}}",
@@ -157,7 +159,11 @@ def test_conflicts_are_told_of_everyone_who_takes_part() -> None:
     )
     assert lines(both) == [f"Error [IST0109] (VirtualService default/{name}) {words}" for name in "ab"]
     private = both.replace("hosts: [reviews]", "exportTo: [x], hosts: [reviews]", 1)
-    assert lines(private) == []
+    assert {each.partition(" same host ")[2].split()[0] for each in lines(private)} == {
+        "x/reviews.default.svc.cluster.local"
+    }
+    apart = "exportTo: [y], hosts: [reviews]".join(private.rsplit("hosts: [reviews]", 1))
+    assert lines(apart) == []
     gateways = "".join(
         rule(
             name,
@@ -239,7 +245,136 @@ def test_what_only_a_whole_cluster_can_say_is_not_said_of_files() -> None:
     assert lines(text, is_whole=True) == [
         'Error [IST0101] (AuthorizationPolicy default/p) Referenced namespace not found: "gone"',
         'Error [IST0101] (Gateway default/g) Referenced selector not found: "istio=x"',
+        "Warning [IST0127] (AuthorizationPolicy default/p) No matching workloads for this resource with the following "
+        "labels: ",
     ]
+
+
+POD = "---\n{apiVersion: v1, kind: Pod, metadata: {name: p, labels: {app: a, version: v1}}}\n"
+GATEWAY = "{selector: {app: a}, servers: [{hosts: ['*'], port: {number: 80, name: http, protocol: HTTP}}]}"
+
+
+def codes(text: str, *, is_whole: bool = False) -> list[str]:
+    return [f"{each.code} {each.origin}" for each in told(text, is_whole=is_whole)]
+
+
+@pytest.mark.parametrize("kind", ["Sidecar", "Telemetry"])
+def test_a_selector_of_sidecars_and_telemetry_that_fits_nobody_is_told(kind: str) -> None:
+    """As Istio tells it, by another code than that of policies; and in their own namespace alone."""
+    named = "workloadSelector: {labels: {app: b}}, egress: [{hosts: ['./*']}]"
+    named = named if kind == "Sidecar" else "selector: {matchLabels: {app: b}}"
+    text = rule("t", f"{{{named}}}", kind, "networking" if kind == "Sidecar" else "telemetry")
+    assert codes(POD + text) == [f"IST0101 {kind} default/t"]
+    assert codes(text) == []
+    assert codes(POD + text.replace("app: b", "app: a")) == []
+
+
+def test_telemetry_objects_that_meet_are_told() -> None:
+    """Of which the oldest holds; Istio leaves it open."""
+    both = "".join(rule(name, "{tracing: []}", "Telemetry", "telemetry") for name in "ab")
+    assert [each.split()[0] for each in codes(both)] == ["IST0160", "IST0160"]
+    chosen = "".join(rule(name, "{selector: {matchLabels: {app: a}}}", "Telemetry", "telemetry") for name in "ab")
+    assert [each.split()[0] for each in codes(POD + chosen)] == ["IST0159", "IST0159"]
+
+
+def test_a_policy_for_a_namespace_of_nobody_is_told_of_a_whole_cluster() -> None:
+    """And namespaces that are not there, behind `notNamespaces`, too."""
+    text = rule("p", "{rules: [{from: [{source: {notNamespaces: [gone, d*]}}]}]}", "AuthorizationPolicy", "security")
+    text += "---\n{apiVersion: v1, kind: Namespace, metadata: {name: default, labels: {istio-injection: enabled}}}\n"
+    assert codes(text) == []
+    assert codes(text, is_whole=True) == [
+        "IST0101 AuthorizationPolicy default/p",
+        "IST0127 AuthorizationPolicy default/p",
+    ]
+
+
+def test_a_gateways_port_certificate_and_claims_are_looked_at() -> None:
+    """Against the Services and pods that stand behind it."""
+    front = service("front", "{selector: {app: a}, ports: [{name: http, port: 8080}]}")
+    assert codes(POD + front + rule("g", GATEWAY, "Gateway")) == ["IST0162 Gateway default/g"]
+    assert codes(POD + front.replace("8080", "80") + rule("g", GATEWAY, "Gateway")) == []
+    tls = "{number: 443, name: https, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}"
+    pair = "".join(
+        rule(name, f"{{selector: {{app: a}}, servers: [{{hosts: [{name}.com], port: {tls}}}]}}", "Gateway")
+        for name in "ab"
+    )
+    assert codes(pair) == ["IST0138 Gateway default/a", "IST0138 Gateway default/b"]
+    claims = "{hosts: [reviews], gateways: [g], http: [{match: [{headers: {'@request.auth.claims.a': {exact: b}}}], "
+    routed = SERVICES + POD + rule("g", GATEWAY, "Gateway") + rule("v", claims + to("reviews")[1:] + "]}")
+    assert codes(routed) == ["IST0149 VirtualService default/v"]
+    verified = rule("r", "{jwtRules: [{issuer: i}]}", "RequestAuthentication", "security", "istio-system")
+    assert codes(routed + verified) == []
+
+
+def test_a_destination_rule_is_about_somebody() -> None:
+    """Its host is a service's, and each subset holds somebody, where it is said who runs."""
+    rules = rule("d", "{host: gone}", "DestinationRule")
+    assert codes(rules) == ["IST0174 DestinationRule default/d"]
+    assert codes(rule("d", "{host: '*.local'}", "DestinationRule")) == []
+    subsets = rule("d", "{host: a, subsets: [{name: v2, labels: {version: v2}}]}", "DestinationRule")
+    behind = service("a", "{selector: {app: a}, ports: [{name: http, port: 80}]}")
+    assert codes(behind + subsets) == []
+    assert codes(POD + behind + subsets, is_whole=True) == ["IST0173 DestinationRule default/d"]
+    assert codes(POD + behind + subsets.replace("version: v2", "version: v1"), is_whole=True) == []
+
+
+def test_services_and_entries_that_contradict_each_other_are_told() -> None:
+    """Two protocols of one port, two ports that lead to one, two ServiceEntries of one host."""
+    labels = "{metadata: {labels: {app: a}}}"
+    deployment = (
+        f"---\n{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a}}, spec: {{template: {labels}}}}}\n"
+    )
+    pair = service("a", "{selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}")
+    other = service("b", "{selector: {app: a}, ports: [{name: http, port: 81, targetPort: 8080}]}")
+    assert codes(deployment + pair + other) == ["IST0137 Deployment default/a"]
+    other = service("b", "{selector: {app: a}, ports: [{name: udp, port: 80, targetPort: 8080, protocol: UDP}]}")
+    assert codes(deployment + pair + other) == ["IST0116 Deployment default/a"]
+    entries = "".join(
+        rule(name, f"{{hosts: [a.com], ports: [{{number: 80, name: a, protocol: {protocol}}}]}}", "ServiceEntry")
+        for name, protocol in (("a", "HTTP"), ("b", "TLS"))
+    )
+    assert codes(entries) == ["IST0177 ServiceEntry default/a", "IST0177 ServiceEntry default/b"]
+    assert codes(entries.replace("protocol: TLS", "protocol: http")) == []
+
+
+def test_a_status_that_is_not_well_is_told() -> None:
+    """What somebody's controller wrote there."""
+    text = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a}
+spec: {}
+status: {parents: [{conditions: [{type: Accepted, status: "False", reason: NoMatchingParent, message: none}]}]}
+"""
+    assert lines(text) == [
+        "Warning [IST0171] (HTTPRoute default/a) A condition with a negative status is present: type=Accepted, "
+        "reason=NoMatchingParent, message=none."
+    ]
+
+
+def test_fields_that_go_and_references_without_effect_are_told() -> None:
+    """The old percent of a delay, a gateway that Istio makes, subsets that a gateway's route leaves out."""
+    fault = "fault: {delay: {fixedDelay: 1s, percent: 5}}, "
+    old = SERVICES + rule("a", f"{{hosts: [reviews], http: [{{{fault}{to('reviews')[1:]}]}}")
+    assert codes(old) == ["IST0002 VirtualService default/a"]
+    made = rule("a", f"{{hosts: [reviews], gateways: [g-istio-autogenerated-k8s-gateway], http: [{to('reviews')}]}}")
+    assert codes(SERVICES + made) == ["IST0165 VirtualService default/a"]
+    inside = rule("in", f"{{hosts: [reviews], http: [{to('reviews', ', subset: v1')}]}}")
+    outside = rule("out", f"{{hosts: [x.com], gateways: [g], http: [{to('reviews')}]}}") + rule("g", GATEWAY, "Gateway")
+    assert codes(SERVICES + inside + outside) == ["IST0140 VirtualService default/out"]
+
+
+def test_what_selects_nobody_who_runs_is_told() -> None:
+    """Once somebody is known where it holds: who is to come is not there yet."""
+    text = rule(
+        "p", "{selector: {matchLabels: {app: b}}, action: DENY, rules: [{}]}", "AuthorizationPolicy", "security"
+    )
+    objects = parse_text(text, "mesh.yaml").objects
+    assert list(idle(objects, (), "istio-system")) == []
+    (found,) = idle(objects, (Workload("default", "a", {"app": "a"}),), "istio-system")
+    assert (found.object, found.field) == ("AuthorizationPolicy default/p", "spec.selector")
+    assert list(idle(objects, (Workload("default", "b", {"app": "b"}),), "istio-system")) == []
+    assert list(idle(objects, (Workload("other", "a", {"app": "a"}),), "istio-system")) == []
 
 
 def test_a_message_points_at_the_field() -> None:

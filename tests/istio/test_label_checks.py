@@ -15,7 +15,7 @@ ROUTE = "http: [{route: [{destination: {host: a}}]}]"
     [
         ("VirtualService", f"{{hosts: [a], exportTo: [a, a], {ROUTE}}}", "spec.exportTo[1]"),
         ("VirtualService", f"{{hosts: [a], exportTo: ['*', a], {ROUTE}}}", "spec.exportTo"),
-        ("DestinationRule", "{host: a, exportTo: ['~', .]}", "spec.exportTo"),
+        ("DestinationRule", "{host: a, exportTo: ['*', .]}", "spec.exportTo"),
         ("DestinationRule", "{host: a, subsets: [{name: v1, labels: {'a b': c}}]}", "spec.subsets[0].labels"),
         ("DestinationRule", "{host: a, subsets: [{name: v1, labels: {a: 'c d'}}]}", "spec.subsets[0].labels"),
         (

@@ -52,6 +52,22 @@ def test_hosts_are_imported_by_namespace_and_name() -> None:
     assert imports("other/a.default.svc.cluster.local") == set()
 
 
+def test_what_stands_behind_a_tilde_is_left_out() -> None:
+    """Of what the other entries import; wherever it stands among them. A namespace that is not named is every one."""
+    assert imports("*/*", "~other/*") == {"a", "b", "d", "d:81"}
+    assert imports("~./a.default.svc.cluster.local", "./*") == {"b"}
+    assert imports("*/*", "~*/*.third.svc.cluster.local") == {"a", "b", "c"}
+    assert imports("*/*", "~/a.default.svc.cluster.local") == {"b", "c", "d", "d:81"}
+    assert imports("*/*", "~third/a.default.svc.cluster.local") == {"a", "b", "c", "d", "d:81"}
+
+
+def test_a_socket_imports_its_hosts_for_every_port() -> None:
+    """Nothing listens on it: who is meant says the Host, as it would there."""
+    listeners = "{bind: 'unix:///a.sock', port: {protocol: HTTP}, hosts: [third/*]}, {hosts: [./*]}"
+    made = view(*SERVICES, sidecar(f"{{egress: [{listeners}]}}"), workloads=())
+    assert seen(made) == {"a", "b", "d", "d:81"}
+
+
 def test_a_listener_with_a_port_imports_that_port_alone() -> None:
     """The last one, without a port, is for all ports that have none of their own."""
     made = view(

@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +67,11 @@ from meshlib.controlplane.token_api import TokenRoutes
 from meshlib.controlplane.trust_domain import trust_domain_warnings
 from meshlib.controlplane.what_if import WhatIfRoutes
 from meshlib.errors import ConfigurationError
+from meshlib.istio.analyze.scene import Workload as Running
+from meshlib.istio.analyze.selectors import idle
 from meshlib.istio.folder import Folder
+from meshlib.istio.mesh_settings import mesh_settings
+from meshlib.istio.problems import ConfigurationWarning
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Service, joined_hosts
 from meshlib.istio.translate import rules_of, world_of
@@ -605,8 +609,16 @@ class ControlPlane:
     def problems(self) -> Sequence[api.Problem]:
         """Of the translations: references that lead nowhere, conflicts. They are in force, as far as they can be."""
         troubles = self._kubernetes.troubles() if self._kubernetes is not None else ()
-        found = (*self._cache.problems(), *self._trust_domain, *troubles, *self._claims.refused)
+        found = (*self._cache.problems(), *self._trust_domain, *troubles, *self._claims.refused, *self._idle())
         return [problem_of(problem) for problem in found]
+
+    def _idle(self) -> Iterator[ConfigurationWarning]:
+        """What selects nobody: a policy of access may be meant to close what it leaves open."""
+        objects = self.objects()
+        known = {(each.namespace, each.name, each.labels) for each in self._registry.workloads}
+        known |= {(each.workload.namespace, each.workload.name, each.workload.labels) for each in self._registry.nodes}
+        running = [Running(namespace, name, dict(labels)) for namespace, name, labels in known]
+        return idle(objects, running, mesh_settings(objects).root_namespace)
 
     def __repr__(self) -> str:
         return f"<ControlPlane xDS {self.xds_address} {self._cache!r} {self._registry!r}>"

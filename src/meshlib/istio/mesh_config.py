@@ -40,5 +40,5 @@ def mesh_config(spec: r.MeshConfigMap) -> r.MeshConfig:
         "default_virtual_service_export_to",
         "default_destination_rule_export_to",
     ):
-        check_export(getattr(config, name), f"{at}.{msgspec_name(name)}")
+        check_export(getattr(config, name), f"{at}.{msgspec_name(name)}", nobody=True)
     return config

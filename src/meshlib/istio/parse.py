@@ -16,6 +16,7 @@ from meshlib.errors import ConfigurationError
 from meshlib.istio import closing, envoy_filters
 from meshlib.istio import resources as r
 from meshlib.istio.checks.destinations import check_backend_policy, check_destination_rule
+from meshlib.istio.checks.envoy_filters import check_envoy_filter
 from meshlib.istio.checks.limits import check_rate_limit
 from meshlib.istio.checks.routes import check_virtual_service
 from meshlib.istio.checks.security import check_security
@@ -206,7 +207,7 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
     if kind == "VirtualService":
         check_virtual_service(spec)
     elif kind == "DestinationRule":
-        check_destination_rule(spec)
+        check_destination_rule(spec, key[1])
     elif kind == "ServiceEntry":
         check_service_entry(spec)
     elif kind == "WorkloadEntry":
@@ -222,6 +223,7 @@ def _check(key: tuple[str, str, str], spec: Any) -> None:
     elif kind == "BackendTrafficPolicy":
         check_backend_policy(spec)
     elif kind == "EnvoyFilter":
+        check_envoy_filter(spec)
         envoy_filters.patches(spec)
     elif kind == "RateLimit":
         check_rate_limit(spec)

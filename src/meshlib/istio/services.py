@@ -344,10 +344,8 @@ class Registry:
         """The WorkloadEntries that a selector chooses, in its own namespace."""
         for each in self._entries_by_label.chosen(owner.namespace, selector):
             assert isinstance(each.spec, r.WorkloadEntry)
-            if kind is ClusterType.EDS and not _is_address(each.spec.address):
-                reason = (
-                    f"is a name, so {owner.title} leaves it out: it wants IP addresses (resolution DNS wants names)"
-                )
+            if why := _why_left_out(each.spec.address, kind):
+                reason = f"{why}, so {owner.title} leaves it out"
                 self.problems.append(ConfigurationError(each.source, each.title, "spec.address", reason))
                 continue
             yield _of_entry(each.spec, _labels_of_entry(each), port, each.namespace, each.name)
@@ -690,6 +688,17 @@ def _of_entry(entry: r.WorkloadEntry, labels: Labels, port: Port, namespace: str
         entry.address, target, max(1, entry.weight), locality, workload=name, is_meshed=_is_meshed(labels)
     )
     return Instance(endpoint, labels, (namespace, entry.service_account) if entry.service_account else None)
+
+
+def _why_left_out(address: str, kind: ClusterType) -> str:
+    """Why an endpoint can't be called from here; "" where it can."""
+    if not address:
+        return "is missing: the gateway of its network is not known here"
+    if address.startswith("unix://"):
+        return "is a socket of its own machine, which nobody else reaches"
+    if kind is ClusterType.EDS and not _is_address(address):
+        return "is a name where IP addresses are wanted (resolution DNS wants names)"
+    return ""
 
 
 def _is_address(host: str) -> bool:

@@ -15,6 +15,7 @@ from meshlib.istio.services import Directory, Service, fqdn
 Report = Callable[[ConfigurationError], None]
 Hosts = Mapping[str, Sequence[str]]
 """The hosts that are imported from each namespace; `*` is any."""
+_NOT = "~"
 EVERYTHING: Hosts = {"*": ("*",)}
 
 
@@ -55,9 +56,11 @@ def imported(
     """
     spec = sidecar.spec
     assert isinstance(spec, r.Sidecar)
-    listeners = [(each.port.number if each.port else None, _hosts(each, namespace)) for each in spec.egress]
-    listeners = listeners or [(None, EVERYTHING)]
+    listeners = [(_number(each), _hosts(each, namespace)) for each in spec.egress] or [(None, EVERYTHING)]
     by_port = dict(reversed(listeners))  # the first of a port is it
+    for_all = [hosts for number, hosts in listeners if number is None]
+    if for_all:
+        by_port[None] = _together(for_all)
 
     wanted_rules: list[r.Object] = []
     through: dict[str, set[int | None]] = {}
@@ -85,16 +88,37 @@ def imported(
     return Directory(services), wanted_rules
 
 
+def _number(listener: r.IstioEgressListener) -> int | None:
+    """None for every port: of the listener without a port, and of a socket, where the Host alone says who is meant."""
+    return (listener.port.number or None) if listener.port else None
+
+
 def _hosts(listener: r.IstioEgressListener, namespace: str) -> Hosts:
+    """`~ns/host` is what is left out of what other entries import: it stands under `~ns`."""
     found: dict[str, list[str]] = {}
     for each in listener.hosts:
         owner, _, host = each.rpartition("/")
-        found.setdefault(namespace if owner == "." else owner, []).append(host.lower())
+        if owner in (".", f"{_NOT}."):
+            owner = owner.removesuffix(".") + namespace
+        owner = f"{_NOT}*" if owner == _NOT else owner
+        found.setdefault(owner, []).append(host.lower())
     return found
 
 
+def _together(listeners: Sequence[Hosts]) -> Hosts:
+    owners = dict.fromkeys(owner for hosts in listeners for owner in hosts)
+    return {owner: [host for hosts in listeners for host in hosts.get(owner, ())] for owner in owners}
+
+
 def _wants(hosts: Hosts, namespace: str, host: str) -> bool:
+    if _is_left_out(hosts, namespace, host):
+        return False
     return any(_covers(wanted, host) for owner in (namespace, "*") for wanted in hosts.get(owner, ()))
+
+
+def _is_left_out(hosts: Hosts, namespace: str, host: str) -> bool:
+    owners = (f"{_NOT}{namespace}", f"{_NOT}*")
+    return any(_covers(wide, host) for owner in owners for wide in hosts.get(owner, ()))
 
 
 def _wants_rule(hosts: Hosts, rule: r.Object) -> bool:

@@ -11,7 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
-from meshlib.istio.analyze import clients, gateways, metadata, namespaces, references, routes, selectors, services
+from meshlib.istio.analyze import (
+    clients,
+    conditions,
+    deployments,
+    deprecations,
+    destinations,
+    entries,
+    gateways,
+    metadata,
+    namespaces,
+    references,
+    routes,
+    selectors,
+    services,
+)
 from meshlib.istio.analyze.messages import SCHEMA_ERROR, SCHEMA_WARNING, Level, Message, Suppression
 from meshlib.istio.analyze.scene import Scene
 from meshlib.istio.problems import ConfigurationWarning
@@ -22,11 +36,16 @@ _CHECKS: tuple[Callable[[Scene], Iterator[Message]], ...] = (
     references.check,
     routes.check,
     clients.check,
+    destinations.check,
+    entries.check,
     services.check,
+    deployments.check,
     selectors.check,
     gateways.check,
     namespaces.check,
     metadata.check,
+    deprecations.check,
+    conditions.check,
 )
 
 

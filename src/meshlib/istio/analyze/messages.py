@@ -126,6 +126,7 @@ def listed(values: object) -> str:
 
 
 _INFO, _WARNING, _ERROR = Level.INFO, Level.WARNING, Level.ERROR
+DEPRECATED = Kind("IST0002", "Deprecated", _WARNING, "Deprecated: {}")
 NOT_FOUND = Kind("IST0101", "ReferencedResourceNotFound", _ERROR, 'Referenced {} not found: "{}"')
 NOT_INJECTED = Kind(
     "IST0102",
@@ -171,6 +172,12 @@ MTLS_CONFLICT = Kind(
     "A DestinationRule and Policy are in conflict with regards to mTLS for host {}. The DestinationRule "
     '"{}" specifies that mTLS must be {} but the Policy object "{}" specifies {}.',
 )
+TWO_PROTOCOLS = Kind(
+    "IST0116",
+    "DeploymentAssociatedToMultipleServices",
+    _WARNING,
+    "This deployment {} is associated with multiple services using port {} but different protocols: {}",
+)
 PORT_NAME = Kind(
     "IST0118",
     "PortNameIsNotUnderNamingConvention",
@@ -204,11 +211,37 @@ NOT_IN_GATEWAY = Kind(
     "one or more host {} defined in VirtualService {} not found in Gateway {}.",
 )
 SCHEMA_WARNING = Kind("IST0133", "SchemaWarning", _WARNING, "Schema validation warning: {}")
+TWO_PORTS = Kind(
+    "IST0137",
+    "DeploymentConflictingPorts",
+    _WARNING,
+    'This deployment {} is associated with multiple services {} using targetPort "{}" but different ports: {}.',
+)
+SAME_CERTIFICATE = Kind(
+    "IST0138",
+    "GatewayDuplicateCertificate",
+    _WARNING,
+    "Duplicate certificate in multiple gateways {} may cause 404s if clients re-use HTTP2 connections.",
+)
+NOT_AT_THE_GATEWAY = Kind(
+    "IST0140",
+    "IngressRouteRulesNotAffected",
+    _WARNING,
+    "Subset in virtual service {} has no effect on ingress gateway {} requests",
+)
 SAME_SERVERS = Kind(
     "IST0145",
     "ConflictingGateways",
     _ERROR,
     "Conflict with gateways {} (workload selector {}, port {}, hosts {}).",
+)
+NOBODY_VERIFIES = Kind(
+    "IST0149",
+    "JwtClaimBasedRoutingWithoutRequestAuthN",
+    _ERROR,
+    "The virtual service uses the JWT claim based routing (key: {}) but found no request authentication for the "
+    "gateway ({}) pod ({}). The request authentication must first be applied for the gateway pods to validate the JWT "
+    "token and make the claims available for routing.",
 )
 EXTERNAL_PORT_NAME = Kind(
     "IST0150",
@@ -216,5 +249,56 @@ EXTERNAL_PORT_NAME = Kind(
     _WARNING,
     "Port name for ExternalName service is invalid. Proxy may prevent tcp named ports and unmatched traffic for ports "
     "serving TCP protocol from being forwarded correctly",
+)
+TELEMETRY_OF_SAME_PODS = Kind(
+    "IST0159",
+    "ConflictingTelemetryWorkloadSelectors",
+    _ERROR,
+    'The Telemetries {} in namespace "{}" select the same workload pod "{}", which can lead to undefined behavior.',
+)
+TELEMETRY_WITHOUT_SELECTORS = Kind(
+    "IST0160",
+    "MultipleTelemetriesWithoutWorkloadSelectors",
+    _ERROR,
+    'The Telemetries {} in namespace "{}" have no workload selector, which can lead to undefined behavior.',
+)
+PORT_OF_NO_SERVICE = Kind(
+    "IST0162",
+    "GatewayPortNotDefinedOnService",
+    _WARNING,
+    "The gateway is listening on a target port (port {}) that is not defined in the Service associated with its "
+    "workload instances (Pod selector {}). If you need to access the gateway port through the gateway Service, it will "
+    "not be available.",
+)
+INTERNAL_GATEWAY = Kind(
+    "IST0165",
+    "ReferencedInternalGateway",
+    _WARNING,
+    "Gateway reference in VirtualService {} is to an implementation-generated internal Gateway: {}.",
+)
+NEGATIVE_CONDITION = Kind(
+    "IST0171",
+    "NegativeConditionStatus",
+    _WARNING,
+    "A condition with a negative status is present: type={}, reason={}, message={}.",
+)
+EMPTY_SUBSET = Kind(
+    "IST0173",
+    "DestinationRuleSubsetNotSelectPods",
+    _ERROR,
+    "The Subset {} defined in the DestinationRule does not select any pods. Which may lead to 503 UH "
+    "(NoHealthyUpstream).",
+)
+UNKNOWN_RULE_HOST = Kind(
+    "IST0174",
+    "UnknownDestinationRuleHost",
+    _WARNING,
+    "The host {} defined in the DestinationRule does not match any services in the mesh.",
+)
+TWO_ENTRIES = Kind(
+    "IST0177",
+    "ConflictingServiceEntryProtocol",
+    _WARNING,
+    'Multiple ServiceEntries ({}) define the same host "{}" and port {} with conflicting protocols ({}).',
 )
 KINDS = tuple(each for each in list(globals().values()) if isinstance(each, Kind))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from meshlib.istio import resources as r
 from meshlib.istio.analyze.messages import INEFFECTIVE, SAME_HOST, UNREACHABLE, WHICH_PORT, Message, listed
 from meshlib.istio.analyze.references import destinations
-from meshlib.istio.analyze.scene import Scene, full_name
+from meshlib.istio.analyze.scene import Scene, covers, full_name
 from meshlib.istio.documents import Path
 from meshlib.istio.routes import MESH
 from meshlib.istio.services import fqdn
@@ -35,7 +35,11 @@ def _same_hosts(scene: Scene) -> Iterator[Message]:
         for scope in scopes:
             for host in spec.hosts:
                 found.setdefault((scope, fqdn(host, each.namespace)), {})[each.namespace, each.name] = each
-    for (scope, host), owners in found.items():
+    for (scope, host), claimed in found.items():
+        owners = dict(claimed)
+        for (other, wide), more in found.items() if scope != "*" else ():
+            if other == "*" and covers(host, wide):
+                owners |= more  # what everybody sees is seen here, too
         if len(owners) > 1:
             names = ",".join(full_name(each) for each in owners.values())
             for each in owners.values():

@@ -31,7 +31,7 @@ class Scene:
         self.settings: MeshSettings = mesh_settings(self.objects)
         registry = Registry(self.objects, (), self.settings.service_export_to)
         self.services: Mapping[str, Service] = registry.services
-        self.workloads: tuple[Workload, ...] = tuple(_workloads(self.objects))
+        self.workloads: tuple[Workload, ...] = tuple(workloads_of(self.objects))
         self._subsets: dict[str, set[str]] = {}
         """By the host that DestinationRules name, whole or with a wildcard."""
         for each in self.objects:
@@ -64,6 +64,11 @@ class Scene:
         hosts = (host, *(wild for wild in self._wild_rules if covers(wild, host)))
         return any(subset in self._subsets.get(each, ()) for each in hosts)
 
+    def labels_of(self, given: r.Object) -> Mapping[str, str]:
+        """Of the pods that a Deployment or its like makes; none where that is not known."""
+        place = given.namespace, given.name
+        return next((each.labels for each in self.workloads if (each.namespace, each.name) == place), {})
+
     def selected(self, selector: Mapping[str, str], namespace: str = "") -> list[Workload]:
         return [
             each
@@ -92,7 +97,8 @@ def covers(wide: str, narrow: str) -> bool:
     return wide.startswith("*.") and narrow.removeprefix("*").endswith(wide[1:]) and len(narrow) > len(wide) - 1
 
 
-def _workloads(objects: Iterable[r.Object]) -> Iterator[Workload]:
+def workloads_of(objects: Iterable[r.Object]) -> Iterator[Workload]:
+    """What the objects say to be running."""
     for each in objects:
         if isinstance(each.spec, r.Pod):
             yield Workload(each.namespace, each.name, each.labels)

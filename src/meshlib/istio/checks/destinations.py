@@ -17,6 +17,7 @@ from meshlib.istio.checks.parts import (
     check_host,
     is_address,
     msgspec_name,
+    read,
 )
 from meshlib.istio.problems import Refused
 from meshlib.model import SHADOWABLE
@@ -25,13 +26,16 @@ MAX_RING, MAX_TABLE = 8 * 1024 * 1024, 5_000_011
 """Envoy's limits of a ring and of a maglev table."""
 
 
-def check_destination_rule(spec: r.DestinationRule) -> None:
+def check_destination_rule(spec: r.DestinationRule, namespace: str = "") -> None:
+    """namespace: the object's own."""
     for index, each in enumerate(spec.subsets):
         check_labels(each.labels, f"subsets[{index}].labels")
     check_selector(spec.workload_selector)
     if spec.host != "*":
         check_host(spec.host, "host")
     check_export(spec.export_to)
+    if spec.workload_selector is not None and any(each != "." and each != namespace for each in spec.export_to):
+        raise Refused("exportTo", "may name the own namespace alone beside workloadSelector")
     if spec.traffic_policy is not None:
         _check_policy(spec.traffic_policy, "trafficPolicy")
     seen: set[str] = set()
@@ -55,6 +59,8 @@ def _check_policy(policy: r.TrafficPolicy, at: str) -> None:
             raise Refused(f"{at}.tunnel", "can't stand beside proxyProtocol")
     _check_blocks(policy, at)
     for index, level in enumerate(policy.port_level_settings):
+        if level == r.PortTrafficPolicy(level.port):
+            raise Refused(f"{at}.portLevelSettings[{index}]", "says nothing of its port")
         _check_blocks(level, f"{at}.portLevelSettings[{index}]")
 
 
@@ -109,6 +115,10 @@ def check_outlier(outlier: r.OutlierDetection, at: str) -> None:
 
 
 def check_pool(pool: r.ConnectionPool, at: str) -> None:
+    if pool.is_empty:
+        raise Refused(at, "says nothing: give tcp or http")
+    if pool.http.http2_keep_alive is not None:
+        _check_pings(pool.http.http2_keep_alive, f"{at}.http.http2KeepAlive")
     if pool.http.h2_upgrade_policy == "UPGRADE" and pool.http.use_client_protocol:
         raise Refused(f"{at}.http.useClientProtocol", "contradicts h2UpgradePolicy: UPGRADE")
     at_least(pool.tcp.connect_timeout, 0.001, f"{at}.tcp.connectTimeout")
@@ -120,6 +130,18 @@ def check_pool(pool: r.ConnectionPool, at: str) -> None:
     for kind, timeout in (("tcp", pool.tcp.idle_timeout), ("http", pool.http.idle_timeout)):
         if timeout is not None and 0 < timeout.seconds < 0.001:
             raise Refused(f"{at}.{kind}.idleTimeout", "must be at least 1ms")
+
+
+def _check_pings(given: Any, at: str) -> None:
+    """Nobody pings; what Istio would refuse is refused."""
+    pings: dict[str, r.Duration] = read(given, dict[str, r.Duration], at)
+    for name in pings:
+        if name not in ("interval", "timeout"):
+            raise Refused(f"{at}.{name}", "there is no such field")
+    for name in ("interval", "timeout"):
+        if name not in pings:
+            raise Refused(f"{at}.{name}", "is missing")
+        at_least(pings[name], 0.001, f"{at}.{name}")
 
 
 def _check_balancer(balancer: r.LoadBalancer, at: str) -> None:
@@ -160,6 +182,7 @@ def _check_hash(given: r.ConsistentHash, at: str) -> None:
         if ";" in given.http_cookie.path:
             raise Refused(f"{at}.httpCookie.path", f"no path of a cookie: {given.http_cookie.path!r}")
         check_head_text(given.http_cookie.path, f"{at}.httpCookie.path")
+        _check_attributes(given.http_cookie.attributes, f"{at}.httpCookie.attributes")
     if given.ring_hash is not None and given.maglev is not None:
         raise Refused(at, "either ringHash or maglev")
     for name, size in (
@@ -171,6 +194,16 @@ def _check_hash(given: r.ConsistentHash, at: str) -> None:
     size = given.maglev.table_size if given.maglev is not None else 0
     if size and (size > MAX_TABLE or not _is_prime(size)):
         raise Refused(f"{at}.maglev.tableSize", f"must be a prime number of at most {MAX_TABLE}: {size}")
+
+
+def _check_attributes(given: Any, at: str) -> None:
+    """No cookie is set with them; what Istio would refuse is refused."""
+    names: list[str] = []
+    for index, each in enumerate(read(given or [], list[dict[str, str]], at)):
+        name = each.get("name", "")
+        if not name or name in names:
+            raise Refused(f"{at}[{index}].name", f"{name!r} is there twice" if name else "is missing")
+        names.append(name)
 
 
 def _is_prime(number: int) -> bool:

@@ -30,10 +30,12 @@ def check_host(host: str, field: str, *, wildcard: bool = True) -> None:
         raise Refused(field, f"must be one host, not a wildcard: {host!r}")
 
 
-def check_export(names: list[str], field: str = "exportTo") -> None:
+def check_export(names: list[str], field: str = "exportTo", *, nobody: bool = False) -> None:
+    """nobody: whether `~` may stand there, as in a ServiceEntry, which is then for its own workloads alone."""
+    signs = (".", "*", "~") if nobody else (".", "*")
     for index, name in enumerate(names):
-        if name not in (".", "*", "~") and not r.NAMESPACE.match(name):
-            raise Refused(f"{field}[{index}]", f"must be a namespace, '.', '*' or '~': {name!r}")
+        if name not in signs and not r.NAMESPACE.match(name):
+            raise Refused(f"{field}[{index}]", f"must be a namespace or one of {' '.join(signs)}: {name!r}")
         if name in names[:index]:
             raise Refused(f"{field}[{index}]", f"{name!r} stands there twice")
     for name, told in (("*", "everybody"), ("~", "nobody")):  # validateExportTo, istio/istio pkg/config/validation

@@ -46,6 +46,7 @@ def check_security(spec: r.PeerAuthentication | r.AuthorizationPolicy | r.Reques
         raise Refused("targetRefs", "is given beside selector: only one of them may be")
     if spec.target_ref is not None and spec.target_refs:
         raise Refused("targetRefs", "is given beside targetRef: only one of them may be")
+    check_targets(spec.target_ref, spec.target_refs)
     if isinstance(spec, r.RequestAuthentication):
         for index, rule in enumerate(spec.jwt_rules):
             _jwt(rule, f"jwtRules[{index}]")
@@ -62,6 +63,28 @@ def check_selector(selector: r.WorkloadSelector) -> None:
             raise Refused("selector.matchLabels", "may hold no empty key and no wildcard")
         if len(value) > 63:
             raise Refused("selector.matchLabels", f"{value!r} is longer than the 63 characters that a label may have")
+
+
+def check_targets(one: r.TargetRef | None, many: Iterable[r.TargetRef]) -> None:
+    """Raises Refused: validatePolicyTargetReference."""
+    given = [(f"targetRefs[{index}]", each) for index, each in enumerate(many)]
+    for at, target in [*([("targetRef", one)] if one is not None else []), *given]:
+        if not target.name:
+            raise Refused(f"{at}.name", "is empty")
+        if target.namespace:
+            raise Refused(f"{at}.namespace", "must not be given: a target is in the policy's own namespace")
+        if (target.group or "core", target.kind) not in _TARGETS:
+            raise Refused(at, f"can be a Service, ServiceEntry, Gateway or GatewayClass: {target.group}/{target.kind}")
+
+
+_TARGETS = frozenset(
+    {
+        ("core", "Service"),
+        ("networking.istio.io", "ServiceEntry"),
+        ("gateway.networking.k8s.io", "Gateway"),
+        ("gateway.networking.k8s.io", "GatewayClass"),
+    }
+)
 
 
 def _policy(spec: r.AuthorizationPolicy) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshlib.istio import resources as r
-from meshlib.istio.checks.labels import check_labels
+from meshlib.istio.checks.labels import check_labels, check_selector
 from meshlib.istio.checks.parts import (
     PROTOCOLS,
     UNIX,
@@ -46,6 +46,7 @@ def check_addresses(spec: r.Pod | r.Endpoints | r.EndpointSlice) -> None:
 
 
 def check_service_entry(spec: r.ServiceEntry) -> None:
+    check_selector(spec.workload_selector)
     if not spec.hosts:
         raise Refused("hosts", "is missing")
     for index, host in enumerate(spec.hosts):
@@ -57,8 +58,6 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
             raise Refused(f"addresses[{index}]", f"must be an IP address or a CIDR: {address!r}")
         if "/" in address and spec.resolution not in ("NONE", "STATIC"):
             raise Refused(f"addresses[{index}]", f"a CIDR goes with resolution NONE and STATIC only: {address!r}")
-    if not spec.ports:
-        raise Refused("ports", "is missing")
     for kind in ("number", "name"):
         seen: set[Any] = set()
         for index, port in enumerate(spec.ports):
@@ -75,7 +74,7 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
         by_name = spec.resolution == "NONE" or port.protocol.upper() in _TOLD_BY_HOST
         if len(spec.hosts) > 1 and not by_name:
             raise Refused(f"ports[{index}].protocol", "several hosts need HTTP or TLS, which name theirs")
-    check_export(spec.export_to)
+    check_export(spec.export_to, nobody=True)
     for index, name in enumerate(spec.subject_alt_names):
         if not name or "*" in name:
             raise Refused(f"subjectAltNames[{index}]", f"must be one whole name: {name!r}")
@@ -90,15 +89,12 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
         for index, host in enumerate(spec.hosts):
             if "*" not in host:
                 raise Refused(f"hosts[{index}]", f"DYNAMIC_DNS is for wildcards; {host!r} wants resolution DNS")
+    if spec.resolution == "DYNAMIC_DNS":
+        _check_dynamic(spec)
     names = {port.name for port in spec.ports}
     for index, endpoint in enumerate(spec.endpoints):
         at = f"endpoints[{index}]"
-        if not endpoint.address:
-            raise Refused(f"{at}.address", "is missing")
-        if spec.resolution == "STATIC" and not is_address(endpoint.address):
-            raise Refused(f"{at}.address", f"must be an IP address with resolution STATIC: {endpoint.address!r}")
-        if not is_address(endpoint.address):
-            check_host(endpoint.address, f"{at}.address", wildcard=False)
+        _check_endpoint(endpoint, spec, at)
         check_labels(endpoint.labels, f"{at}.labels")
         for port_name in endpoint.ports:
             if port_name not in names:
@@ -108,6 +104,31 @@ def check_service_entry(spec: r.ServiceEntry) -> None:
             raise Refused("hosts", "a wildcard has no address to look up: give endpoints, or resolution NONE")
         if spec.resolution == "DNS_ROUND_ROBIN" and len(spec.endpoints) > 1:
             raise Refused("endpoints", "at most one with resolution DNS_ROUND_ROBIN")
+
+
+def _check_dynamic(spec: r.ServiceEntry) -> None:
+    if spec.addresses:
+        raise Refused("addresses", "have no meaning with resolution DYNAMIC_DNS")
+    for index, port in enumerate(spec.ports):
+        if port.protocol.upper() not in ("HTTP", "HTTP2", "GRPC", "TLS"):
+            reason = f"DYNAMIC_DNS goes with HTTP, HTTP2, GRPC and TLS: {port.protocol!r}"
+            raise Refused(f"ports[{index}].protocol", reason)
+
+
+def _check_endpoint(endpoint: r.WorkloadEntry, spec: r.ServiceEntry, at: str) -> None:
+    address, is_static = endpoint.address, spec.resolution == "STATIC"
+    if not address and not (is_static and endpoint.network):
+        raise Refused(f"{at}.address", "is missing")
+    if address.startswith(UNIX) and is_static:
+        check_bind(address, f"{at}.address")
+        if endpoint.ports:
+            raise Refused(f"{at}.ports", "have no meaning beside a socket")
+        if len(spec.ports) != 1:
+            raise Refused(f"{at}.address", "a socket serves one port, so the ServiceEntry must have exactly one")
+    elif is_static and address and not is_address(address):
+        raise Refused(f"{at}.address", f"must be an IP address with resolution STATIC: {address!r}")
+    elif address and not is_address(address):
+        check_host(address, f"{at}.address", wildcard=False)
 
 
 def check_gateway(spec: r.Gateway) -> None:
@@ -122,6 +143,8 @@ def check_gateway(spec: r.Gateway) -> None:
         if server.port.name in names:
             raise Refused(f"{at}.port.name", f"{server.port.name!r} is there twice")
         names.add(server.port.name)
+        if server.port.target_port:
+            raise Refused(f"{at}.port.targetPort", "has no effect on a Gateway: say it to `meshctl gateway --port`")
         check_bind(server.bind, f"{at}.bind")
         if server.bind.startswith(UNIX):
             raise Refused(f"{at}.bind", "a socket has no port, and servers have one here: name an IP address")

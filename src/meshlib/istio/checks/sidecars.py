@@ -16,6 +16,7 @@ def check_sidecar(spec: r.Sidecar) -> None:
     ):
         raise Refused("", "says nothing: give egress, ingress or outboundTrafficPolicy")
     ports: set[int] = set()
+    sockets: set[str] = set()
     for index, listener in enumerate(spec.egress):
         at = f"egress[{index}]"
         if not listener.hosts:
@@ -23,24 +24,51 @@ def check_sidecar(spec: r.Sidecar) -> None:
         if listener.port is None and index < len(spec.egress) - 1:
             raise Refused(f"{at}.port", "is missing: only the last listener may be for every port")
         if listener.port is not None:
-            _check_port(listener.port, listener.bind, ports, at)
+            _check_egress_port(listener, ports, sockets, at)
         for number, host in enumerate(listener.hosts):
             namespace, slash, name = host.rpartition("/")
             if not slash:
                 raise Refused(f"{at}.hosts[{number}]", f"must be namespace/host, as in ./*: {host!r}")
-            if namespace not in (".", "*", "~") and not r.NAMESPACE.match(namespace):
-                raise Refused(
-                    f"{at}.hosts[{number}]", f"must be a namespace, '.', '*' or '~' before the slash: {host!r}"
+            owner = namespace.removeprefix("~")
+            if namespace != "~" and owner not in (".", "*") and not r.NAMESPACE.match(owner):
+                reason = (
+                    f"must be a namespace, '.', '*' or '~', or one of them behind a '~', before the slash: {host!r}"
                 )
+                raise Refused(f"{at}.hosts[{number}]", reason)
             check_host(name, f"{at}.hosts[{number}]")
     _check_ingress(spec)
 
 
-def _check_port(port: r.SidecarPort, bind: str, seen: set[int], at: str) -> None:
+def _check_egress_port(listener: r.IstioEgressListener, ports: set[int], sockets: set[str], at: str) -> None:
+    port, bind = listener.port, listener.bind
+    assert port is not None
+    if port.number:
+        return _check_port(port, bind, ports, at)
+    _check_name_and_protocol(port, at)
+    if not bind.startswith(UNIX):
+        raise Refused(f"{at}.port.number", "is missing: only a listener whose bind is a socket has none")
+    check_bind(bind, f"{at}.bind")
+    if bind in sockets:
+        raise Refused(f"{at}.bind", f"{bind!r} is there twice")
+    sockets.add(bind)
+    if listener.capture_mode not in (None, "DEFAULT", "NONE"):
+        raise Refused(f"{at}.captureMode", "must be DEFAULT or NONE beside a socket")
+    return None
+
+
+def _check_name_and_protocol(port: r.SidecarPort, at: str) -> None:
+    if port.target_port:
+        raise Refused(f"{at}.port.targetPort", "has no effect on a Sidecar")
     if port.name:
         check_port_name(port.name, f"{at}.port.name")
     if port.protocol and port.protocol.upper() not in PROTOCOLS:
         raise Refused(f"{at}.port.protocol", f"unknown protocol {port.protocol!r}")
+
+
+def _check_port(port: r.SidecarPort, bind: str, seen: set[int], at: str) -> None:
+    if not port.number:
+        raise Refused(f"{at}.port.number", "is missing")
+    _check_name_and_protocol(port, at)
     if port.number in seen:
         raise Refused(f"{at}.port.number", f"{port.number} is there twice")
     seen.add(port.number)

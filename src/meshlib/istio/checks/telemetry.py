@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from meshlib.istio import resources as r
+from meshlib.istio.checks.security import check_targets
 from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.model import OPERATORS, Command, parts_of
 
@@ -46,6 +47,7 @@ def check_telemetry(spec: r.Telemetry) -> None:
         raise Refused("selector.labels", "there is no such field; there is matchLabels")
     if spec.selector is not None and (spec.target_ref is not None or spec.target_refs):
         raise Refused("targetRefs", "is given beside selector: only one of them may be")
+    check_targets(spec.target_ref, spec.target_refs)
     _check_providers("tracing", [each.providers for each in spec.tracing])
     _check_providers("metrics", [each.providers for each in spec.metrics])
     _check_providers("accessLogging", [each.providers for each in spec.access_logging])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from meshlib.istio import resources as r
 from meshlib.istio.checks.labels import check_labels
-from meshlib.istio.checks.parts import HEADER, check_host, check_port_name, is_address
+from meshlib.istio.checks.parts import UNIX, check_bind, check_host, check_port_name, is_address
 from meshlib.istio.problems import Refused
+
+_HEADER = re.compile(r"[-A-Za-z0-9]+")
+"""Of a probe: stricter than HTTP's (Kubernetes)."""
 
 
 def check_workload_entry(spec: r.WorkloadEntry) -> None:
     """Raises Refused."""
     check_labels(spec.labels, "labels")
-    if not spec.address:
+    if not spec.address and not spec.network:
         raise Refused("address", "is missing")
-    if not is_address(spec.address):
+    if spec.address.startswith(UNIX):
+        check_bind(spec.address, "address")
+        if spec.ports:
+            raise Refused("ports", "have no meaning beside a socket")
+    elif spec.address and not is_address(spec.address):
         check_host(spec.address, "address", wildcard=False)
     for name in spec.ports:
         check_port_name(name, f"ports.{name}")
@@ -30,7 +39,7 @@ def check_workload_group(spec: r.WorkloadGroup) -> None:
     if sum(each is not None for each in kinds.values()) != 1:
         raise Refused("probe", f"needs exactly one of {', '.join(kinds)}")
     for index, header in enumerate(probe.http_get.http_headers if probe.http_get is not None else ()):
-        if not HEADER.match(header.name) or header.name.startswith(":"):
+        if not _HEADER.fullmatch(header.name):
             raise Refused(f"probe.httpGet.httpHeaders[{index}].name", f"no header name: {header.name!r}")
     if probe.exec is not None and not probe.exec.command:
         raise Refused("probe.exec.command", "is missing")

@@ -251,9 +251,17 @@ class HTTPSettings(IstioStruct, frozen=True):
     max_concurrent_streams: Count | None = None
 
 
+NO_TCP_SETTINGS, NO_HTTP_SETTINGS = TCPSettings(), HTTPSettings()
+
+
 class ConnectionPool(IstioStruct, frozen=True):
-    tcp: TCPSettings = TCPSettings()
-    http: HTTPSettings = HTTPSettings()
+    tcp: TCPSettings = NO_TCP_SETTINGS
+    http: HTTPSettings = NO_HTTP_SETTINGS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither block is written, which Istio refuses; it takes `tcp: {}`."""
+        return self.tcp is NO_TCP_SETTINGS and self.http is NO_HTTP_SETTINGS
 
 
 class OutlierDetection(IstioStruct, frozen=True):
@@ -488,7 +496,9 @@ class ServiceEntry(IstioStruct, frozen=True):
 
 
 class SidecarPort(IstioStruct, frozen=True):
-    number: Port
+    """number: 0 goes with a `bind` that is a socket."""
+
+    number: Annotated[int, Meta(ge=0, le=65535)] = 0
     protocol: str = ""
     name: str = ""
     target_port: Unsupported = None
