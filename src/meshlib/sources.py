@@ -27,7 +27,8 @@ def source_of(settings: Settings, node: Node, connect: Callable[[str], Connect])
     if control_plane.startswith(DNS):
         return _dns_source(control_plane.removeprefix(DNS))
     if control_plane.startswith(KUBERNETES):
-        return _kubernetes_source(control_plane.removeprefix(KUBERNETES), settings.namespace)
+        where = control_plane.removeprefix(KUBERNETES)
+        return _kubernetes_source(where, settings.namespace, settings.locality.zone)
     try:
         for each in addresses_of(control_plane):
             host_and_port(each)
@@ -61,7 +62,7 @@ def _dns_source(server: str) -> Source:
     return DnsSource(address)
 
 
-def _kubernetes_source(context: str, namespace: str) -> Source:
+def _kubernetes_source(context: str, namespace: str, zone: str) -> Source:
     """Raises SettingsError."""
     from meshlib.discovery.kubernetes import KubernetesSource
     from meshlib.kube.errors import InvalidSettings
@@ -71,7 +72,7 @@ def _kubernetes_source(context: str, namespace: str) -> Source:
         settings = find_settings(context=context)
     except InvalidSettings as error:
         raise SettingsError(f"control plane {KUBERNETES}{context!r}: {error}") from error
-    return KubernetesSource(settings, "" if namespace == "default" else namespace)
+    return KubernetesSource(settings, "" if namespace == "default" else namespace, zone=zone)
 
 
 def _cache_dir(setting: str) -> Path | None:

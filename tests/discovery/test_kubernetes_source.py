@@ -84,6 +84,32 @@ def test_a_host_is_the_ready_endpoints_of_its_service(cluster: Cluster, feed: Fe
     assert snapshot.inconsistencies() == ()
 
 
+def hinted(given: dict[str, Any], *zones: str | None) -> dict[str, Any]:
+    for endpoint, zone in zip(given["endpoints"], zones, strict=True):
+        endpoint["hints"] = {"forZones": [{"name": zone}]} if zone else {}
+    return given
+
+
+def test_hints_keep_calls_in_their_zone_as_long_as_they_are_whole(cluster: Cluster) -> None:
+    """As kube-proxy follows them: not while an endpoint has none, nor where none is for this zone."""
+    settings = KubeSettings(cluster.api.url, namespace="shop")
+    with (
+        Feed(KubernetesSource(settings, zone="z1", first_pause=0.01)) as here,
+        Feed(KubernetesSource(settings, zone="z9", first_pause=0.01)) as elsewhere,
+        Feed(KubernetesSource(settings, first_pause=0.01)) as anywhere,
+    ):
+        cluster.put(service(), hinted(slice_of("10.0.0.1", "10.0.0.2"), "z1", "z2"))
+        for each in (here, elsewhere, anywhere):
+            each.source.want("reviews:9080")
+        until(here, ["10.0.0.1:8080"])
+        until(elsewhere, ["10.0.0.1:8080", "10.0.0.2:8080"])
+        until(anywhere, ["10.0.0.1:8080", "10.0.0.2:8080"])
+        cluster.put(hinted(slice_of("10.0.1.1", name="reviews-b"), None))
+        until(here, ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.1.1:8080"])
+        cluster.put(hinted(slice_of("10.0.1.1", name="reviews-b"), "z1"))
+        until(here, ["10.0.0.1:8080", "10.0.1.1:8080"])
+
+
 def test_only_the_hosts_in_use_are_asked_for(cluster: Cluster, feed: Feed) -> None:
     """One Service and its slices, in its namespace: a process need not see more, and must not ask for more."""
     cluster.put(service(), slice_of("10.0.0.1"), service("ratings"))

@@ -12,9 +12,13 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import NamedTuple
 
+import msgspec
+
 from meshlib.discovery.hosts import Answer, HostsSource
+from meshlib.istio import resources as r
 from meshlib.istio.parse import parse_value
 from meshlib.istio.services import DOMAIN, Registry, fqdn
 from meshlib.kube.client import KubeClient, Resource
@@ -39,8 +43,9 @@ class _Name(NamedTuple):
 class KubernetesSource(HostsSource):
     """Feed of one process from a Kubernetes API server. A Source.
 
-    namespace: whose Services have short names; "" is that of `settings`. It needs `get`, `list` and `watch` of services
-    and `list` and `watch` of endpointslices, in the namespaces of the Services that are called.
+    namespace: whose Services have short names; "" is that of `settings`. zone: where this process runs, by
+    which hints of EndpointSlices are followed; "" is unknown. It needs `get`, `list` and `watch` of services and `list`
+    and `watch` of endpointslices, in the namespaces of the Services that are called.
     """
 
     name = "kubernetes"
@@ -50,6 +55,7 @@ class KubernetesSource(HostsSource):
         settings: KubeSettings,
         namespace: str = "",
         *,
+        zone: str = "",
         again: float = AGAIN,
         first_pause: float = FIRST_PAUSE,
         rng: random.Random | None = None,
@@ -57,6 +63,7 @@ class KubernetesSource(HostsSource):
         super().__init__()
         self._settings = settings
         self._namespace = namespace or settings.namespace
+        self._zone = zone
         self._again, self._first_pause = again, first_pause
         self._rng = rng or random.Random()
         self._client: KubeClient
@@ -125,7 +132,7 @@ class KubernetesSource(HostsSource):
             if not service.objects:
                 is_gone.set()
             elif slices.has_synced.is_set() or slices.objects:
-                self._answered(authority, _endpoints(service, slices, name, port))
+                self._answered(authority, _endpoints(service, slices, name, port, self._zone))
 
         def reflector(resource: Resource, **params: str) -> Reflector:
             return Reflector(
@@ -167,10 +174,32 @@ def _service_of(host: str, namespace: str) -> _Name | None:
     return _Name(parts[1] if len(parts) == 2 else namespace, parts[0])
 
 
-def _endpoints(service: Reflector, slices: Reflector, name: _Name, port: int) -> Answer:
+def _endpoints(service: Reflector, slices: Reflector, name: _Name, port: int, zone: str) -> Answer:
     given = (*service.objects.values(), *slices.objects.values())
     objects = [each for value in given for each in parse_value(value, "kubernetes").objects]
-    found = Registry(objects, ()).services.get(fqdn(name.service, name.namespace))
+    found = Registry(_for_zone(objects, zone), ()).services.get(fqdn(name.service, name.namespace))
     if found is None or found.type is not ClusterType.EDS or found.port(port) is None:
         return None  # an ExternalName, or a port that is not the Service's: DNS and the kernel know better
     return tuple(sorted(instance.endpoint for instance in found.instances[port]))
+
+
+def _for_zone(objects: list[r.Object], zone: str) -> list[r.Object]:
+    """Without the endpoints that Kubernetes wants to be called from other zones. As kube-proxy: hints count only if
+    every ready endpoint has some, and one is for this zone (Kubernetes' Topology Aware Routing, safeguards)."""
+    slices = [each.spec for each in objects if isinstance(each.spec, r.EndpointSlice)]
+    hints = [
+        {hint.name for hint in endpoint.hints.for_zones}
+        for each in slices
+        for endpoint in each.endpoints
+        if endpoint.conditions.ready is not False
+    ]
+    if not zone or not all(hints) or not any(zone in each for each in hints):
+        return objects
+
+    def kept(each: r.Object) -> r.Object:
+        if not isinstance(each.spec, r.EndpointSlice):
+            return each
+        own = [one for one in each.spec.endpoints if any(hint.name == zone for hint in one.hints.for_zones)]
+        return replace(each, spec=msgspec.structs.replace(each.spec, endpoints=own))
+
+    return [kept(each) for each in objects]

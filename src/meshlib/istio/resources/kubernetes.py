@@ -69,12 +69,23 @@ class SliceConditions(KubernetesStruct, frozen=True):
     terminating: bool | None = None
 
 
+class ForZone(KubernetesStruct, frozen=True):
+    name: str = ""
+
+
+class SliceHints(KubernetesStruct, frozen=True):
+    """Whose calls the endpoint should take. for_nodes has no meaning to who does not know its node."""
+
+    for_zones: list[ForZone] = []
+
+
 class SliceEndpoint(KubernetesStruct, frozen=True):
     addresses: list[str]
     conditions: SliceConditions = SliceConditions()
     target_ref: TargetReference | None = None
     zone: str = ""
     node_name: str = ""
+    hints: SliceHints = SliceHints()
 
 
 class SlicePort(KubernetesStruct, frozen=True):
