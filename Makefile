@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod test-kiali chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -56,6 +56,8 @@ $(TOOLS)/kube-apiserver $(TOOLS)/kube-controller-manager: LDFLAGS = -X k8s.io/co
 $(TOOLS)/helm: $(wildcard tests/go/helm/*)
 $(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
 $(TOOLS)/pilot-discovery: $(wildcard tests/go/istio/*)
+$(TOOLS)/kiali: $(wildcard tests/go/kiali/*)
+$(TOOLS)/kiali: LDFLAGS = -X main.version=$$($(GO) list -m -f '{{.Version}}' github.com/kiali/kiali)
 $(TOOLS)/%:
 	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
 	@mkdir -p $(TOOLS)
@@ -115,6 +117,9 @@ test-node: $(VENV)/.installed-test $(NODE_TOOLS)    ## Bookinfo on a real kubele
 
 test-istiod: $(VENV)/.installed-test cluster-tools $(TOOLS)/pilot-discovery     ## a real istiod as control plane (needs Go; another ten minutes)
 	$(BIN)/python -m pytest tests/e2e/test_real_istiod.py
+
+test-kiali: $(VENV)/.installed-test $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kiali    ## a real Kiali shows the demo as it is (needs Go and Prometheus)
+	$(BIN)/python -m pytest tests/observability/test_kiali.py
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js

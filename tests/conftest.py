@@ -17,6 +17,7 @@ FILL_THE_MACHINE = (
     "tests/chaos/",
     "tests/dashboard/",
     "tests/e2e/",
+    "tests/observability/",
     "tests/docs/test_tutorial.py",
 )
 """They run a dozen processes or a browser, or measure: one at a time, and from the start, since they take longest."""

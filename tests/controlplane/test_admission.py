@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from meshlib.controlplane.admission import INIT, Injection
+from meshlib.controlplane.admission import INIT, STATUS, Injection
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.settings import Settings
 
@@ -72,7 +72,7 @@ def patched(given: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any
     """RFC 6902, of which `add` and `replace` are enough here. A path that is not there fails, as in Kubernetes."""
     found: Any = copy.deepcopy(given)
     for each in patch:
-        *steps, last = each["path"].strip("/").split("/")
+        *steps, last = (part.replace("~1", "/") for part in each["path"].strip("/").split("/"))
         place = found
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
@@ -117,7 +117,9 @@ async def test_a_pod_gets_an_init_container_and_its_environment(webhook: Webhook
     (before,) = POD["spec"]["containers"]
     assert app["env"][0] == before["env"][0]
     assert {**app, "env": None, "volumeMounts": None} == {**before, "env": None, "volumeMounts": None}
-    assert pod["metadata"] == POD["metadata"]
+    assert {**pod["metadata"], "annotations": None} == {**POD["metadata"], "annotations": None}
+    added = {**POD["metadata"].get("annotations", {}), STATUS: f'{{"containers": ["{before["name"]}"]}}'}
+    assert pod["metadata"]["annotations"] == added
     assert [each["name"] for each in pod["spec"]["volumes"]] == [
         "data",
         "meshlib-root",

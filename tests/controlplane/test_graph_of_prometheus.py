@@ -55,7 +55,7 @@ def test_either_source_gives_the_same_graph(tmp_path: Path) -> None:
             mesh(**CLIENT, **pushed, prometheus=ends[1]) as client,
             served("asgi", server) as url,
             prometheus(tmp_path, _own_port(server), _own_port(client)) as asked,
-            Town(tmp_path / "two", prometheus_url=asked._url) as scraped,
+            Town(tmp_path / "two", prometheus_url=asked.url) as scraped,
             client.Client() as http,
         ):
             publish(client, reviews(url))

@@ -79,6 +79,11 @@ class Demo:
         assert found is not None
         return found[1], int(found[2])
 
+    @property
+    def admin(self) -> str:
+        """The control plane's URL."""
+        return self.line(r"^control plane: xDS \S+, admin (\S+);")[1]
+
     def pids(self) -> dict[str, int]:
         """The latest process of each part."""
         found = (re.fullmatch(r"(.+) is starting: pid (\d+)", line) for line in self.lines)

@@ -61,6 +61,17 @@ def test_prometheus_understands_every_expression(tmp_path: Path) -> None:
         assert found.returncode == 0, found.stderr + found.stdout
 
 
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
+def test_alerts_are_raised_when_they_should_be_and_not_before(tmp_path: Path) -> None:
+    """Series of a mesh that fails, is cut off or runs out, through Prometheus' own evaluation."""
+    cases = (Path(__file__).parent / "rules.test.yaml").read_text()
+    (tmp_path / "cases.yaml").write_text(cases.replace("RULES", str(FOLDER / "prometheus-rules.yaml")))
+    found = subprocess.run(
+        [str(PROMTOOL), "test", "rules", str(tmp_path / "cases.yaml")], capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_every_alert_says_what_to_do() -> None:
     """At three in the morning."""
     for group in yaml.safe_load((FOLDER / "prometheus-rules.yaml").read_text())["groups"]:

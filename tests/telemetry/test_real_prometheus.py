@@ -34,11 +34,11 @@ request_protocol,response_code,grpc_response_status,response_flags) > 0"""
 
 class Prometheus:
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def query(self, text: str) -> list[dict[str, Any]]:
         try:
-            answer = httpx.get(f"{self._url}/api/v1/query", params={"query": text}, trust_env=False, timeout=20)
+            answer = httpx.get(f"{self.url}/api/v1/query", params={"query": text}, trust_env=False, timeout=20)
         except httpx.TransportError:
             return []
         return answer.json()["data"]["result"] if answer.status_code == 200 else []

@@ -35,6 +35,9 @@ LIBRARY_VOLUME, LIBRARY_FOLDER = "meshlib-library", "/var/run/meshlib-library"
 AUTOSTART, PYTHONPATH = f"{LIBRARY_FOLDER}/autostart", "PYTHONPATH"
 ANNOTATION = "meshlib.io/inject"
 """`false` on a pod (or its label of that name) keeps it off the mesh. `meshlib.io/port` says which port it serves."""
+STATUS = "meshlib.io/status"
+"""Of a pod: which of its containers are on the mesh, in the form that Istio's `sidecar.istio.io/status` has, so that
+Kiali knows that this pod is (its setting istio_sidecar_annotation)."""
 PORT, LIBRARY = "meshlib.io/port", "meshlib.io/library"
 """LIBRARY: `false` where the image has meshlib; the pod is told then who and where it is, and no more."""
 Pod = Mapping[str, Any]
@@ -149,6 +152,11 @@ def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[
         else:
             patch.append({"op": "add", "path": place, "value": [each]})
 
+    on_the_mesh = json.dumps({"containers": [each.get("name", "") for each in spec["containers"]]})
+    if pod.get("metadata", {}).get("annotations"):
+        patch.append({"op": "add", "path": f"/metadata/annotations/{STATUS.replace('/', '~1')}", "value": on_the_mesh})
+    else:
+        patch.append({"op": "add", "path": "/metadata/annotations", "value": {STATUS: on_the_mesh}})
     add("/spec/initContainers", spec.get("initContainers"), _init(injection, root, gets_library), first=True)
     volumes = list(spec.get("volumes") or ())
     for volume in _volumes(injection, gets_library):

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from meshlib.controlplane.kinds import NETWORKING, OWN, SECURITY, find_kind
-from meshlib.controlplane.kubernetes import CRDS, CUSTOM, GATEWAY_CLASSES, GATEWAYS, ROUTES, WATCHED, Watched
+from meshlib.controlplane.kubernetes import (
+    CRDS,
+    CUSTOM,
+    GATEWAY_CLASSES,
+    GATEWAYS,
+    ROUTES,
+    WATCHED,
+    WITHOUT_EFFECT,
+    Watched,
+)
 from meshlib.controlplane.statuses import LEASE
 from meshlib.kube.client import Object, Resource
 from meshlib.version import __version__
@@ -362,9 +371,10 @@ def _validated() -> Iterable[Watched]:
 
 def crds(given: Installation) -> Iterator[Object]:
     """Ours, and Istio's where they are asked for. Without schemas: the webhook and the control plane know them better,
-    and say which field is wrong."""
-    for each in CUSTOM:
-        if each.resource.group == OWN or given.istio_crds:
+    and say which field is wrong. Istio's all together, since Kiali waits for those that are missing as soon as one is
+    there."""
+    for each in (*CUSTOM, *WITHOUT_EFFECT):
+        if each.resource.group == OWN or (given.istio_crds and each.resource.group.endswith(".istio.io")):
             yield _crd(each.resource)
 
 

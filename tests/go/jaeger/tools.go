@@ -1,0 +1,8 @@
+//go:build tools
+
+// Which programs the tests run against, each with the name that make gives it. Nothing here is compiled into meshlib.
+package tools
+
+import (
+	_ "github.com/jaegertracing/jaeger/cmd/jaeger" // jaeger
+)
