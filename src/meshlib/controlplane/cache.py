@@ -49,6 +49,8 @@ VIEWS_LIMIT, KEYS_LIMIT = 100, 10_000
 nobody says so; beyond this the oldest views are forgotten, and made anew for who is still there."""
 
 
+SPARE = 200
+"""Values and resources of earlier views that are kept for a while: a change of one endpoint makes two."""
 SIGHTS_LIMIT = 1000
 """Forms of one view that are remembered: an Envoy beside a service has one for itself."""
 
@@ -87,16 +89,10 @@ class View(Comparable):
         told = "".join(version for _, version in sorted(self.versions.items()))
         self.snapshot: Snapshot = replace(snapshot, version=f"{made}/{digest(told.encode())[:8]}")
         """Its version: when the last change for these nodes was made, and of what it all consists; for people."""
-        self._wild: dict[str, DomainTable[Listener]] = {}
-        wild: dict[str, list[tuple[str, Listener]]] = {}
-        for listener in snapshot.listeners:
-            host, _, port = listener.name.rpartition(":")
-            if host.startswith("*"):
-                wild.setdefault(port, []).append((host, listener))
-        self._wild = {port: DomainTable(entries) for port, entries in wild.items()}
-        self._catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
-        wildcards = [name for name in self.resources[LISTENER] if name.startswith("*")]
-        self.unnamed = (tuple(self.resources[LISTENER][name].version for name in wildcards), snapshot.inbound)
+        is_kept = before is not None and self.resources[LISTENER] is before.resources[LISTENER]
+        self._unnamed: _Unnamed
+        self._unnamed = before._unnamed if before is not None and is_kept else _Unnamed(found[LISTENER], snapshot)
+        self.unnamed = (self._unnamed.versions, snapshot.inbound)
         self._renamed: dict[tuple[str, bool], Resource | None] = {}
         self._forms: dict[tuple[Reader, NodeKind], Form] = {}
         self._sights: dict[Standpoint, Sight] = {}
@@ -147,17 +143,32 @@ class View(Comparable):
                 self._renamed.clear()
             host, _, port = name.rpartition(":")
             listener: Listener | Inbound | None
-            listener = self._wild[port].find(host) if port in self._wild else None
+            wild = self._unnamed.wild.get(port)
+            listener = wild.find(host) if wild is not None else None
             if name.startswith((INBOUND_PREFIX, SERVER_PREFIX)):
                 # In our own form; gRPC's servers see another (sight.py), and who is neither has none.
                 listener = next(iter(self.snapshot.inbound), None) if has_catch_all else None
             elif listener is None and has_catch_all:
-                listener = self._catch_all
+                listener = self._unnamed.catch_all
             self._renamed[asked] = None if listener is None else _resource(LISTENER, name, replace(listener, name=name))
         return self._renamed[asked]
 
     def __repr__(self) -> str:
         return f"<View {self.snapshot!r}>"
+
+
+class _Unnamed:
+    """The listeners that are there for names that none bears. wild: by port."""
+
+    def __init__(self, listeners: Mapping[str, Resource], snapshot: Snapshot) -> None:
+        wild: dict[str, list[tuple[str, Listener]]] = {}
+        for listener in snapshot.listeners:
+            host, _, port = listener.name.rpartition(":")
+            if host.startswith("*"):
+                wild.setdefault(port, []).append((host, listener))
+        self.wild = {port: DomainTable(entries) for port, entries in wild.items()}
+        self.catch_all = next((each for each in snapshot.listeners if each.name == CATCH_ALL), None)
+        self.versions = tuple(each.version for name, each in listeners.items() if name.startswith("*"))
 
 
 class Encoder:
@@ -169,6 +180,8 @@ class Encoder:
         self._known: dict[Value, Resource] = {}
         self._same: dict[int, tuple[Value, Resource]] = {}
         """By the value's id: to hash one takes as long as to find out that most views hold the very same."""
+        self._kept = 0
+        """How much was known after it was last looked through."""
 
     def __call__(self, type_url: str, name: str, value: Value) -> Resource:
         same = self._same.get(id(value))
@@ -179,6 +192,12 @@ class Encoder:
             resource = self._known[value] = _resource(type_url, name, value)
         self._same[id(value)] = (value, resource)
         return resource
+
+    @property
+    def spare(self) -> int:
+        """How much has come since it was last looked through: to find what no view has takes a look at all that views
+        have."""
+        return len(self._known) + len(self._same) - self._kept
 
     def keep_only(self, views: Iterable[View]) -> None:
         """Forget what no view has."""
@@ -193,6 +212,7 @@ class Encoder:
             del self._known[value]
         for each in self._same.keys() - held:
             del self._same[each]
+        self._kept = len(self._known) + len(self._same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +302,8 @@ class Cache:
 
     def _forget_resources(self, views: Collection[View]) -> None:
         with self._encoding:
-            self._encode.keep_only(views)
+            if self._encode.spare > SPARE:
+                self._encode.keep_only(views)
 
     async def update(
         self,
