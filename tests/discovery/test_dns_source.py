@@ -85,6 +85,78 @@ def test_search_domains_come_first_for_names_with_few_dots(server: NameServer, f
     assert [name for name, *_ in server.asked] == ["a.b.c."]
 
 
+def of_conf(server: NameServer, folder: Path, text: str) -> DnsSource:
+    (folder / "resolv.conf").write_text(f"nameserver 127.0.0.1\nsearch shop.svc.test svc.test test\n{text}\n")
+    return DnsSource(server.address, resolv_conf=folder / "resolv.conf")
+
+
+def names_asked(server: NameServer, source: DnsSource, host: str) -> list[str]:
+    """For a name that there is not: all that it may mean."""
+    with Feed(source) as feed:
+        assert f"{host}:80" in ask(feed, f"{host}:80").absent
+    return list(dict.fromkeys(name for name, *_ in server.asked))
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "first"),
+    [
+        ("ndots:5", "reviews", "search"),
+        ("ndots:5", "reviews.shop.svc.cluster.local", "search"),
+        ("ndots:5", "a.reviews.shop.svc.cluster.local", "itself"),
+        ("ndots:5", "reviews.shop.svc.cluster.local.", "alone"),
+        ("ndots:5", "reviews.", "alone"),
+        ("ndots:1", "reviews", "search"),
+        ("ndots:1", "a.example", "itself"),
+        ("ndots:0", "reviews", "itself"),
+        ("ndots:5\noptions ndots:2", "a.b.example", "itself"),
+        ("", "reviews", "search"),
+        ("", "a.example", "itself"),
+    ],
+)
+def test_ndots_says_which_name_is_tried_first(
+    server: NameServer, tmp_path: Path, options: str, host: str, first: str
+) -> None:
+    """Kubernetes gives pods ndots:5, by which a whole name of a Service is looked for below the search domains first.
+    With a dot at its end it is absolute, and asked for alone."""
+    asked = names_asked(server, of_conf(server, tmp_path, f"options {options}" if options else ""), host)
+    below = [f"{host}.{domain}." for domain in ("shop.svc.test", "svc.test", "test")]
+    expected = {"search": [*below, f"{host}."], "itself": [f"{host}.", *below], "alone": [host]}
+    assert asked == expected[first]
+
+
+@pytest.mark.parametrize(
+    ("options", "timeout", "lifetime", "rotates"),
+    [
+        ("", 2.0, 5.0, False),
+        ("rotate", 2.0, 5.0, True),
+        ("timeout:1", 1.0, 2.0, False),
+        ("timeout:3 attempts:4", 3.0, 12.0, False),
+        ("attempts:1", 2.0, 2.0, False),
+        ("timeout:90 attempts:9", 30.0, 30.0, False),
+        ("timeout:x attempts:y", 2.0, 5.0, False),
+    ],
+)
+def test_timeout_attempts_and_rotate_are_those_of_resolv_conf(
+    server: NameServer, tmp_path: Path, options: str, timeout: float, lifetime: float, rotates: bool
+) -> None:
+    """Seconds for one question to one server, and for all of them together."""
+    resolver = of_conf(server, tmp_path, f"options {options}" if options else "")._make_resolver()
+    assert (resolver.timeout, resolver.lifetime, resolver.rotate) == (timeout, lifetime, rotates)
+
+
+def test_a_silent_name_server_is_asked_again_after_its_timeout(server: NameServer, tmp_path: Path) -> None:
+    """Not earlier; and its first answer counts."""
+    server.answer = lambda question, by_tcp: []
+    with Feed(of_conf(server, tmp_path, "options timeout:1 attempts:2")) as feed:
+        began = time.monotonic()
+        feed.source.want("a.b.test:80")
+        server.wait_for(lambda asked: len(asked) >= 2)
+        assert time.monotonic() - began >= 0.9  # the first one had its second
+        server.set("a.b.test. 60 A 10.0.0.1")
+        server.answer = server.by_zone
+        feed.wait_for(lambda snapshot: addresses(snapshot) == ["10.0.0.1:80"], 30)
+
+
 def test_no_such_name_is_absent_and_is_not_asked_for_again_on_a_call(server: NameServer, feed: Feed) -> None:
     """Until its negative TTL ends; a call on it goes where it would go without us."""
     assert ask(feed, "none.b.test:80").absent == ("none.b.test:80",)

@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,11 @@ MIN_TTL, MAX_TTL, MAX_NEGATIVE_TTL = 1.0, 3600.0, 30.0
 """Seconds. A service that starts should be found sooner than zones' negative TTLs (often an hour) say."""
 RETRY_FIRST, RETRY_MAX = 1.0, 30.0
 """Seconds between tries while no name server answers."""
-LIFETIME = 5.0
-"""Seconds for one question, all name servers and repetitions together."""
+LIFETIME, MAX_LIFETIME = 5.0, 30.0
+"""Seconds for one question, all name servers and repetitions together: where resolv.conf says neither `timeout` nor
+`attempts`, and at most. (glibc has 5 s and two attempts for each server, which is longer than a call would wait.)"""
+ATTEMPTS, MAX_ATTEMPTS = 2, 5
+"""How often each name server is asked, as in resolv.conf(5)."""
 
 
 class _Unanswered(Exception):
@@ -62,8 +65,8 @@ class _Answer:
 class DnsSource(HostsSource):
     """Feed of one process from name servers. A Source.
 
-    server: address and port of the name server; default those of `resolv_conf`, which also says the search domains,
-    ndots and timeout. It is read when the feed starts.
+    server: address and port of the name server; default those of `resolv_conf`, which also says the search domains and
+    of its options ndots, timeout, attempts and rotate. It is read when the feed starts.
 
     `host:port` is the host's A records, or its AAAA records where it has no A, at that port. A host that begins with an
     underscore (`_http._tcp.reviews`) is its SRV records, which say ports, priorities and weights.
@@ -100,7 +103,12 @@ class DnsSource(HostsSource):
             resolver.search = []
         if self._server is not None:
             resolver.nameservers, resolver.port = [self._server[0]], self._server[1]
+        options = _options(self._resolv_conf)
         resolver.lifetime = LIFETIME
+        if options.keys() & {"timeout", "attempts"}:
+            attempts = min(MAX_ATTEMPTS, options.get("attempts") or ATTEMPTS)
+            resolver.timeout = min(resolver.timeout, MAX_LIFETIME)
+            resolver.lifetime = min(MAX_LIFETIME, resolver.timeout * attempts * max(1, len(resolver.nameservers)))
         return resolver
 
     async def _keep(self, authority: str) -> None:
@@ -154,7 +162,7 @@ class DnsSource(HostsSource):
         if name.is_absolute():
             yield absolute
             return
-        is_full = len(name) - 1 >= (self._resolver.ndots or 1)
+        is_full = len(name) - 1 >= (1 if self._resolver.ndots is None else self._resolver.ndots)
         if is_full:
             yield absolute
         for domain in self._resolver.search:
@@ -210,6 +218,18 @@ class DnsSource(HostsSource):
                 return [], min(ttl, MAX_NEGATIVE_TTL)
             name = answer.canonical_name
         raise _Unanswered(f"more than {MAX_ALIASES} aliases, or aliases in a circle, at {name}")
+
+
+def _options(resolv_conf: Path) -> Mapping[str, int]:
+    """The numbers that the file's options give: dnspython knows no `attempts`. Of one that stands twice the last one
+    counts."""
+    try:
+        lines = resolv_conf.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = (word for line in lines if line.split()[:1] == ["options"] for word in line.split()[1:])
+    pairs = (word.partition(":") for word in words)
+    return {name: int(number) for name, _, number in pairs if number.isascii() and number.isdigit()}
 
 
 def _name(host: str) -> dns.name.Name | None:
