@@ -85,4 +85,4 @@ async def test_an_admin_api_for_everybody_makes_no_tokens() -> None:
                 assert (await client.post(CREATE, headers=headers)).status_code == status
         finally:
             await server.stop()
-        assert len(tokens.all()) == (status == 200)
+        assert len(await tokens.all()) == (status == 200)

@@ -12,6 +12,7 @@ import pytest
 from meshlib.controlplane.ca import DAY, CertificateAuthority, RotationRefused
 from meshlib.controlplane.join_tokens import JoinTokens, Refused
 from meshlib.controlplane.private_files import StateError
+from meshlib.controlplane.token_shelf import FileShelf
 from meshlib.model import SpiffeId
 
 REVIEWS = SpiffeId.of("cluster.local", "default", "reviews")
@@ -58,13 +59,13 @@ def test_a_step_of_a_rotation_that_cant_be_kept_is_not_taken(tmp_path: Path) -> 
     assert (authority.stage, told) == ("begun", ["begun"])
 
 
-def test_a_token_is_spent_only_where_that_is_kept(tmp_path: Path) -> None:
+async def test_a_token_is_spent_only_where_that_is_kept(tmp_path: Path) -> None:
     """Else it would be good again after a restart; and nothing was given for it, so it may be shown again."""
-    tokens = JoinTokens(tmp_path / "tokens")
-    text, token = tokens.create(REVIEWS, 60.0, "00")
+    tokens = JoinTokens(FileShelf(tmp_path / "tokens" / "tokens.json"))
+    text, token = await tokens.create(REVIEWS, 60.0, "00")
     with full_disk(), pytest.raises(StateError):
-        tokens.spend(token)
-    assert tokens.check(text) is token
-    tokens.spend(token)
+        await tokens.spend(token)
+    assert await tokens.check(text) == token
+    await tokens.spend(token)
     with pytest.raises(Refused, match="used already"):
-        tokens.check(text)
+        await tokens.check(text)

@@ -22,11 +22,13 @@ from joserfc.jwk import KeySet, OctKey, RSAKey
 
 import meshlib
 from certificates import TestCA
+from joining import join_token
 from meshlib.controlplane.authentication import Authenticator, Issuer, NotAuthenticated, TokenReview
-from meshlib.controlplane.ca import DAY, BadRequest, CertificateAuthority, RotationRefused, fingerprint
+from meshlib.controlplane.ca import DAY, BadRequest, CertificateAuthority, RotationRefused
 from meshlib.controlplane.join_tokens import JoinTokens, Refused
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.controlplane.sources import StateError
+from meshlib.controlplane.token_shelf import FileShelf
 from meshlib.identity.access import NoAccess, pinned_root
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.proof import prove
@@ -74,8 +76,7 @@ async def plane(tmp_path: Path) -> AsyncIterator[ControlPlane]:
 
 
 def token_for(plane: ControlPlane, identity: SpiffeId = REVIEWS) -> str:
-    assert plane.tokens is not None and plane.authority is not None
-    return plane.tokens.create(identity, 3600.0, fingerprint(plane.authority.roots[0]))[0]
+    return join_token(plane, identity)
 
 
 def call(plane: ControlPlane, token: str, csr: bytes, **fields: Any) -> Any:
@@ -237,21 +238,22 @@ def test_what_others_can_read_is_refused(tmp_path: Path) -> None:
         CertificateAuthority("cluster.local", tmp_path / "ca")
 
 
-def test_join_tokens_expire_and_are_kept_hashed(tmp_path: Path) -> None:
+async def test_join_tokens_expire_and_are_kept_hashed(tmp_path: Path) -> None:
     """What is on disk can't be used to join."""
     now = [1000.0]
-    tokens = JoinTokens(tmp_path / "ca", lambda: now[0])
-    text, token = tokens.create(REVIEWS, 60.0, "00")
-    assert text.split(".")[1] not in (tmp_path / "ca" / "tokens.json").read_text()
-    assert JoinTokens(tmp_path / "ca", lambda: now[0]).check(text).id == token.id
+    file = tmp_path / "ca" / "tokens.json"
+    tokens = JoinTokens(FileShelf(file), lambda: now[0])
+    text, token = await tokens.create(REVIEWS, 60.0, "00")
+    assert text.split(".")[1] not in file.read_text()
+    assert (await JoinTokens(FileShelf(file), lambda: now[0]).check(text)).id == token.id
     with pytest.raises(Refused, match="no such"):
-        tokens.check(text.replace(text.split(".")[1], "guess"))
+        await tokens.check(text.replace(text.split(".")[1], "guess"))
     now[0] += 60.0
     with pytest.raises(Refused, match="expired"):
-        tokens.check(text)
-    tokens.revoke(token.id)
+        await tokens.check(text)
+    await tokens.revoke(token.id)
     with pytest.raises(Refused, match="no such"):
-        tokens.check(text)
+        await tokens.check(text)
 
 
 def authenticator(tmp_path: Path, key: RSAKey, **options: Any) -> Authenticator:
@@ -301,7 +303,7 @@ async def test_guessing_is_stopped(tmp_path: Path) -> None:
     """An address that was refused often is not heard, whatever it says next."""
     now = [1000.0]
     judge = Authenticator("cluster.local", lambda: b"", JoinTokens(clock=lambda: now[0]), clock=lambda: now[0])
-    token, _ = judge.tokens.create(REVIEWS, 3600.0, "00")
+    token, _ = await judge.tokens.create(REVIEWS, 3600.0, "00")
     for _ in range(30):
         with pytest.raises(NotAuthenticated):
             await judge.authenticate("mjt_x.guess.00", "ipv4:10.0.0.1:1", may_join=True)

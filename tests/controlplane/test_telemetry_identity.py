@@ -124,7 +124,7 @@ async def test_nobody_tells_without_an_identity(plane: ControlPlane) -> None:
 async def test_a_real_process_pushes_as_itself(plane: ControlPlane, tmp_path: Path) -> None:
     """The data plane's own sender, with a certificate that it got by a join token."""
     assert plane.tokens is not None and plane.authority is not None
-    token, _ = plane.tokens.create(OWN, 600.0, plane.authority.signing)
+    token, _ = await plane.tokens.create(OWN, 600.0, plane.authority.signing)
     (tmp_path / "token").write_text(token)
     mesh = meshlib.connect(
         plane.xds_address,
@@ -185,7 +185,7 @@ async def test_a_claim_to_anothers_service_is_no_endpoint(plane: ControlPlane, t
     assert plane.tokens is not None and plane.authority is not None
     async with httpx.AsyncClient(base_url=plane.admin_url, trust_env=False, timeout=20) as client:
         await client.post("/v1/apply", content=MANIFESTS, headers={"content-type": "application/yaml"})
-        token, _ = plane.tokens.create(OWN, 600.0, plane.authority.signing)
+        token, _ = await plane.tokens.create(OWN, 600.0, plane.authority.signing)
         (tmp_path / "token").write_text(token)
         server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]

@@ -20,7 +20,7 @@ from typing import Any, Self
 import httpx
 
 import meshlib
-from meshlib.controlplane.ca import fingerprint
+from joining import join_token
 from meshlib.controlplane.server import ControlPlane
 from meshlib.mesh import Mesh
 from meshlib.model import SpiffeId
@@ -242,8 +242,5 @@ def member(plane: ControlPlane, folder: Path, name: str, **settings: Any) -> Mes
 
 def give_token(plane: ControlPlane, folder: Path, name: str) -> None:
     """A join token, which is good for one join."""
-    assert plane.tokens is not None and plane.authority is not None
-    token = plane.tokens.create(
-        SpiffeId.of("cluster.local", "default", name), 3600.0, fingerprint(plane.authority.roots[0])
-    )[0]
+    token = join_token(plane, SpiffeId.of("cluster.local", "default", name))
     (folder / name).write_text(token)

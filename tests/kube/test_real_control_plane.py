@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import yaml
 
 from cli.meshctl_processes import ControlPlaneProcess, control_plane
+from joining import certificate
 from kube.api_server import crd
 from kube.installed import HOME, install, meshctl, pod_of_it, token_kubeconfig
 from kube.real_cluster import RealCluster
@@ -296,6 +299,28 @@ def test_two_replicas_have_one_voice(cluster: RealCluster, tmp_path: Path) -> No
             assert lease["spec"]["leaseTransitions"] == 1
 
 
+def test_a_join_token_of_one_replica_is_good_at_the_other(cluster: RealCluster, tmp_path: Path) -> None:
+    """Once, for both together; under the rights of the installation. To install again leaves tokens where they are."""
+    asked = {"namespace": "default", "service_account": "reviews", "ttl": "600"}
+    roots = base64.b64decode(
+        cluster.ask("GET", f"/api/v1/namespaces/{HOME}/secrets/meshlib-ca")["data"]["root-cert.pem"]
+    )
+    with pod_of_it(cluster, tmp_path / "one") as one, pod_of_it(cluster, tmp_path / "two") as two:
+        made = httpx.post(
+            f"{one.admin}/v1/tokens", params=asked, headers={"content-type": "application/yaml"}, timeout=60
+        )
+        token = made.raise_for_status().json()["text"]
+        install(cluster, tmp_path)
+
+        def join(replica: ControlPlaneProcess) -> grpc.StatusCode:
+            return asyncio.run(certificate(replica.xds, roots.decode(), token))
+
+        assert join(two) is grpc.StatusCode.OK
+        assert join(one) is grpc.StatusCode.UNAUTHENTICATED
+        (shown,) = httpx.get(f"{one.admin}/v1/tokens", timeout=60).raise_for_status().json()["tokens"]
+        assert shown["state"] == "used"
+
+
 def test_a_role_that_lacks_a_right_is_told_and_nobody_is_served(cluster: RealCluster, tmp_path: Path) -> None:
     """RBAC refuses one kind: taken for absent, AuthorizationPolicies would let everybody in."""
     role = cluster.find("ClusterRole", f"meshlib-{HOME}", "", "rbac.authorization.k8s.io")
@@ -372,7 +397,7 @@ def test_no_rule_is_lost_while_a_server_begins(cluster: RealCluster) -> None:
 
 
 def test_the_roles_on_the_page_are_enough(real_cluster: RealCluster, tmp_path: Path) -> None:
-    """Written by hand, for those who do not install by meshctl: to follow, to write statuses, and for the CA."""
+    """Written by hand, for those who do not install by meshctl: to follow, to write statuses, for the CA and tokens."""
     page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text().partition("## What it may do")[2]
     texts = [each.partition("```")[0] for each in page.partition("## Without a control plane")[0].split("```yaml")[1:]]
     roles = [each for text in texts for each in yaml.safe_load_all(text)]
@@ -392,9 +417,14 @@ def test_the_roles_on_the_page_are_enough(real_cluster: RealCluster, tmp_path: P
     folder = tmp_path / "by-hand"
     folder.mkdir()
     config = token_kubeconfig(real_cluster, folder, HOME, "meshlib")
-    words = ("--kubernetes", "--write-status", "--ca-secret", f"{HOME}/meshlib-ca", "--xds", "127.0.0.1:0")
+    secrets = ("--ca-secret", f"{HOME}/meshlib-ca", "--token-secret", f"{HOME}/meshlib-join-tokens")
+    words = ("--kubernetes", "--write-status", *secrets, "--xds", "127.0.0.1:0")
     with control_plane(folder, *words, "--admin", "127.0.0.1:0", KUBECONFIG=str(config)) as process:
         real_cluster.until(lambda: status(real_cluster, "b").get("validationMessages") == GONE, "the status is written")
         assert "403" not in process.log
         assert problems(process)[0]["object"] == "VirtualService shop/b"
+        for _ in range(2):  # the first one makes the Secret
+            asked = {"namespace": "default", "service_account": "reviews", "ttl": "600"}
+            yaml_given = {"content-type": "application/yaml"}
+            httpx.post(f"{process.admin}/v1/tokens", params=asked, headers=yaml_given, timeout=60).raise_for_status()
     assert real_cluster.find("Secret", "meshlib-ca", HOME) is not None

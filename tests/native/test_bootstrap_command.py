@@ -19,9 +19,9 @@ from stock_grpc import CLIENT, SERVER, Admin, stock
 from typer.testing import CliRunner
 
 from certificates import TestCA
+from joining import join_token
 from meshlib.cli.app import app
 from meshlib.controlplane import load_reports
-from meshlib.controlplane.ca import fingerprint
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.identity.access import Access
 from meshlib.identity.folder import write_credentials
@@ -123,7 +123,7 @@ async def watching(plane: ControlPlane, folder: Path, name: str, **environment: 
     assert plane.authority is not None
     identity, token = SpiffeId.of("cluster.local", "default", name), folder / f"{name}.token"
     if not token.exists():
-        token.write_text(plane.tokens.create(identity, 3600.0, fingerprint(plane.authority.roots[0]))[0])
+        token.write_text(join_token(plane, identity))
     file = folder / f"{name}.json"
     file.unlink(missing_ok=True)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MESHLIB_", "MESHCTL_"))}

@@ -106,6 +106,13 @@ def control_plane(
             metavar="NAMESPACE/NAME", help="The cluster's Secret with the CA of all replicas; made where there is none."
         ),
     ] = "",
+    token_secret: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMESPACE/NAME",
+            help="The cluster's Secret with the join tokens of all replicas; made where there is none.",
+        ),
+    ] = "",
     jwt_issuer: Annotated[
         list[str] | None,
         typer.Option(
@@ -169,7 +176,11 @@ def control_plane(
         reviewer = settings.kubernetes or _reviewer(cluster, token_audience)
         settings = replace(settings, cluster=cluster, writes_status=write_status, kubernetes=reviewer)
     if ca_secret:
-        settings = replace(settings, ca_secret=_secret(ca_secret, settings))
+        settings = replace(settings, ca_secret=_secret("--ca-secret", ca_secret, settings))
+        if settings.plugged_ca is not None:
+            raise CommandFailed("--ca-secret and --ca-cert: one CA, please")
+    if token_secret:
+        settings = replace(settings, token_secret=_secret("--token-secret", token_secret, settings))
     if webhook:
         injection = _injection(inject_image, inject_control_plane, trust_domain, token_audience)
         settings = replace(settings, webhook=address("--webhook", webhook), injection=injection)
@@ -206,14 +217,12 @@ def _ttl(text: str) -> tuple[str, float]:
     return types[name.upper()], float(seconds)
 
 
-def _secret(text: str, settings: ControlPlaneSettings) -> tuple[str, str]:
+def _secret(option: str, text: str, settings: ControlPlaneSettings) -> tuple[str, str]:
     namespace, mark, name = text.partition("/")
     if not mark or not namespace or not name or "/" in name:
-        raise CommandFailed(f"--ca-secret {text!r}: is written NAMESPACE/NAME")
+        raise CommandFailed(f"{option} {text!r}: is written NAMESPACE/NAME")
     if settings.cluster is None:
-        raise CommandFailed("--ca-secret needs --kubernetes: whose Secret is it?")
-    if settings.plugged_ca is not None:
-        raise CommandFailed("--ca-secret and --ca-cert: one CA, please")
+        raise CommandFailed(f"{option} needs --kubernetes: whose Secret is it?")
     return namespace, name
 
 

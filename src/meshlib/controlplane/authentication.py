@@ -22,7 +22,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from meshlib.controlplane.join_tokens import PREFIX, JoinToken, JoinTokens, Refused
+from meshlib.controlplane.join_tokens import PREFIX, JoinTokens, Refused
+from meshlib.controlplane.token_shelf import JoinToken
 from meshlib.identity.proof import PROOF_TYPE, Replays, verify_proof
 from meshlib.model import SpiffeId
 
@@ -116,7 +117,7 @@ class Authenticator:
     async def authenticate(self, token: str, address: str, *, may_join: bool = False) -> Caller:
         """may_join: whether a join token will do; it must be spent (`tokens.spend`) before anything is given for it.
 
-        Raises NotAuthenticated; what was refused is logged here.
+        Raises NotAuthenticated; what was refused is logged here. Raises StateError where nobody can say now.
         """
         host = address.rpartition(":")[0]
         self._refuse_guessers(host)
@@ -148,7 +149,7 @@ class Authenticator:
                 raise NotAuthenticated(
                     "a join token buys a certificate, and nothing else: set MESHLIB_IDENTITY to control-plane"
                 )
-            joined = self.tokens.check(token)
+            joined = await self.tokens.check(token)
             return Caller(SpiffeId.parse(joined.identity), "join token", f"join token {joined.id}", token=joined)
         header, claims = _unverified(token)
         if header.get("typ") == PROOF_TYPE:

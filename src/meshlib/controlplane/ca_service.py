@@ -33,6 +33,9 @@ async def caller_of(context: Any, authenticator: Authenticator, *, may_join: boo
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "refused too often; wait a minute")
     except NotAuthenticated:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who calls could not be verified")
+    except StateError as error:
+        logger.error("a caller from %s can't be judged: %s", context.peer(), error)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "who calls can't be verified now")
     raise AssertionError  # abort raises
 
 
@@ -86,7 +89,7 @@ class CertificateService:
             signed = self._authority.sign(csr, caller.identity, float(request.validity_duration))
             if caller.token is not None:
                 # Last, so that a bad request costs no token; and before the answer, so that it buys one certificate.
-                self._authenticator.tokens.spend(caller.token)
+                await self._authenticator.tokens.spend(caller.token)
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as error:

@@ -28,7 +28,7 @@ from meshlib.version import __version__
 
 MANAGER = "meshctl"
 """The field manager of what is applied, and the value of the label by which it is found."""
-NAME, CA = "meshlib", "meshlib-ca"
+NAME, CA, TOKENS = "meshlib", "meshlib-ca", "meshlib-join-tokens"
 XDS, WEBHOOK, METRICS = 15012, 15017, 15020
 USER = 65532
 INJECTION = "meshlib-injection"
@@ -157,6 +157,9 @@ def _access(given: Installation) -> Iterator[Object]:
             yield {**binding, "roleRef": _role("Role", f"{NAME}-mesh-config"), "subjects": account}
     leases = Resource("Lease", "leases", "coordination.k8s.io")
     rules = [_rule([leases], "create"), {**_rule([leases], "get", "update"), "resourceNames": [LEASE]}]
+    # Which may be made by nobody here: a right to create one Secret is one to create any.
+    yield _object("Secret", TOKENS, given)
+    rules.append({**_rule([KINDS["Secret"]], "get", "patch"), "resourceNames": [TOKENS]})
     yield {**_object("Role", NAME, given), "rules": rules}
     yield {**_object("RoleBinding", NAME, given), "roleRef": _role("Role", NAME), "subjects": account}
 
@@ -276,7 +279,7 @@ def _arguments(given: Installation) -> Iterator[str]:
     for name in (given.host, f"{given.host}.cluster.local", f"{NAME}.{given.namespace}"):
         yield from ("--san", name)
     yield from ("--ca-cert", f"{_KEYS}/ca-cert.pem", "--ca-key", f"{_KEYS}/ca-key.pem")
-    yield from ("--root-cert", f"{_KEYS}/root-cert.pem")
+    yield from ("--root-cert", f"{_KEYS}/root-cert.pem", "--token-secret", f"{given.namespace}/{TOKENS}")
     yield from ("--webhook", f"0.0.0.0:{WEBHOOK}", "--metrics", f"0.0.0.0:{METRICS}")
     if given.injects:
         yield from ("--inject-image", given.image, "--inject-control-plane", f"{given.host}:{XDS}")

@@ -11,12 +11,12 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from meshlib.controlplane.private_files import private_folder, read_private, write_private
-from meshlib.controlplane.sources import StateError
+from meshlib.controlplane.private_files import StateError
+from meshlib.controlplane.token_shelf import FileShelf, JoinToken, Shelf, Tokens
 from meshlib.model import SpiffeId
 
 PREFIX = "mjt_"
@@ -32,91 +32,86 @@ class Refused(Exception):
     """The token is not good. The message holds no part of the secret."""
 
 
-class JoinToken(msgspec.Struct):
-    """What is known of a token. used: when, seconds since 1970; 0 is never."""
-
-    id: str
-    hash: str
-    identity: str
-    created: float
-    expires: float
-    used: float = 0.0
-
-    def __repr__(self) -> str:
-        return f"<JoinToken {self.id} for {self.identity}>"
+ATTEMPTS = 20
+"""Times that a change is made again, after another replica was faster."""
+T = TypeVar("T")
 
 
 class JoinTokens:
-    """All of them. Belongs to one event loop. folder: where they are kept; None keeps them in memory."""
+    """All of them. Belongs to one event loop. shelf: where they are kept; None keeps them in memory.
 
-    def __init__(self, folder: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._file = folder / "tokens.json" if folder is not None else None
-        self._tokens: dict[str, JoinToken] = {}
-        if self._file is not None:
-            private_folder(self._file.parent)
-            try:
-                kept = msgspec.json.decode(read_private(self._file) or b"[]", type=list[JoinToken])
-            except msgspec.DecodeError as error:
-                raise StateError(f"{self._file}: {error}") from None
-            self._tokens = {each.id: each for each in kept}
+    All methods raise StateError where they can't be read, or kept.
+    """
 
-    def create(self, identity: SpiffeId, ttl: float, root: str) -> tuple[str, JoinToken]:
+    def __init__(self, shelf: Shelf | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._clock, self._shelf = clock, shelf or FileShelf()
+
+    async def create(self, identity: SpiffeId, ttl: float, root: str) -> tuple[str, JoinToken]:
         """The token, which nobody can be told again. ttl: seconds. root: SHA-256 of the root, in hexadecimal.
 
         Raises ValueError for a time that is no time.
         """
         if not 0 < ttl <= MAX_TTL:
             raise ValueError(f"a token is good for up to {MAX_TTL / 86400:g} days")
-        now = self._clock()
-        self._tokens = {key: each for key, each in self._tokens.items() if now < max(each.expires, each.used) + KEEP}
-        secret = secrets.token_urlsafe(32)
+        now, secret = self._clock(), secrets.token_urlsafe(32)
         token = JoinToken(secrets.token_hex(8), _hash(secret), identity.uri, now, now + ttl)
-        self._tokens[token.id] = token
-        self._save()
+
+        def add(tokens: Tokens) -> tuple[Tokens, None]:
+            kept = {key: each for key, each in tokens.items() if now < max(each.expires, each.used) + KEEP}
+            return {**kept, token.id: token}, None
+
+        await self._change(add)
         return f"{PREFIX}{token.id}.{secret}.{root}", token
 
-    def check(self, text: str) -> JoinToken:
+    async def check(self, text: str) -> JoinToken:
         """Raises Refused."""
         id, _, rest = text.removeprefix(PREFIX).partition(".")
-        token = self._tokens.get(id)
+        tokens, _ = await self._shelf.read()
+        token = tokens.get(id)
         secret = rest.partition(".")[0]
         if token is None or not hmac.compare_digest(token.hash, _hash(secret)):
-            raise Refused(f"no such join token; {ANOTHER}")
+            raise Refused("no such join token")
         if token.used:
-            raise Refused(f"join token {token.id} was used already; {ANOTHER}")
+            raise Refused(f"join token {token.id} was used already")
         if self._clock() >= token.expires:
-            raise Refused(f"join token {token.id} has expired; {ANOTHER}")
+            raise Refused(f"join token {token.id} has expired")
         return token
 
-    def spend(self, token: JoinToken) -> None:
-        """Before anything is given for it. Raises Refused when another was quicker, StateError where it can't be kept;
-        then it is not spent."""
-        if token.used or token.id not in self._tokens:
-            raise Refused(f"join token {token.id} was used already; {ANOTHER}")
-        token.used = self._clock()
-        try:
-            self._save()
-        except StateError:
-            token.used = 0.0
-            raise
+    async def spend(self, token: JoinToken) -> None:
+        """Before anything is given for it. Raises Refused when another was quicker, at this replica or at another;
+        where it can't be kept it is not spent."""
 
-    def revoke(self, id: str) -> JoinToken | None:
+        def use(tokens: Tokens) -> tuple[Tokens, None]:
+            found = tokens.get(token.id)
+            if found is None or found.used:
+                raise Refused(f"join token {token.id} was used already")
+            return {**tokens, token.id: msgspec.structs.replace(found, used=self._clock())}, None
+
+        await self._change(use)
+
+    async def revoke(self, id: str) -> JoinToken | None:
         """None when there is none."""
-        token = self._tokens.pop(id, None)
-        if token is not None:
-            self._save()
-        return token
+
+        def remove(tokens: Tokens) -> tuple[Tokens, JoinToken | None]:
+            return {key: each for key, each in tokens.items() if key != id}, tokens.get(id)
+
+        return await self._change(remove)
 
     def now(self) -> float:
         return self._clock()
 
-    def all(self) -> tuple[JoinToken, ...]:
-        return tuple(sorted(self._tokens.values(), key=lambda each: each.created))
+    async def all(self) -> tuple[JoinToken, ...]:
+        tokens, _ = await self._shelf.read()
+        return tuple(sorted(tokens.values(), key=lambda each: each.created))
 
-    def _save(self) -> None:
-        if self._file is not None:
-            write_private(self._file, msgspec.json.encode(list(self._tokens.values())))
+    async def _change(self, edit: Callable[[Tokens], tuple[Tokens, T]]) -> T:
+        """edit: what they are then, and what comes of it; asked again where another has changed them meanwhile."""
+        for _ in range(ATTEMPTS):
+            tokens, version = await self._shelf.read()
+            changed, result = edit(tokens)
+            if changed == tokens or await self._shelf.write(changed, version):
+                return result
+        raise StateError(f"the join tokens are changed by others all the time: tried {ATTEMPTS} times")
 
 
 def _hash(secret: str) -> str:

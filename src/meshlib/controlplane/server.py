@@ -64,6 +64,7 @@ from meshlib.controlplane.tap_api import TapRoutes
 from meshlib.controlplane.taps import Taps
 from meshlib.controlplane.telemetry_store import TelemetryStore
 from meshlib.controlplane.token_api import TokenRoutes
+from meshlib.controlplane.token_shelf import FileShelf, SecretShelf, Shelf
 from meshlib.controlplane.trust_domain import trust_domain_warnings
 from meshlib.controlplane.what_if import WhatIfRoutes
 from meshlib.errors import ConfigurationError
@@ -100,6 +101,7 @@ class ControlPlaneSettings:
       Plaintext is for loopback only. names: DNS names and addresses by which it is called, besides its own.
     plugged_ca: a CA made by somebody else, or a folder as Istio's `cacerts` secret; None: a root of its own.
     ca_secret: (namespace, name) of the Secret in `cluster` that holds the CA of all replicas; made where there is none.
+    token_secret: the same for the join tokens; without it each control plane has its own.
     issuers, kubernetes: whose tokens are believed.
     access: the file that says who may do what through the admin API (access_rules.py); None lets everybody, and is for
       loopback only. Off loopback the admin API is served by TLS, with the same names.
@@ -125,6 +127,7 @@ class ControlPlaneSettings:
     names: tuple[str, ...] = ()
     plugged_ca: PluggedAuthority | Path | None = None
     ca_secret: tuple[str, str] | None = None
+    token_secret: tuple[str, str] | None = None
     issuers: tuple[Issuer, ...] = ()
     kubernetes: TokenReview | None = None
     cluster: KubeSettings | None = None
@@ -171,6 +174,7 @@ class ControlPlane:
         self.tokens: JoinTokens | None = None
         self._certificates: CertificateService | None = None
         self._kube: KubeClient | None = None
+        self._token_client: KubeClient | None = None
         self._kubernetes: KubernetesSource | None = None
         self._following: asyncio.Task[None] | None = None
         self._statuses: StatusWriter | None = None
@@ -276,6 +280,9 @@ class ControlPlane:
             await self._ads.close()
             await self._server.stop(None)
             self._server = None
+        if self._token_client is not None:
+            await self._token_client.close()
+            self._token_client = None
         if self._http is not None:
             await self._http.aclose()
             self._http = None
@@ -476,6 +483,13 @@ class ControlPlane:
         routes += LogRoutes(self._taps, self._logs, self, audit).routes()
         return routes + AuditRoutes(audit).routes()
 
+    def _token_shelf(self, folder: Path | None) -> Shelf:
+        settings = self.settings
+        if settings.token_secret is None or settings.cluster is None:
+            return FileShelf(folder / "tokens.json" if folder is not None else None)
+        self._token_client = KubeClient(settings.cluster)
+        return SecretShelf(self._token_client, *settings.token_secret)
+
     async def _plugged(self) -> PluggedAuthority | PemAuthority | Path | None:
         settings = self.settings
         if settings.ca_secret is None or settings.cluster is None:
@@ -487,7 +501,7 @@ class ControlPlane:
         settings = self.settings
         folder = settings.state / "ca" if settings.state is not None else None
         authority = self.authority = CertificateAuthority(settings.trust_domain, folder, plugged)
-        self.tokens = JoinTokens(folder)
+        self.tokens = JoinTokens(self._token_shelf(folder))
         kubernetes = settings.kubernetes
         access = AccessFile(settings.access) if settings.access is not None else None
         if kubernetes is not None or settings.issuers or access is not None:

@@ -17,7 +17,8 @@ from meshlib.controlplane.admin_api import Token, Tokens
 from meshlib.controlplane.audit import AuditLog
 from meshlib.controlplane.ca import CertificateAuthority
 from meshlib.controlplane.gate import JSON, Admission, admission_of
-from meshlib.controlplane.join_tokens import JoinToken, JoinTokens
+from meshlib.controlplane.join_tokens import JoinTokens
+from meshlib.controlplane.token_shelf import JoinToken
 from meshlib.model import SpiffeId
 
 
@@ -38,7 +39,7 @@ class TokenRoutes:
 
     async def _list(self, request: Request) -> Response:
         powers = self._checked(request).powers
-        found = [each for each in self._tokens.all() if powers.has(Role.ADMIN, _namespace(each))]
+        found = [each for each in await self._tokens.all() if powers.has(Role.ADMIN, _namespace(each))]
         return JSON(Tokens(tuple(_shown(each, self._tokens.now()) for each in found)))
 
     async def _create(self, request: Request) -> Response:
@@ -51,7 +52,7 @@ class TokenRoutes:
             )
             if (identity.namespace, identity.service_account) != (asked["namespace"], asked["service_account"]):
                 raise ValueError("namespace and service account must be plain names")
-            text, token = self._tokens.create(identity, float(asked["ttl"]), self._authority.signing)
+            text, token = await self._tokens.create(identity, float(asked["ttl"]), self._authority.signing)
         except KeyError as error:
             raise HTTPException(400, f"{error.args[0]} is missing") from None
         except ValueError as error:
@@ -62,12 +63,12 @@ class TokenRoutes:
     async def _revoke(self, request: Request) -> Response:
         admission = self._checked(request)
         id = request.query_params.get("id", "")
-        known = next((each for each in self._tokens.all() if each.id == id), None)
+        known = next((each for each in await self._tokens.all() if each.id == id), None)
         if known is None or not admission.powers.sees(_namespace(known)):
             raise HTTPException(404, "there is no such token: meshctl token list shows them")
         admission.demand(Role.ADMIN, _namespace(known), "token revoke")
         self._write(admission, "token revoke", known)
-        self._tokens.revoke(id)
+        await self._tokens.revoke(id)
         return JSON(_shown(known, self._tokens.now()))
 
     def _write(self, admission: Admission, action: str, token: JoinToken) -> None:
