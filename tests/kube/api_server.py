@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import yaml
 from aiohttp import web
 
+from kube.front import Front, Refusal
+
 Object = dict[str, Any]
 Place = tuple[str, str]
 """(group, plural)"""
@@ -101,19 +103,6 @@ class Change(NamedTuple):
     object: Object
 
 
-class Refusal(Exception):
-    def __init__(self, status: int, reason: str, message: str = "") -> None:
-        super().__init__(reason)
-        self.body = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "status": "Failure",
-            "reason": reason,
-            "message": message or reason,
-            "code": status,
-        }
-
-
 @dataclass(eq=False)
 class Watch:
     place: Place
@@ -123,82 +112,26 @@ class Watch:
     request: web.Request
     queue: asyncio.Queue[Object | None] = field(default_factory=asyncio.Queue)
 
+    @property
+    def plural(self) -> str:
+        return self.place[1]
 
-class ApiServer:
-    """`async with ApiServer() as api:` serves on 127.0.0.1 until the end.
 
-    tokens: what a bearer may say, and who that is; without any, everybody may come. requests: (method, path with query)
-    of all that were served. forbidden: plurals that RBAC denies. page: the longest page it gives, however many are
-    asked for. list_gate: lists wait for it. forgets_pages: nobody gets a second one.
-    """
+class ApiServer(Front[Watch]):
+    """`async with ApiServer() as api:` serves on 127.0.0.1 until the end."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
-        self.port = 0
-        self.tokens: dict[str, str] = {}
-        self.forbidden: set[str] = set()
-        self.requests: list[tuple[str, str]] = []
-        self.authorizations: list[str] = []
-        self.failures: list[tuple[int, dict[str, str]]] = []
-        """Statuses with which the next requests are answered."""
-        self.page = 1_000_000
-        self.forgets_pages = False
-        self.list_gate = asyncio.Event()
-        self.list_gate.set()
+        super().__init__(tls)
         self.kinds = {(each.group, each.plural): each for each in BUILT_IN}
         self.contents: dict[Place, dict[Place, Object]] = {place: {} for place in self.kinds}
         self.revision = 100
         self._compacted = 0
         self._history: list[Change] = []
-        self._watches: set[Watch] = set()
-        self._watched = asyncio.Condition()
         self._snapshots: dict[tuple[Place, str], list[Object]] = {}
-        self._runner: web.AppRunner | None = None
         self._serial = 0
         self.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
 
-    # Life
-
-    async def __aenter__(self) -> ApiServer:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        """Again after stop(), on the same port: a restart of the server, whose etcd has kept everything."""
-        app = web.Application(client_max_size=2**24)
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        self.reset_watches()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
     # What happens to it
-
-    def reset_watches(self) -> None:
-        """Their connections break in the middle."""
-        for watch in list(self._watches):
-            if watch.request.transport is not None:
-                watch.request.transport.abort()
-            watch.queue.put_nowait(None)
-
-    def end_watches(self) -> None:
-        """They end in good order, as after timeoutSeconds."""
-        for watch in list(self._watches):
-            watch.queue.put_nowait(None)
 
     def compact(self) -> None:
         """Forget all history: whoever is behind has to list again. Next pages can't be had any more either."""
@@ -210,20 +143,6 @@ class ApiServer:
         """etcd comes back from a backup: versions count on from an earlier one, and what came after is lost."""
         self.revision, self._compacted = revision, 0
         self._history.clear()
-
-    async def asked(self, number: int) -> None:
-        """Wait until it has been asked so often in all."""
-        async with self._watched:
-            await self._watched.wait_for(lambda: len(self.requests) >= number)
-
-    async def connected(self, number: int) -> int:
-        """How many connections there are, once that is `number`, or after some seconds."""
-        assert self._runner is not None and self._runner.server is not None
-        for _ in range(1000):
-            if len(self._runner.server.connections) == number:
-                break
-            await asyncio.sleep(0.01)
-        return len(self._runner.server.connections)
 
     def bookmark(self) -> str:
         """To all who watch. Returns the version that it tells."""
@@ -240,14 +159,6 @@ class ApiServer:
         for watch in self._watches:
             if watch.place[1] == plural:
                 watch.queue.put_nowait(event)
-
-    async def watched(self, *plurals: str) -> None:
-        """Wait until each of them is being watched."""
-        async with self._watched:
-            await self._watched.wait_for(lambda: set(plurals) <= {watch.place[1] for watch in self._watches})
-
-    def watchers(self, plural: str) -> int:
-        return sum(watch.place[1] == plural for watch in self._watches)
 
     # Objects, for tests
 
@@ -359,21 +270,8 @@ class ApiServer:
 
     # HTTP
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.method, request.path_qs))
-        self.authorizations.append(request.headers.get("authorization", ""))
-        async with self._watched:
-            self._watched.notify_all()
-        try:
-            if self.failures:
-                status, headers = self.failures.pop(0)
-                refusal = Refusal(status, "InternalError", "asked to fail")
-                return web.json_response(refusal.body, status=status, headers=headers)
-            if self.tokens and request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
-                raise Refusal(401, "Unauthorized")
-            return await self._route(request, request.path.strip("/").split("/"))
-        except Refusal as refusal:
-            return web.json_response(refusal.body, status=refusal.body["code"])
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        return await self._route(request, request.path.strip("/").split("/"))
 
     async def _route(self, request: web.Request, parts: list[str]) -> web.StreamResponse:
         if parts == ["version"]:
@@ -395,8 +293,7 @@ class ApiServer:
         kind = self.kinds.get(place)
         if kind is None or version not in kind.versions:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
-        if kind.plural in self.forbidden:
-            raise Refusal(403, "Forbidden", f'{kind.plural} is forbidden: cannot list resource "{kind.plural}"')
+        self._check_right(kind.plural)
         if len(rest) == 1 and request.method == "GET":
             chosen = _selector(request, namespace)
             if request.query.get("watch") in ("true", "1"):
@@ -483,10 +380,8 @@ class ApiServer:
         for change in self._history:
             if change.place == place and change.revision > since and chosen(change.object):
                 watch.queue.put_nowait(self._event(change, version))
-        self._watches.add(watch)
         try:
-            async with self._watched:
-                self._watched.notify_all()
+            await self._opened(watch)
             while (event := await watch.queue.get()) is not None:
                 await response.write(json.dumps(event).encode() + b"\n")
         except ConnectionError:

@@ -19,7 +19,7 @@ import httpx
 import yaml
 from aiohttp import web
 
-from kube.api_server import Refusal
+from kube.front import Front, Refusal
 from kube.real_cluster import RealCluster
 
 Object = dict[str, Any]
@@ -33,41 +33,18 @@ class _Watch:
     queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
 
 
-class RealApi:
+class RealApi(Front[_Watch]):
     """`async with RealApi(cluster) as api:` serves on 127.0.0.1 until the end. See kube.api_server.ApiServer."""
 
     def __init__(self, cluster: RealCluster) -> None:
+        super().__init__()
         self.cluster = cluster
-        self.port = 0
-        self.tokens: dict[str, str] = {}
-        self.forbidden: set[str] = set()
-        self.requests: list[tuple[str, str]] = []
-        self.authorizations: list[str] = []
-        self.failures: list[tuple[int, dict[str, str]]] = []
-        self.page = 1_000_000
-        self.forgets_pages = False
-        self.list_gate = asyncio.Event()
-        self.list_gate.set()
         self.revision = 0
         """Of what was last written through this object; others write too."""
         self._compacted = 0
-        self._watches: set[_Watch] = set()
-        self._watched = asyncio.Condition()
-        self._runner: web.AppRunner | None = None
         self._http: httpx.AsyncClient | None = None
 
     # Life
-
-    async def __aenter__(self) -> RealApi:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         self._http = httpx.AsyncClient(
@@ -77,34 +54,15 @@ class RealApi:
             timeout=None,
             limits=httpx.Limits(max_connections=None),
         )
-        app = web.Application(client_max_size=2**24)
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        await super().start()
 
     async def stop(self) -> None:
-        self.reset_watches()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await super().stop()
         if self._http is not None:
             await self._http.aclose()
             self._http = None
 
     # What happens to it
-
-    def reset_watches(self) -> None:
-        for watch in list(self._watches):
-            if watch.request.transport is not None:
-                watch.request.transport.abort()
-            watch.queue.put_nowait(None)
-
-    def end_watches(self) -> None:
-        for watch in list(self._watches):
-            watch.queue.put_nowait(None)
 
     def compact(self) -> None:
         self._compacted = self.revision
@@ -133,14 +91,6 @@ class RealApi:
     def _tell(self, watch: _Watch, event: Object) -> None:
         watch.queue.put_nowait(json.dumps(event).encode() + b"\n")
 
-    async def asked(self, number: int) -> None:
-        async with self._watched:
-            await self._watched.wait_for(lambda: len(self.requests) >= number)
-
-    async def watched(self, *plurals: str) -> None:
-        async with self._watched:
-            await self._watched.wait_for(lambda: set(plurals) <= {watch.plural for watch in self._watches})
-
     # Objects, for tests
 
     def put(self, given: Object) -> Object:
@@ -166,31 +116,17 @@ class RealApi:
 
     # HTTP
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.method, request.path_qs))
-        self.authorizations.append(request.headers.get("authorization", ""))
-        async with self._watched:
-            self._watched.notify_all()
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
-            return await self._judged(request)
-        except Refusal as refusal:
-            return web.json_response(refusal.body, status=refusal.body["code"])
+            return await self._served(request)
         except httpx.HTTPError:
             if request.transport is not None:
                 request.transport.abort()
             raise
 
-    async def _judged(self, request: web.Request) -> web.StreamResponse:
-        if self.failures:
-            status, headers = self.failures.pop(0)
-            return web.json_response(
-                Refusal(status, "InternalError", "asked to fail").body, status=status, headers=headers
-            )
-        if self.tokens and request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
-            raise Refusal(401, "Unauthorized")
+    async def _served(self, request: web.Request) -> web.StreamResponse:
         plural = _plural(request.path)
-        if plural in self.forbidden:
-            raise Refusal(403, "Forbidden", f'{plural} is forbidden: cannot list resource "{plural}"')
+        self._check_right(plural)
         if request.query.get("watch") in ("true", "1"):
             if int(request.query.get("resourceVersion") or 0) < self._compacted:
                 raise Refusal(410, "Expired", "too old resource version")
@@ -224,10 +160,8 @@ class RealApi:
             await response.prepare(request)
             watch = _Watch(plural, request)
             reading = asyncio.create_task(_read(answer, watch.queue))
-            self._watches.add(watch)
             try:
-                async with self._watched:
-                    self._watched.notify_all()
+                await self._opened(watch)
                 while (line := await watch.queue.get()) is not None:
                     await response.write(line)
             except ConnectionError:
