@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import venv
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -138,3 +139,24 @@ def test_an_image_without_a_library_ends_the_init_container(
     assert "build the image by meshlib's Containerfile" in capsys.readouterr().err
     assert main([str(tmp_path / "gone")]) == 1
     assert "gone" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give it up")
+def test_a_volume_is_roots_and_takes_the_library_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubelet makes an emptyDir for root, where everybody may write; its mode and times nobody else may change."""
+    with tempfile.TemporaryDirectory() as folder:
+        library_folder, root, target = (Path(folder) / each for each in ("library", "root", "target"))
+        (library_folder / "autostart").mkdir(parents=True)
+        (library_folder / "autostart" / "sitecustomize.py").write_text("")
+        for each in (root, target):
+            each.mkdir()
+            each.chmod(0o777)
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("MESHLIB_ROOT", "root")
+        os.seteuid(65532)
+        try:
+            status = main([str(root), str(library_folder), str(target)])
+        finally:
+            os.seteuid(0)
+        assert status == 0
+        assert (target / "autostart" / "sitecustomize.py").is_file()

@@ -47,9 +47,9 @@ class Node:
 
     def load(self, archive: Path) -> None:
         """As `kind load image-archive`."""
-        self._ctr("images", "import", str(archive))
+        self.ctr("images", "import", str(archive))
 
-    def _ctr(self, *words: str) -> None:
+    def ctr(self, *words: str) -> None:
         self.machine.run("ctr", f"--address={self.machine.folder / 'containerd.sock'}", "--namespace=k8s.io", *words)
 
     def situation(self) -> str:
@@ -113,6 +113,7 @@ def _start_containerd(node: Node) -> None:
     }
     plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
     (networks / "10-pods.conflist").write_text(json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": plugins}))
+    # Where root may not make a process less likely to be killed than itself, Kubernetes' wish for that is let go.
     (folder / "containerd.toml").write_text(f"""
 version = 2
 root = "{folder}/containerd"
@@ -131,7 +132,7 @@ state = "/run/containerd"
     def is_up() -> bool:
         node.machine.check()
         with contextlib.suppress(AssertionError):
-            node._ctr("version")
+            node.ctr("version")
             return True
         return False
 
@@ -146,6 +147,8 @@ def _start_kubelet(node: Node) -> None:
     chain, key = node.cluster.ca.issue(dns=(NAME,), ips=(NODE,))
     for name, content in (("kubelet.crt", chain), ("kubelet.key", key), ("resolv.conf", b"")):
         (folder / name).write_bytes(content)
+    # The disk is this machine's, which a kubelet knows nothing of from in here: no pod is to go for the want of it.
+    # cgroups may be of either version; of the first one Kubernetes says that it will not take it for much longer.
     settings = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
