@@ -232,13 +232,13 @@ def _add_core(measured: Measured, mesh: Mesh, runner: asyncio.Runner) -> None:
 
     def run(context: Callable[[], CallContext], *outcomes: Outcome) -> Timed:
         exchange = Instant(*(outcomes or (answered,)))
-        return _timed(lambda: drive(outbound_call(request, context()), exchange))  # type: ignore[type-var, arg-type]
+        return _timed(lambda: drive(outbound_call(request, context()), exchange))
 
     def run_async(context: Callable[[], CallContext]) -> Timed:
         exchange = AsyncInstant(answered)
         return _timed_async(
             runner,
-            lambda: drive_async(outbound_call(request, context()), exchange),  # type: ignore[type-var, arg-type]
+            lambda: drive_async(outbound_call(request, context()), exchange),
         )
 
     measured.add(CORE, run(mesh.call_context))

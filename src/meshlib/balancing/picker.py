@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from meshlib.model import Cluster, Endpoint, LoadBalancing
+from meshlib.model.values import dataclass
 from meshlib.state import EndpointState
 
 

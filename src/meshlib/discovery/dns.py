@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import dns.resolver
 
 from meshlib.discovery.hosts import HostsSource
 from meshlib.model import Endpoint
+from meshlib.model.values import dataclass
 
 _log = logging.getLogger("meshlib.discovery")
 

@@ -7,7 +7,7 @@ pilot/pkg/networking/core/cluster_traffic_policy.go.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,7 @@ from meshlib.model import (
     UpstreamTls,
     ZoneAware,
 )
+from meshlib.model.values import dataclass
 
 _LOAD_BALANCING = {
     "ROUND_ROBIN": LoadBalancing.ROUND_ROBIN,
@@ -60,7 +61,7 @@ class Caller:
 
     namespace: str
     labels: Labels
-    locality: Locality = Locality()  # noqa: RUF009 -- frozen
+    locality: Locality = Locality()
 
 
 class _Rule(NamedTuple):

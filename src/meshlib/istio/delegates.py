@@ -6,13 +6,13 @@ Source of the rules: istio/istio pilot/pkg/model/virtualservice.go (mergeVirtual
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.services import is_exported
+from meshlib.model.values import dataclass
 
 Report = Callable[[ConfigurationError], None]
 _FILLED = ("rewrite", "timeout", "retries", "fault", "mirror", "mirror_percent", "mirror_percentage", "cors_policy")

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 
 from meshlib.istio import resources as r
 from meshlib.istio.checks.parts import check_regex
 from meshlib.istio.problems import Refused
 from meshlib.model import HeaderMatch, LimitAnswer, LimitKey, StringMatch
+from meshlib.model.values import dataclass
 
 T = TypeVar("T")
 Contexts = frozenset[str]

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import watchfiles
@@ -26,6 +26,7 @@ from meshlib.istio import closing
 from meshlib.istio.parse import MAX_TEXT, Parsed, parse_text
 from meshlib.istio.problems import ConfigurationWarning, in_order
 from meshlib.istio.resources import Object
+from meshlib.model.values import dataclass
 
 logger = logging.getLogger("meshlib.istio")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +23,7 @@ from meshlib.istio.decoding import parse_duration
 from meshlib.istio.gateway_listeners import Condition, GatewayStatus, Listener, gateway_of, is_granted, listeners_of
 from meshlib.istio.problems import Refused
 from meshlib.istio.services import DOMAIN
+from meshlib.model.values import dataclass
 
 NOWHERE = "not-resolved.invalid"
 """In place of a backend that is none: its share of the calls gets 500, as the specification wants it."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import gateway_kinds as g
 from meshlib.istio import resources as r
+from meshlib.model.values import dataclass
 
 CLASS = "meshlib"
 """The class of Gateways that are ours, besides those whose GatewayClass names our controller."""

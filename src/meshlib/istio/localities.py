@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from meshlib.istio import resources as r
 from meshlib.istio.services import Instance, Labels, Service
 from meshlib.model import Endpoint, Locality, LocalityWeight
+from meshlib.model.values import dataclass
 
 NODE_LABEL = "kubernetes.io/hostname"
 _BY_TRAFFIC_DISTRIBUTION = {

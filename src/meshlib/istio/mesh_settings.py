@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from meshlib.istio import resources as r
 from meshlib.istio.mesh_config import mesh_config
 from meshlib.istio.problems import Refused
+from meshlib.model.values import dataclass
 
 ROOT_NAMESPACE = "istio-system"
 LOCALITY = r.LocalityLbSetting(enabled=True)

@@ -7,7 +7,6 @@ is checked by checks.*, as Istio's webhook does (istio/istio pkg/config/validati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,6 +32,7 @@ from meshlib.istio.documents import Document, InvalidYaml, Path, split
 from meshlib.istio.effects import effects_of
 from meshlib.istio.mesh_config import mesh_config
 from meshlib.istio.problems import ConfigurationWarning, Refused
+from meshlib.model.values import dataclass
 
 MAX_TEXT = 16 * 1024 * 1024
 """Characters. Far above any real file; a text beyond it is a mistake."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.sameness import are_same, same_ends
 from meshlib.model import TLS_MODE, ClusterType, Endpoint, Health, Locality, SpiffeId, Workload, peer_of
+from meshlib.model.values import dataclass
 
 DOMAIN = "cluster.local"
 _SUFFIX = f".svc.{DOMAIN}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 from meshlib.errors import ConfigurationError
@@ -43,6 +43,7 @@ from meshlib.model import (
     WeightedCluster,
     Workload,
 )
+from meshlib.model.values import dataclass
 
 __all__ = [
     "ROOT_NAMESPACE",

@@ -4,13 +4,13 @@ ext_authz filters name them."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from meshlib.model.rate_limit import Quota, RateLimit
 from meshlib.model.reporting import Reporting
 from meshlib.model.route import HeaderMatch, StringMatch
+from meshlib.model.values import dataclass
 
 _WILD = {"{*}": "[^/]+", "{**}": ".*"}
 INBOUND_PREFIX = "xds.istio.io/grpc/lds/inbound/"

@@ -5,11 +5,12 @@ Every time is in seconds. None means no limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
 from meshlib.model.rate_limit import Quota, RateLimit
+from meshlib.model.values import dataclass
 
 PASSTHROUGH = "PassthroughCluster"
 """Istio's name of the cluster that sends a request to the very address its caller named."""

@@ -7,8 +7,9 @@ percent sign, and names are in capital letters.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from meshlib.model.values import dataclass
 
 OPERATORS = frozenset(
     {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from meshlib.model.cluster import NOWHERE, Locality
+from meshlib.model.values import dataclass
 
 TLS_MODE = "security.istio.io/tlsMode"
 """Istio's label; `istio` says that a workload serves the mesh's mTLS."""

@@ -4,10 +4,10 @@ them, and quotas that somebody counts for all processes together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from meshlib.model.route import HeaderMatch
+from meshlib.model.values import dataclass
 
 KeyKind = Literal["header", "principal", "address", "method", "path", "value", "match"]
 QuotaKind = Literal["redis", "envoy"]

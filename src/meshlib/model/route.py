@@ -6,8 +6,9 @@ so that equal configuration is equal, whatever floats it came from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from meshlib.model.values import dataclass
 
 if TYPE_CHECKING:
     from meshlib.model.access import Access

@@ -7,12 +7,13 @@ Snapshot that names what it does not have without being able to ask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from meshlib.model.access import Inbound
 from meshlib.model.cluster import Cluster, ClusterType, LoadAssignment
 from meshlib.model.reporting import AS_SET, Reporting
 from meshlib.model.route import Listener, RouteConfiguration
+from meshlib.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from meshlib.model import Access, AccessRule, Action, Inbound, Peer, Request, TlsMode
+from meshlib.model.values import dataclass
 from meshlib.policy.admission import Allow, Authorize, Deny, Question, Verdict
 from meshlib.policy.guard import Guard
 

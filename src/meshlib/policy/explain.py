@@ -7,7 +7,7 @@ Asks the very matchers and counters that calls use, and changes nothing: no call
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +30,7 @@ from meshlib.model import (
     StringMatch,
     WeightedCluster,
 )
+from meshlib.model.values import dataclass
 from meshlib.policy.cluster import LiveCluster
 from meshlib.policy.live import Live
 from meshlib.policy.matching import compile_match

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from meshlib.model import Peer, Quota, QuotaService, RateLimit, Request
+from meshlib.model.values import dataclass
 from meshlib.policy.descriptors import Describe, compile_concerns, compile_key
 from meshlib.policy.quota import Answer, Pairs, Question
 from meshlib.state.quota import QuotaUse

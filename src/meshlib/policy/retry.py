@@ -17,6 +17,8 @@ from meshlib.model import HeaderView, Outcome, RetryPolicy
 from meshlib.policy.matching import compile_header
 
 if TYPE_CHECKING:
+    import tenacity
+
     from meshlib.policy.backoff import Tries
 
 # Why an attempt brought no response head. Names after Envoy's retry_on where it has one.
@@ -83,17 +85,14 @@ class Retrying:
         "_rng",
         "_statuses",
         "_tenacity",
+        "_wall_clock",
         "policy",
     )
 
     def __init__(self, policy: RetryPolicy, rng: random.Random, wall_clock: Callable[[], float] = time.time) -> None:
         """wall_clock: seconds since 1970, for servers that name a point in time."""
-        import tenacity
-
-        from meshlib.policy.backoff import Backoff, StopOnPushback
-
         self.policy = policy
-        self._rng = rng
+        self._rng, self._wall_clock = rng, wall_clock
         on = policy.on
         self._statuses = policy.status_codes.union(*(_ON_STATUS.get(name, frozenset()) for name in on))
         self._failures = frozenset[str]().union(*(_ON_FAILURE.get(name, frozenset()) for name in on))
@@ -103,17 +102,27 @@ class Retrying:
             self._headers = tuple(compile_header(each) for each in policy.retriable_headers)
         self._ratelimited = "envoy-ratelimited" in on
         self._reads_heads = bool(self._grpc or self._headers or self._ratelimited)
-        self._tenacity = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(policy.attempts + 1) | StopOnPushback(),
-            wait=Backoff(policy, rng, wall_clock),
-            retry=tenacity.retry_if_result(self.is_retriable),
-        )
+        self._tenacity: tenacity.Retrying | None = None
 
     def begin(self) -> Tries:
         """The bookkeeping of one call's tries, made when its first try has failed."""
         from meshlib.policy.backoff import Tries
 
-        return Tries(self._tenacity)
+        return Tries(self._strategies())
+
+    def _strategies(self) -> tenacity.Retrying:
+        """Made when they are needed first: tenacity takes its time to load, and a process may never have to retry."""
+        if self._tenacity is None:
+            import tenacity
+
+            from meshlib.policy.backoff import Backoff, StopOnPushback
+
+            self._tenacity = tenacity.Retrying(
+                stop=tenacity.stop_after_attempt(self.policy.attempts + 1) | StopOnPushback(),
+                wait=Backoff(self.policy, self._rng, self._wall_clock),
+                retry=tenacity.retry_if_result(self.is_retriable),
+            )
+        return self._tenacity
 
     def again(self, tries: Tries, outcome: Outcome, method: str, resend: bool) -> float | None:
         """Seconds to wait before the next try, or None when `outcome` stands.
@@ -125,7 +134,7 @@ class Retrying:
         if not may_be_resent(method, outcome, resend or self.policy.resend_unsafe):
             return None
         tries.set_result(outcome)
-        strategies: Any = self._tenacity
+        strategies: Any = self._strategies()
         if not strategies.retry(tries) or strategies.stop(tries):
             return None
         pause = float(strategies.wait(tries))

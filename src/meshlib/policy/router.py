@@ -80,7 +80,6 @@ class Decision:
         "cors",
         "fault",
         "matches",
-        "request_headers",
         "response_headers",
         "retrying",
         "route",
@@ -93,7 +92,6 @@ class Decision:
         self.action: Forward | Redirect | DirectResponse = route.action
         self.fault: Fault | None = route.fault
         self.cors = None if route.cors is None else CorsRules(route.cors)
-        self.request_headers: HeaderOperations = route.request_headers
         self.response_headers: HeaderOperations = route.response_headers
         self.timeout: float | None = None
         self.retrying: Retrying | None = None

@@ -3,11 +3,11 @@ A27, A29, A36, A65, A97) and of Envoy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meshlib.model import SERVER_PREFIX, Node
+from meshlib.model.values import dataclass
 from meshlib.xds.encode import node_cluster, node_metadata
 from meshlib.xds.encode_clusters import HTTP_OPTIONS
 from meshlib.xds.encode_tls import PROVIDER

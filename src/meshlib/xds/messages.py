@@ -7,14 +7,15 @@ specification's) is loaded in a private pool, so any other Envoy protos may live
 
 from __future__ import annotations
 
-from importlib.resources import files
+import pkgutil
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 _POOL = descriptor_pool.DescriptorPool()
-_SET = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "descriptors.binpb").read_bytes())
+# pkgutil, since importlib.resources loads zipfile and what that needs, at the start of every process.
+_SET = descriptor_pb2.FileDescriptorSet.FromString(pkgutil.get_data(__name__, "descriptors.binpb") or b"")
 for _file in _SET.file:
     _POOL.AddSerializedFile(_file.SerializeToString())
 

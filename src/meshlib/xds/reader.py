@@ -6,11 +6,12 @@ security than was meant: what it can't do is left out where that closes, and sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
 
 from meshlib.model import Node
+from meshlib.model.values import dataclass
 
 
 class Dialect(StrEnum):

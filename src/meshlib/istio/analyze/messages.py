@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 
 from meshlib.istio import resources as r
 from meshlib.istio.documents import Path
+from meshlib.model.values import dataclass
 
 DOCUMENTATION = "https://istio.io/latest/docs/reference/config/analysis"
 SUPPRESS = "galley.istio.io/analyze-suppress"

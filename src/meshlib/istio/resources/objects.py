@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
@@ -40,6 +40,7 @@ from meshlib.istio.resources.networking import (
 from meshlib.istio.resources.own import BackendTrafficPolicy, RateLimitPolicy
 from meshlib.istio.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
 from meshlib.istio.resources.telemetry import Telemetry
+from meshlib.model.values import dataclass
 
 NETWORKING = "networking.istio.io"
 OWN = "meshlib.io"
