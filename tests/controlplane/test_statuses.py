@@ -251,3 +251,29 @@ async def test_routes_are_told_whether_they_are_accepted(api: ApiServer) -> None
         api.put({**found, "spec": route("a")["spec"]})
         await until(lambda: told() == {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"})
         assert len(writes(api)) == 2
+
+
+async def test_a_status_says_the_generation_that_it_speaks_of(api: ApiServer) -> None:
+    """While a newer form can't be used, what is said is of the older one, and says so."""
+    group = "gateway.networking.k8s.io"
+    api.put(crd("HTTPRoute", "httproutes", group, "v1"))
+    parent = {"group": "", "kind": "Service", "name": "a"}
+    good = {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "a", "port": 80}]}]}
+
+    def put(name: str, spec: dict[str, Any]) -> None:
+        found = api.find("httproutes", name) or {"metadata": {"name": name}}
+        api.put({**found, "apiVersion": f"{group}/v1", "kind": "HTTPRoute", "spec": spec})
+
+    def told(name: str) -> set[tuple[int, str]]:
+        parents = ((api.find("httproutes", name) or {}).get("status") or {}).get("parents") or []
+        return {(each["observedGeneration"], each["type"]) for one in parents for each in one["conditions"]}
+
+    put("r", good)
+    async with replica(api):
+        await until(lambda: told("r") == {(1, "Accepted"), (1, "ResolvedRefs")})
+        put("r", {"parentRefs": "none"})
+        put("next", good)
+        await until(lambda: bool(told("next")))
+        assert told("r") == {(1, "Accepted"), (1, "ResolvedRefs")}
+        put("r", {**good, "hostnames": ["a.com"]})
+        await until(lambda: told("r") == {(3, "Accepted"), (3, "ResolvedRefs")})

@@ -184,6 +184,21 @@ def test_a_subsets_policy_goes_before_the_hosts_block_by_block() -> None:
     assert found[A].origin == "BackendTrafficPolicy default/p (test.yaml)"
 
 
+def test_a_circuit_that_the_services_namespace_holds_is_held_for_every_caller() -> None:
+    """Even where the caller's namespace has a policy of its own for that host, which counts in all else."""
+    held = policy("{host: a, breaker: {forced: OPEN}, retryBudget: {ratio: 0.5}}")
+    host = "a.default.svc.cluster.local"
+    own = policy(f"{{host: {host}, breaker: {{consecutiveFailures: 3}}}}", namespace="other")
+    found = cluster(view(service(), held, own, given=node("other")))
+    assert found.breaker == BreakerRules(consecutive_failures=3, forced="open")
+    assert found.retry_budget is None
+    assert all(each in found.origin for each in ("other/p", "default/p"))
+    closed = policy(f"{{host: {host}, breaker: {{forced: CLOSED}}}}", namespace="other")
+    assert cluster(view(service(), held, closed, given=node("other"))).breaker == BreakerRules(forced="closed")
+    free = policy("{host: a, breaker: {consecutiveFailures: 5}}")
+    assert cluster(view(service(), free, own, given=node("other"))).breaker == BreakerRules(consecutive_failures=3)
+
+
 def test_the_callers_namespace_comes_before_the_services_and_the_roots() -> None:
     """As with DestinationRules; the first that says anything is asked alone."""
     root = policy("{host: '*', breaker: {consecutiveFailures: 1}}", namespace="istio-system")

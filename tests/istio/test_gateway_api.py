@@ -11,6 +11,7 @@ from views import decide, node, objects, service, view, weights
 from meshlib.istio.gateway_api import conditions, convert
 from meshlib.istio.gateway_kinds import GROUP
 from meshlib.istio.parse import parse_text
+from meshlib.istio.resources import CorsPolicy, Duration, StringMatch, VirtualService
 from meshlib.istio.translate import Translation
 from meshlib.model import DirectResponse, Forward, NodeKind, Redirect, Workload
 from meshlib.policy.explain import request_of
@@ -210,6 +211,46 @@ def test_a_route_of_another_namespace_is_for_its_own_callers() -> None:
     assert inside.problems == ()
     (host,) = weights(decide(inside.snapshot, "http://a.default/"))
     assert host == "mine.shop.svc.cluster.local"
+
+
+CORS = {
+    "type": "CORS",
+    "cors": {
+        "allowOrigins": ["https://a.com", "https://*.b.com"],
+        "allowMethods": ["GET", "PUT"],
+        "allowHeaders": ["x-one"],
+        "exposeHeaders": ["x-seen"],
+        "allowCredentials": True,
+        "maxAge": 60,
+    },
+}
+
+
+def test_what_pages_may_read_is_the_filter_cors() -> None:
+    """Of a gateway's routes; an asterisk is a part of a host, and other origins' preflights reach nobody."""
+    web = {"name": "gw", "group": GROUP, "kind": "Gateway"}
+    text = route({"filters": [CORS], **TO_B}, parent=web)
+    door = gateway({"name": "http", "port": 80, "protocol": "HTTP"})
+    made = [each.spec for each in convert(objects("---\n".join((WORLD, door, text)))).objects]
+    (spec,) = (each for each in made if isinstance(each, VirtualService))
+    assert spec.http[0].cors_policy == CorsPolicy(
+        allow_origins=[StringMatch(exact="https://a.com"), StringMatch(regex=r"https://[^/:@]+\.b\.com")],
+        allow_methods=["GET", "PUT"],
+        allow_headers=["x-one"],
+        expose_headers=["x-seen"],
+        max_age=Duration(60),
+        allow_credentials=True,
+        unmatched_preflights="IGNORE",
+    )
+
+
+def test_cors_within_the_mesh_is_told_to_have_no_effect() -> None:
+    """No page calls from there; the route holds all the same."""
+    made = mesh(route({"filters": [CORS], **TO_B}))
+    assert to(made) == "b"
+    assert [each.reason for each in made.problems] == [
+        "CORS has no effect within the mesh: its calls come from no page"
+    ]
 
 
 def test_grpc_routes_match_services_and_methods() -> None:

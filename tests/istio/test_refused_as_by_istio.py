@@ -79,6 +79,18 @@ def server(more: str = "", name: str = "a", number: int = 80) -> str:
             f"{{hosts: [a], http: [{{corsPolicy: {{origins: []}}, {TO}}}]}}",
             "http[0].corsPolicy.origins",
         ),
+        (
+            "VirtualService",
+            "{hosts: [a], http: [{route: [{destination: {host: a, subset: a/b}}]}]}",
+            "http[0].route[0].destination.subset",
+        ),
+        (
+            "VirtualService",
+            f"{{hosts: [a], http: [{{{TO}, mirror: {{host: a, subset: a.b}}}}]}}",
+            "http[0].mirror.subset",
+        ),
+        ("DestinationRule", "{host: a, subsets: [{name: a.b}]}", "subsets[0].name"),
+        ("Telemetry", "{selector: {matchLabels: {app: 'a*'}}}", "selector.matchLabels"),
         ("DestinationRule", "{host: a, trafficPolicy: {}}", "trafficPolicy"),
         (
             "DestinationRule",

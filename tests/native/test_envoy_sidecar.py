@@ -591,7 +591,7 @@ def listeners(admin: int) -> str:
 
 
 def test_an_envoy_gateway_enforces_the_policies_that_select_it(hamlet: Hamlet) -> None:
-    """Gateway and VirtualService let everybody in, AuthorizationPolicy does not."""
+    """Gateway and VirtualService let everybody in, AuthorizationPolicy does not; pages are told what they may read."""
     shop = hamlet.stack.enter_context(Service().serving())
     port, admin = unused_port(), unused_port()
     hamlet.apply(
@@ -618,7 +618,14 @@ metadata: {{name: shop, namespace: default}}
 spec:
   hosts: ["*"]
   gateways: [door]
-  http: [{{route: [{{destination: {{host: shop.example}}}}]}}]
+  http:
+  - route: [{{destination: {{host: shop.example}}}}]
+    corsPolicy:
+      allowOrigins: [{{exact: "https://a.com"}}, {{regex: "https://[a-z]+[.]b[.]com"}}]
+      allowMethods: [GET, POST]
+      exposeHeaders: [x-seen]
+      maxAge: 60s
+      allowCredentials: true
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -636,4 +643,16 @@ spec:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
         eventually(lambda: client.get("/").status_code == 200, "the shop is called")
         assert [client.get(path).status_code for path in ("/", "/admin", "/x/../admin/1")] == [200, 403, 403]
+        page = {"access-control-allow-origin": "https://a.com", "access-control-allow-credentials": "true"}
+        asking = {"origin": "https://a.com", "access-control-request-method": "PUT"}
+        answer = client.options("/", headers=asking)
+        told = {name: value for name, value in answer.headers.items() if name.startswith("access-control-")}
+        exposed = {"access-control-expose-headers": "x-seen"}
+        preflight = {"access-control-allow-methods": "GET,POST", "access-control-max-age": "60"}
+        assert (answer.status_code, told) == (200, {**page, **preflight, **exposed})
+        answer = client.get("/", headers={"origin": "https://a.com"})
+        told = {name: value for name, value in answer.headers.items() if name.startswith("access-control-")}
+        assert (answer.status_code, told) == (200, {**page, **exposed})
+        assert "access-control-allow-origin" in client.get("/", headers={"origin": "https://x.b.com"}).headers
+        assert "access-control-allow-origin" not in client.get("/", headers={"origin": "https://x.c.com"}).headers
     hamlet.assert_accepted()

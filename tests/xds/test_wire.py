@@ -15,10 +15,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlib.errors import InvalidResource
-from meshlib.model import Cluster, Listener, Locality, Node, NodeKind, Workload
+from meshlib.model import (
+    Cluster,
+    Cors,
+    FilterChain,
+    Listener,
+    Locality,
+    Node,
+    NodeKind,
+    Redirect,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+    StringMatch,
+    VirtualHost,
+    Workload,
+)
 from meshlib.xds import messages as m
+from meshlib.xds.cors import CORS_FILTER
 from meshlib.xds.decode import decode_node, decode_resource
 from meshlib.xds.encode import encode_node, encode_resource
+from meshlib.xds.reader import Dialect, Reader
 from meshlib.xds.resource_types import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE
 
 KINDS = {
@@ -37,6 +54,47 @@ def test_every_value_of_the_model_survives_the_wire(type_url: str, data: st.Data
     encoded = encode_resource(type_url, value)
     assert decode_resource(type_url, encoded) == value
     assert encode_resource(type_url, decode_resource(type_url, encoded)) == encoded
+
+
+@given(values.cors)
+def test_an_envoy_is_told_of_other_origins_in_its_own_words(cors: Cors) -> None:
+    """By its filter and what a route says to that; gRPC, which refuses a filter that it does not know, gets neither."""
+    route = Route(RouteMatch(), Redirect(), cors=cors)
+    routes = RouteConfiguration("r", (VirtualHost("h", ("h",), (route,)),))
+    door = Listener("l", "", "127.0.0.1", 80, (FilterChain("r"),))
+    for dialect in Dialect:
+        reader = Reader(dialect)
+        spoken = m.RouteConfiguration.FromString(encode_resource(ROUTE, routes, reader))
+        given_words = spoken.virtual_hosts[0].routes[0].typed_per_filter_config
+        assert (CORS_FILTER in given_words) is (dialect is Dialect.ENVOY)
+        assert decode_resource(ROUTE, encode_resource(ROUTE, routes, reader)) == routes
+        listener = encode_resource(LISTENER, door, reader)
+        assert (CORS_FILTER.encode() in listener) is (dialect is Dialect.ENVOY)
+        assert decode_resource(LISTENER, listener) == door
+
+
+def test_another_control_planes_cors_is_understood_or_refused() -> None:
+    """Switched off it is none; what is no number of seconds is refused by name."""
+    message = m.RouteConfiguration(name="r")
+    route = message.virtual_hosts.add(name="h", domains=["h"]).routes.add()
+    route.match.prefix, route.direct_response.status = "/", 200
+    policy = m.CorsPolicy(allow_methods="GET")
+    policy.allow_origin_string_match.add(suffix=".com")
+    policy.filter_enabled.default_value.numerator = 100
+
+    def told() -> Cors | None:
+        route.typed_per_filter_config[CORS_FILTER].CopyFrom(m.pack(policy))
+        found = decode_resource(ROUTE, m.serialize(message))
+        assert isinstance(found, RouteConfiguration)
+        return found.virtual_hosts[0].routes[0].cors
+
+    assert told() == Cors((StringMatch("suffix", ".com"),), "GET")
+    policy.filter_enabled.default_value.numerator = 0
+    assert told() is None
+    policy.ClearField("filter_enabled")
+    policy.max_age = "a day"
+    with pytest.raises(InvalidResource, match="max_age"):
+        told()
 
 
 @pytest.mark.parametrize("type_url", PUSH_ORDER)
@@ -184,6 +242,7 @@ PUBLISHED = [
     "envoy.config.cluster.v3.cluster_pb2",
     "envoy.config.endpoint.v3.endpoint_pb2",
     "envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2",
+    "envoy.extensions.filters.http.cors.v3.cors_pb2",
     "envoy.extensions.filters.http.fault.v3.fault_pb2",
     "envoy.extensions.filters.http.router.v3.router_pb2",
     "envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2",

@@ -155,7 +155,8 @@ class Form:
         return {each.name: self._gateway(each) for each in self.view.snapshot.listeners}
 
     def _gateway(self, listener: Listener) -> Resource:
-        if listener.access is None and not self.reader.discovery_cluster:
+        is_envoy = self.reader.dialect is Dialect.ENVOY
+        if listener.access is None and not is_envoy:
             return self.view.resources[LISTENER][listener.name]
         if listener.access is not None:
             self.upstreams.add_of(listener.access)
@@ -165,10 +166,21 @@ class Form:
     def _routes(self) -> Mapping[str, Resource]:
         if self.reader.dialect is Dialect.GRPC:
             return dict(self._grpc_routes())
+        if self.reader.dialect is Dialect.ENVOY and not self.is_sidecar:
+            return dict(self._gateway_routes())
         if not self.is_sidecar:
             return self.view.resources[ROUTE]
         table = sidecar.outbound_routes(self.view.snapshot)
         return {table.name: resource_of(ROUTE, table.name, encode_resource(ROUTE, table))}
+
+    def _gateway_routes(self) -> Iterator[tuple[str, Resource]]:
+        """An Envoy's own words for other origins; all else is the same for everybody."""
+        known = self.view.resources[ROUTE]
+        for table in self.view.snapshot.route_configurations:
+            if any(route.cors is not None for host in table.virtual_hosts for route in host.routes):
+                yield table.name, resource_of(ROUTE, table.name, encode_resource(ROUTE, table, self.reader))
+            else:
+                yield table.name, known[table.name]
 
     def _grpc_routes(self) -> Iterator[tuple[str, Resource]]:
         known = self.view.resources[ROUTE]

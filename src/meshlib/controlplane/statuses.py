@@ -115,11 +115,13 @@ class StatusWriter:
         return is_done
 
     async def _write_routes(self, statuses: Iterable[ParentStatus]) -> bool:
-        told = {route.key: parents for route, parents in conditions(statuses)}
+        told = {route.key: (route, parents) for route, parents in conditions(statuses)}
         is_done = True
         for each in ROUTES:
             for key, given in tuple(self._source.reflectors[each.resource.title].objects.items()):
-                parents = told.get((each.resource.kind, *key), [])
+                route, parents = told.get((each.resource.kind, *key), (None, []))
+                if route is not None and not _is_of(route, given):
+                    continue
                 body = _with_parents(given, parents)
                 if body is not None and self.election.is_leader:
                     is_done &= await self._send(each.resource, given, body)
@@ -129,7 +131,7 @@ class StatusWriter:
         told = {(each.gateway.namespace, each.gateway.name): each for each in statuses}
         is_done = True
         for key, given in self._held(GATEWAYS):
-            if (status := told.get((key.namespace, key.name))) is not None:
+            if (status := told.get((key.namespace, key.name))) is not None and _is_of(status.gateway, given):
                 body = _with_gateway(given, status.told(list(self._addresses(key))))
                 if body is not None and self.election.is_leader:
                     is_done &= await self._send(GATEWAYS.resource, given, body)
@@ -227,6 +229,12 @@ def _with_gateway(given: Object, wanted: dict[str, Any]) -> Object | None:
         "listeners": listeners,
     }
     return None if all(status.get(name, []) == each for name, each in now.items()) else _about(given, now)
+
+
+def _is_of(translated: IstioObject, given: Object) -> bool:
+    """Whether what was translated is what the object says now, which is one generation. Of a newer one there is nothing
+    to say yet; one that can't be used is told by its messages, and what is in force is still the older one."""
+    return bool(translated.raw.get("spec") == given.get("spec"))
 
 
 def _generation(given: Object) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -141,6 +141,17 @@ class HostRules:
                 return tuple(rule.object for rule in chosen)
         return ()
 
+    def forcing(self, service: Service, found: tuple[r.Object, ...]) -> tuple[r.Object, ...]:
+        """Policies of the service's own namespace by which an operator holds its circuit: they are for every caller,
+        even one whose namespace has rules of its own (`found`) for the rest."""
+        rules = self._exact.get((service.namespace, service.host), ())
+        return tuple(each.object for each in rules if each.object not in found and _forced(each.object))
+
+
+def _forced(given: r.Object) -> Literal["OPEN", "CLOSED"] | None:
+    spec = given.spec
+    return spec.breaker.forced if isinstance(spec, r.BackendTrafficPolicy) and spec.breaker is not None else None
+
 
 def _names(host: str, namespace: str) -> tuple[str, ...]:
     return (fqdn(host, namespace), host.lower().rstrip("."))
@@ -192,11 +203,12 @@ class Policy:
 @dataclass(frozen=True)
 class Rules:
     """All objects that hold for one service: DestinationRules, whose subsets count together and of whose policies the
-    first, and BackendTrafficPolicies."""
+    first, and BackendTrafficPolicies. forcing: those that count for what they say about a held circuit, and no more."""
 
     destinations: tuple[r.Object, ...]
     backends: tuple[r.Object, ...]
     settings: MeshSettings
+    forcing: tuple[r.Object, ...] = ()
 
     @cached_property
     def subsets(self) -> Mapping[str, tuple[r.Object, r.Subset]]:
@@ -245,6 +257,14 @@ class Rules:
                 if each.spec.subset == wanted:
                     backend = _filled(backend, each.spec)
                     origins[each.origin] = None
+        for each in self.forcing:
+            breaker = backend.breaker or r.Breaker()
+            assert isinstance(each.spec, r.BackendTrafficPolicy)
+            if each.spec.subset in (subset, "") and breaker.forced is None:
+                backend = msgspec.structs.replace(
+                    backend, breaker=msgspec.structs.replace(breaker, forced=_forced(each))
+                )
+                origins[each.origin] = None
         return Policy(traffic, backend, ", ".join(origin for origin in origins if origin))
 
 

@@ -55,7 +55,11 @@ def effects_of(given: r.Object) -> Iterator[ConfigurationWarning]:
             at = f"spec.{passed_over.at}" if passed_over.at else ""
             yield ConfigurationWarning(given.source, given.title, at, passed_over.reason)
     if isinstance(given.spec, r.VirtualService):
+        is_of_mesh = bool(given.spec.hosts) and set(given.spec.gateways) <= {"mesh"}
         for index, rule in enumerate(given.spec.http):
+            if rule.cors_policy is not None and is_of_mesh:
+                reason = "has no effect within the mesh: its calls come from no page"
+                yield ConfigurationWarning(given.source, given.title, f"spec.http[{index}].corsPolicy", reason)
             for kind, fault in (("delay", rule.fault and rule.fault.delay), ("abort", rule.fault and rule.fault.abort)):
                 if fault and fault.percentage is None and not getattr(fault, "percent", None):
                     field = f"spec.http[{index}].fault.{kind}.percentage"

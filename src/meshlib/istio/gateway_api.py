@@ -21,7 +21,7 @@ from meshlib.istio import resources as r
 from meshlib.istio.checks.routes import check_virtual_service
 from meshlib.istio.decoding import parse_duration
 from meshlib.istio.gateway_listeners import Condition, GatewayStatus, Listener, gateway_of, is_granted, listeners_of
-from meshlib.istio.problems import Refused
+from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.istio.services import DOMAIN
 from meshlib.model.values import dataclass
 
@@ -154,6 +154,9 @@ def _accept(route: r.Object, spec: Route, parent: g.ParentReference, rules: list
             return Condition(False, "NoMatchingParent", f"there is no Service {home}/{parent.name}")
         place = _Place(route.namespace, host, export_to="*" if home == route.namespace else ".")
         _put(work, place, route, rules, parent.port)
+        if any(each.rule.cors_policy is not None for each in rules):
+            reason = "CORS has no effect within the mesh: its calls come from no page"
+            work.problems.append(ConfigurationWarning(route.source, route.title, "spec.rules", reason))
         return ACCEPTED
     found = [
         each
@@ -313,6 +316,7 @@ class _Body(NamedTuple):
     mirrors: list[r.HTTPMirrorPolicy]
     redirect: g.RedirectFilter | None
     rewrite: g.RewriteFilter | None
+    cors: r.CorsPolicy | None
 
 
 def _body(route: r.Object, rule: g.HTTPRule | g.GRPCRule, at: str, work: _Work) -> tuple[_Body, Condition | None]:
@@ -339,17 +343,40 @@ def _body(route: r.Object, rule: g.HTTPRule | g.GRPCRule, at: str, work: _Work) 
     headers, mirrors = r.Headers(), []
     redirect: g.RedirectFilter | None = None
     rewrite: g.RewriteFilter | None = None
+    cors: r.CorsPolicy | None = None
     for index, each in enumerate(rule.filters):
         if each.request_mirror is not None and each.type == "RequestMirror":
             destination = host(each.request_mirror.backend_ref, f"{at}.filters[{index}]")
             mirrors.append(r.HTTPMirrorPolicy(destination, r.Percent(_share(each.request_mirror))))
         elif each.request_redirect is not None and each.type == "RequestRedirect":
             redirect = each.request_redirect
+        elif each.cors is not None and each.type == "CORS":
+            cors = _cors(each.cors)
         elif each.url_rewrite is not None and each.type == "URLRewrite":
             rewrite = each.url_rewrite
         else:
             headers = _with_headers(headers, each)
-    return _Body(destinations, headers, mirrors, redirect, rewrite), trouble
+    return _Body(destinations, headers, mirrors, redirect, rewrite, cors), trouble
+
+
+def _cors(given: g.CorsFilter) -> r.CorsPolicy:
+    """A preflight of an origin that is not named gets an answer without permission, and does not reach the backend."""
+    return r.CorsPolicy(
+        allow_origins=[_origin(each) for each in given.allow_origins],
+        allow_methods=given.allow_methods,
+        allow_headers=given.allow_headers,
+        expose_headers=given.expose_headers,
+        max_age=r.Duration(given.max_age),
+        allow_credentials=given.allow_credentials,
+        unmatched_preflights="IGNORE",
+    )
+
+
+def _origin(given: str) -> r.StringMatch:
+    """`https://*.example.com`: an asterisk is any text of the host."""
+    if given == "*" or "*" not in given:
+        return r.StringMatch(exact=given)
+    return r.StringMatch(regex="[^/:@]+".join(map(re.escape, given.split("*"))))
 
 
 def _share(mirror: g.MirrorFilter) -> float:
@@ -393,9 +420,11 @@ def _trouble(route: r.Object, backend: g.BackendObjectReference, work: _Work) ->
 
 def _finish(body: _Body, rule: g.HTTPRule | g.GRPCRule, prefix: str | None) -> r.HTTPRoute:
     if body.redirect is not None:
-        return r.HTTPRoute(name=rule.name, redirect=_redirect(body.redirect, prefix), headers=body.headers)
+        redirect = _redirect(body.redirect, prefix)
+        return r.HTTPRoute(name=rule.name, redirect=redirect, headers=body.headers, cors_policy=body.cors)
     if not body.route or not any(each.weight for each in body.route):
-        return r.HTTPRoute(name=rule.name, direct_response=r.HTTPDirectResponse(500), headers=body.headers)
+        nobody = r.HTTPDirectResponse(500)
+        return r.HTTPRoute(name=rule.name, direct_response=nobody, headers=body.headers, cors_policy=body.cors)
     timeout = per_try = None
     retries: r.HTTPRetry | None = None
     if isinstance(rule, g.HTTPRule):
@@ -409,6 +438,7 @@ def _finish(body: _Body, rule: g.HTTPRule | g.GRPCRule, prefix: str | None) -> r
         rewrite=_rewrite(body.rewrite, prefix),
         timeout=timeout,
         retries=retries,
+        cors_policy=body.cors,
     )
 
 

@@ -80,6 +80,17 @@ class MirrorFilter(_Kind, frozen=True):
     fraction: Fraction | None = None
 
 
+class CorsFilter(_Kind, frozen=True):
+    """max_age: seconds."""
+
+    allow_origins: list[str] = []
+    allow_credentials: bool = False
+    allow_methods: list[str] = []
+    allow_headers: list[str] = []
+    expose_headers: list[str] = []
+    max_age: Annotated[int, Meta(ge=1)] = 5
+
+
 class Filter(_Kind, frozen=True):
     type: str
     request_header_modifier: HeaderFilter | None = None
@@ -87,6 +98,7 @@ class Filter(_Kind, frozen=True):
     request_redirect: RedirectFilter | None = None
     url_rewrite: RewriteFilter | None = msgspec.field(name="urlRewrite", default=None)
     request_mirror: MirrorFilter | None = None
+    cors: CorsFilter | None = None
 
 
 class BackendRef(BackendObjectReference, frozen=True):

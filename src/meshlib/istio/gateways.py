@@ -72,16 +72,6 @@ def listeners(
                 taken.update(names)
                 label = server.port.name or "https"
                 name = f"https.{port}.{label}.{gateway.name}.{gateway.namespace}"
-                if any(configuration.name == name for configuration in found_routes):
-                    report(
-                        ConfigurationError(
-                            gateway.source,
-                            gateway.title,
-                            "spec.servers",
-                            f"two servers of port {port} are named {label!r}: only the first is served",
-                        )
-                    )
-                    continue
                 tls = server.tls
                 assert tls is not None
                 chains.append(

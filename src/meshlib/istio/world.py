@@ -119,8 +119,9 @@ class World:
         def find() -> Rules:
             found = book.destinations.find(service, caller, root, directory)
             backends = book.backends.find(service, caller, root, directory)
-            key = ("policies", *map(id, found), None, *map(id, backends))
-            return self.once_of_settings(key, lambda: Rules(found, backends, self.settings))
+            forcing = book.backends.forcing(service, backends)
+            key = ("policies", *map(id, found), None, *map(id, backends), None, *map(id, forcing))
+            return self.once_of_settings(key, lambda: Rules(found, backends, self.settings, forcing))
 
         if book.destinations.asks_who_calls:
             return find()

@@ -56,6 +56,7 @@ from meshlib.model import (
 from meshlib.xds import access, notes
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
+from meshlib.xds.cors import CORS_FILTER, decode_cors
 from meshlib.xds.decode_clusters import decode_assignment, decode_cluster
 from meshlib.xds.decode_inbound import server_inbound
 from meshlib.xds.decode_tls import downstream_tls, is_secured
@@ -327,8 +328,18 @@ def _route(message: Any, field: str) -> Route:
         *_both_operations(message, field),
         read.text(noted, "origin"),
         read.text(noted, "limited_by"),
-        notes.read(Cors, noted["cors"], f"{field}.{_NOTED}.cors") if "cors" in noted else None,
+        _cors(message, noted, field),
     )
+
+
+def _cors(message: Any, noted: dict[str, Any], field: str) -> Cors | None:
+    """In our own words, or in Envoy's."""
+    if "cors" in noted:
+        return notes.read(Cors, noted["cors"], f"{field}.{_NOTED}.cors")
+    if CORS_FILTER not in message.typed_per_filter_config:
+        return None
+    place = f"{field}.typed_per_filter_config[{CORS_FILTER}]"
+    return decode_cors(read.unpacked(message.typed_per_filter_config[CORS_FILTER], m.CorsPolicy, place), place)
 
 
 def _noted_forward(action: Forward, noted: dict[str, Any], field: str) -> Forward:
@@ -642,7 +653,7 @@ def _operations(added: Iterable[Any], removed: Iterable[str], field: str) -> Hea
 
 _STICKY = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
 """Refines which endpoint is chosen; without it calls work, and don't stick (Istio writes it for gRPC's clients)."""
-_FILTERS = {m.type_url(m.HTTPFault), m.type_url(m.Router), _STICKY}
+_FILTERS = {m.type_url(m.CorsFilter), m.type_url(m.HTTPFault), m.type_url(m.Router), _STICKY}
 _DECODERS: dict[str, tuple[Any, Callable[[Any], Decoded], str]] = {
     LISTENER: (m.Listener, _listener, "name"),
     ROUTE: (m.RouteConfiguration, _route_configuration, "name"),

@@ -38,6 +38,7 @@ from meshlib.model import (
 )
 from meshlib.xds import access, notes
 from meshlib.xds import messages as m
+from meshlib.xds.cors import CORS_FILTER, encode_cors
 from meshlib.xds.encode_clusters import encode_assignment, encode_cluster
 from meshlib.xds.encode_inbound import MANAGER_FILTER, ROUTER_FILTER, set_normalization
 from meshlib.xds.encode_matches import regex_of, set_header, set_string
@@ -183,6 +184,8 @@ def _add_chain(
     access = listener.access or NO_ACCESS_RULES
     if reader.dialect is Dialect.ENVOY and upstreams is not None:
         filters = http_filters(access, reader, upstreams, listener.port)
+    if reader.dialect is Dialect.ENVOY:
+        filters.append((CORS_FILTER, m.CorsFilter()))
     manager = outbound_manager(chain.route_configuration, listener.name, filters, reader)
     # As at the edge: the client's address is the peer's, not what a header says.
     manager.use_remote_address.value = True
@@ -247,7 +250,9 @@ def _add_route(host: Any, route: Route, reader: Reader) -> None:
         noted["origin"] = route.origin
     if route.limited_by:
         noted["limited_by"] = route.limited_by
-    if route.cors is not None:
+    if route.cors is not None and reader.dialect is Dialect.ENVOY:
+        message.typed_per_filter_config[CORS_FILTER].CopyFrom(m.pack(encode_cors(route.cors)))
+    elif route.cors is not None:
         noted["cors"] = notes.write(route.cors)
     if isinstance(action, Redirect) and action.port == -1:
         noted[DEFAULT_PORT] = True

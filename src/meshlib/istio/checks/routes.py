@@ -11,6 +11,7 @@ from meshlib.istio.checks.labels import check_labels
 from meshlib.istio.checks.layer4 import check_gateways, check_tcp_routes, check_tls_routes, lies_within
 from meshlib.istio.checks.parts import (
     HEADER,
+    SUBSET,
     check_export,
     check_head_text,
     check_host,
@@ -121,7 +122,7 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
     total = 0
     for index, destination in enumerate(route.route):
         place = f"{at}.route[{index}]"
-        check_host(destination.destination.host, f"{place}.destination.host", wildcard=False)
+        check_destination(destination.destination, f"{place}.destination")
         _check_headers(destination.headers, f"{place}.headers")
         total += destination.weight
     if len(route.route) > 1 and total == 0:
@@ -178,7 +179,14 @@ def _check_route(route: r.HTTPRoute, at: str) -> None:
         *(((f"{at}.mirror", route.mirror),) if route.mirror else ()),
         *((f"{at}.mirrors[{index}].destination", each.destination) for index, each in enumerate(route.mirrors)),
     ):
-        check_host(mirror.host, f"{place}.host", wildcard=False)
+        check_destination(mirror, place)
+
+
+def check_destination(given: r.Destination, at: str) -> None:
+    """Raises Refused."""
+    check_host(given.host, f"{at}.host", wildcard=False)
+    if given.subset and not SUBSET.match(given.subset):
+        raise Refused(f"{at}.subset", f"no subset name: {given.subset!r}")
 
 
 def _check_match(match: r.HTTPMatchRequest, at: str) -> None:

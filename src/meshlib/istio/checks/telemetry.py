@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from meshlib.istio import resources as r
-from meshlib.istio.checks.security import check_targets
+from meshlib.istio.checks.security import check_selector, check_targets
 from meshlib.istio.problems import ConfigurationWarning, Refused
 from meshlib.model import OPERATORS, Command, parts_of
 
@@ -43,8 +43,8 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 def check_telemetry(spec: r.Telemetry) -> None:
     """Raises Refused."""
-    if spec.selector is not None and spec.selector.labels:
-        raise Refused("selector.labels", "there is no such field; there is matchLabels")
+    if spec.selector is not None:
+        check_selector(spec.selector)
     if spec.selector is not None and (spec.target_ref is not None or spec.target_refs):
         raise Refused("targetRefs", "is given beside selector: only one of them may be")
     check_targets(spec.target_ref, spec.target_refs)
