@@ -12,7 +12,7 @@ from adapters import ADAPTERS, Got, caller
 
 from meshlib.mesh import Mesh
 from meshlib.model import Cluster, ConnectionLimits, Snapshot, TcpKeepalive
-from meshlib.outbound import aiohttp, engine_aiohttp, engine_httpcore, urllib3
+from meshlib.outbound import aiohttp, engine_aiohttp, engine_httpcore, urllib3_exchange, urllib3_idle
 from peers import Peer
 from snapshots import mesh, publish, service
 
@@ -63,7 +63,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_said(
     calling: Any, idle: float, used: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """idleTimeout, exactly; the engine's own choice holds only where nothing is said."""
-    for engine in (engine_httpcore, engine_aiohttp, aiohttp, urllib3):
+    for engine in (engine_httpcore, engine_aiohttp, aiohttp, urllib3_exchange):
         monkeypatch.setattr(engine, "KEEPALIVE", 30.0 if idle < 1 else 1e-9)
     with Peer() as peer, mesh(one_service(peer, idle_timeout=idle)) as made, calling(made) as call:
         assert [call().status_code for _ in range(2)] == [200] * 2
@@ -97,7 +97,8 @@ def test_tcp_keepalive_is_set_on_the_socket(calling: Any, monkeypatch: pytest.Mo
         found.append([sock.getsockopt(*option) for option in options])
 
     # aiohttp and urllib3 give no way to the socket once the response is there.
-    engine_sets, middleware_sets, gives = engine_aiohttp.set_options, aiohttp.set_options, urllib3.Connections.give
+    engine_sets, middleware_sets = engine_aiohttp.set_options, aiohttp.set_options
+    gives = urllib3_idle.IdleConnections.give
 
     def engine(sock: Any, limits: ConnectionLimits) -> None:
         engine_sets(sock, limits)
@@ -113,7 +114,7 @@ def test_tcp_keepalive_is_set_on_the_socket(calling: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(engine_aiohttp, "set_options", engine)
     monkeypatch.setattr(aiohttp, "set_options", middleware)
-    monkeypatch.setattr(urllib3.Connections, "give", give)
+    monkeypatch.setattr(urllib3_idle.IdleConnections, "give", give)
     keepalive = TcpKeepalive(time=77, interval=7)
     with Peer() as peer, mesh(one_service(peer, tcp_keepalive=keepalive)) as made, calling(made) as call:
         stream = call().extensions.get("network_stream")
