@@ -50,11 +50,21 @@ def main(words: list[str]) -> int:
     try:
         (Path(words[0]) / "root-cert.pem").write_text(os.environ["MESHLIB_ROOT"])
         if len(words) > 1:
-            shutil.copytree(words[1], words[2], symlinks=True, dirs_exist_ok=True)
+            _hand_over(Path(words[1]), Path(words[2]))
     except (OSError, shutil.Error) as error:
         print(f"meshlib-init: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _hand_over(library: Path, target: Path) -> None:
+    """Each folder of the library, and not the library as one: mode and times of the target, a volume that a kubelet has
+    made, are root's alone to change."""
+    for each in library.iterdir():
+        if each.is_dir():
+            shutil.copytree(each, target / each.name, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copy2(each, target)
 
 
 if __name__ == "__main__":
