@@ -562,3 +562,20 @@ def test_no_bytes_are_a_hello_by_accident(data: bytes) -> None:
     with contextlib.suppress(NoHello):
         body = b"\x01" + len(data).to_bytes(3, "big") + data
         hello_name(b"\x16\x03\x01" + len(body).to_bytes(2, "big") + body)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_who_comes_in_at_the_moment_of_closing_is_sent_away(turns: int) -> None:
+    """Between `accept` and the first word to it a connection is in nobody's list: it is closed, not forgotten."""
+    async with gateway(everything_to(("127.0.0.1", 9))) as made:
+        [door] = made._doors._open.values()
+        with socket.create_connection(door.address) as client:  # the kernel has taken it, and nobody else has run
+            client.setblocking(False)
+            door._accept()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            door.close()
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 10) == b""
+            await asyncio.wait_for(door.leave(0.1), 10)
+        assert (door._arriving, door.connections) == (set(), set())

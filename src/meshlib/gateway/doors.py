@@ -56,7 +56,8 @@ class Door:
         self.is_closed = False
         self._config = config
         self._credentials: Credentials | None = None
-        self._server: asyncio.Server | None = None
+        self._is_accepting = False
+        self._arriving: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self._socket = _listening(host, port)
@@ -70,16 +71,45 @@ class Door:
             self._credentials.update(listener.filter_chains)
         else:
             self._credentials = None
-        if self._server is None:
-            await self._accept()
+        if not self._is_accepting:
+            self._accept_more()
         for connection in list(self.connections):
             if connection.filter_chain not in listener.filter_chains:
                 connection.shutdown()
 
-    async def _accept(self) -> None:
-        self._server = await asyncio.get_running_loop().create_server(
-            self._enter, sock=self._socket.dup(), backlog=BACKLOG
-        )
+    def _accept_more(self) -> None:
+        if not self.is_closed:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+            self._is_accepting = True
+
+    def _accept(self) -> None:
+        """Everyone who waits. Not left to an asyncio.Server: one that is closed between its `accept` and the protocol
+        forgets the socket (selector_events._accept_connection2, CPython 3.11)."""
+        loop = asyncio.get_running_loop()
+        for _ in range(BACKLOG):
+            try:
+                connection, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no more file descriptors, or no memory: asyncio's own server waits as long
+                _log.error("%r: nobody can be let in for %g s: %s", self, RETRY, error)
+                loop.remove_reader(self._socket)
+                loop.call_later(RETRY, self._accept_more)
+                return
+            task = loop.create_task(self._arrive(connection), name="meshlib-gateway-arrival")
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, connection: socket.socket) -> None:
+        if self.is_closed:
+            connection.close()
+            return
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._enter, connection)
+        except OSError as error:  # it is gone already
+            _log.debug("%r: a client could not be let in: %s", self, error)
+            connection.close()
 
     def _enter(self) -> asyncio.Protocol:
         if self._credentials is None:
@@ -113,10 +143,10 @@ class Door:
 
     def close(self) -> None:
         """Let no one in any more, and those who are inside finish what they do."""
-        self.is_closed = True
-        if self._server is not None:
-            self._server.close()
-        self._socket.close()
+        if not self.is_closed:
+            self.is_closed = True
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
         for entrance in list(self._entering):
             entrance.abort()
         for connection in list(self.connections):
@@ -124,6 +154,7 @@ class Door:
 
     async def leave(self, grace: float | None) -> None:
         """Wait until everyone is out; after `grace` seconds show them out. None is for ever."""
+        await asyncio.gather(*self._arriving)
         if self.connections:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), grace)
