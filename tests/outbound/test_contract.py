@@ -651,3 +651,15 @@ def test_a_call_is_as_large_as_it_was_on_the_wire(adapter: str, monkeypatch: pyt
             sent = peer.received[-1]
             # What the library, or this one, adds on the way is not of the caller's making.
             assert len(sent.body) + 110 <= counted.request_bytes <= len(sent.body) + size(sent.headers)
+
+
+def test_an_upload_whose_length_nobody_told_counts_what_was_sent(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator, or what comes from somewhere else; there is no content-length to believe."""
+    monkeypatch.setattr("meshlib.telemetry.pipeline.Telemetry.start", lambda self: None)
+    with mesh(telemetry="off", prometheus="127.0.0.1:1") as here, caller(adapter, here) as call, Peer() as peer:
+        publish(here, service("reviews:9080", [peer.address]))
+        assert here.telemetry is not None
+        call.upload(URL, [b"x" * 700, b"y" * 300])
+        [counted] = here.telemetry.recorder.series()
+        assert peer.received[-1].body == b"x" * 700 + b"y" * 300
+        assert 1000 <= counted.request_bytes < 1500

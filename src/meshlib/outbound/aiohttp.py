@@ -72,7 +72,7 @@ class _Life:
 class _Attempt:
     """Where one attempt's request goes, and what is seen of its connection."""
 
-    __slots__ = ("begun", "cluster", "deadline", "limits", "lives", "reused", "timeout")
+    __slots__ = ("begun", "call", "cluster", "deadline", "limits", "lives", "reused", "timeout")
 
     def __init__(
         self,
@@ -80,8 +80,9 @@ class _Attempt:
         limits: ConnectionLimits,
         lives: weakref.WeakKeyDictionary[Any, _Life],
         seconds: float | None,
+        call: Call | None,
     ) -> None:
-        self.cluster, self.limits, self.lives = cluster, limits, lives
+        self.cluster, self.limits, self.lives, self.call = cluster, limits, lives, call
         self.deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self.begun = self.reused = False
         self.timeout: asyncio.Timeout | None = None
@@ -130,6 +131,17 @@ def _routed(kind: type[aiohttp.ClientRequest]) -> type[Any]:
         async def send(self, conn: Any) -> Any:
             self.mesh_attempt.connected(conn)
             return await super().send(conn)
+
+        async def write_bytes(self, writer: Any, *rest: Any) -> None:
+            call, write = self.mesh_attempt.call, writer.write
+            if call is not None and "content-length" not in self.headers:
+
+                def counted(chunk: Any, *options: Any, **named: Any) -> Any:
+                    call.sent(len(chunk))
+                    return write(chunk, *options, **named)
+
+                writer.write = counted
+            await super().write_bytes(writer, *rest)
 
     return Routed
 
@@ -283,7 +295,7 @@ class _Exchange:
         await self.release()
         self._endpoint, self._error = step.endpoint, None
         cluster = step.cluster.cluster
-        attempt = _Attempt(step.cluster.name, cluster.limits, self.middleware.lives, step.timeout)
+        attempt = _Attempt(step.cluster.name, cluster.limits, self.middleware.lives, step.timeout, self._call)
         connecting = cluster.connect_timeout if step.timeout is None else min(cluster.connect_timeout, step.timeout)
         resendable = self._is_replayable and self.view.method in _IDEMPOTENT
         while True:

@@ -111,6 +111,8 @@ class _Exchange(Generic[W]):
         may_resend = self.view.method not in _IDEMPOTENT and "idempotency-key" in self.request.headers
         context = self.transport.home.call_context(deadline, may_resend)
         self._call = context.call
+        if context.call is not None and type(self._body) is _Once and "content-length" not in self.request.headers:
+            self._body.call = context.call
         return outbound_call(self.view, context)
 
     def _wire_request(self, step: Send) -> WireRequest:
@@ -269,21 +271,32 @@ class _AsyncExchange(_Exchange[AsyncWireResponse]):
 
 
 class _Once:
-    """A request body that can be sent only once; remembers whether that was begun."""
+    """A request body that can be sent only once; remembers whether that was begun. call: is told how much was sent."""
 
-    __slots__ = ("_stream", "begun")
+    __slots__ = ("_stream", "begun", "call")
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.begun = False
+        self.call: Call | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         self.begun = True
-        return iter(self._stream)
+        return iter(self._stream) if self.call is None else self._counted(self.call)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
-        return aiter(self._stream)
+        return aiter(self._stream) if self.call is None else self._counted_async(self.call)
+
+    def _counted(self, call: Call) -> Iterator[bytes]:
+        for chunk in self._stream:
+            call.sent(len(chunk))
+            yield chunk
+
+    async def _counted_async(self, call: Call) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            call.sent(len(chunk))
+            yield chunk
 
 
 class _Transport:

@@ -212,7 +212,7 @@ class Exchange:
             connection.request(
                 self.view.method,
                 self.target if step.path is None else step.path,
-                body=self.body,
+                body=self._counted(),
                 headers=lines,
                 chunked=self.chunked,
                 preload_content=False,
@@ -222,6 +222,17 @@ class Exchange:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the server may have answered before it had read all; if it has not, reading says so
         return cast(MeshResponse, connection.getresponse())
+
+    def _counted(self) -> Any:
+        """The body; of one that comes in pieces, and whose length is not told, the observer hears how much was sent."""
+        body, call = self.body, self._call
+        if (
+            call is None
+            or not isinstance(body, Iterator)
+            or any(name.lower() == b"content-length" for name, _ in self._headers)
+        ):
+            return body
+        return _counting(body, call)
 
     def _native(self, error: Exception) -> HTTPError:
         """urllib3's exception for what went wrong after the connection was there."""
@@ -365,6 +376,13 @@ class _View:
     def get(self, name: str, /) -> str | None:
         found: str | None = self._headers.get(name)
         return found
+
+
+def _counting(body: Iterator[Any], call: Call) -> Iterator[bytes]:
+    for chunk in body:
+        data = chunk.encode() if isinstance(chunk, str) else chunk  # as urllib3 would
+        call.sent(len(data))
+        yield data
 
 
 def _connect_error(error: Exception) -> HTTPError:

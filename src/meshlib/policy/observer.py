@@ -118,6 +118,10 @@ class Call:
         self.mark: Any = None
         self.tried: list[Any] = []
 
+    def sent(self, size: int) -> None:
+        """The edge has sent so many bytes of a request's body whose length nobody told before."""
+        self.request_bytes = size if self.request_bytes < 0 else self.request_bytes + size
+
     def received(self, size: int) -> None:
         """The edge has read so many bytes of the response's body."""
         self.response_bytes = size if self.response_bytes < 0 else self.response_bytes + size
