@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod test-kiali chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod test-kiali test-jaeger test-dashboards chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -57,6 +57,7 @@ $(TOOLS)/helm: $(wildcard tests/go/helm/*)
 $(TOOLS)/etcd: $(wildcard tests/go/etcd/*)
 $(TOOLS)/pilot-discovery: $(wildcard tests/go/istio/*)
 $(TOOLS)/kiali: $(wildcard tests/go/kiali/*)
+$(TOOLS)/jaeger: $(wildcard tests/go/jaeger/*)
 $(TOOLS)/kiali: LDFLAGS = -X main.version=$$($(GO) list -m -f '{{.Version}}' github.com/kiali/kiali)
 $(TOOLS)/%:
 	@command -v $(GO) > /dev/null || { echo "$* is built by Go, and $(GO) is not here: https://go.dev/doc/install"; exit 1; }
@@ -120,6 +121,14 @@ test-istiod: $(VENV)/.installed-test cluster-tools $(TOOLS)/pilot-discovery     
 
 test-kiali: $(VENV)/.installed-test $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kiali    ## a real Kiali shows the demo as it is (needs Go and Prometheus)
 	$(BIN)/python -m pytest tests/observability/test_kiali.py
+
+test-jaeger: $(VENV)/.installed-test $(TOOLS)/jaeger    ## a real Jaeger shows a page of the demo as one trace (needs Go)
+	$(BIN)/python -m pytest tests/observability/test_jaeger.py
+
+test-dashboards: $(VENV)/.installed-test    ## our Grafana dashboard and Istio's, asked of a real Prometheus (needs Go and Prometheus)
+	cd tests/go/istio && $(GO) mod download istio.io/istio
+	MESHLIB_TEST_DASHBOARDS=$$(cd tests/go/istio && $(GO) list -m -f '{{.Dir}}' istio.io/istio)/manifests/addons/dashboards \
+		$(BIN)/python -m pytest tests/observability/test_dashboards.py
 
 dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
 	cd dashboard && npm ci --silent --ignore-scripts && node node_modules/esbuild/install.js

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -101,7 +102,9 @@ def eventually(holds: Callable[[], bool], what: Callable[[], str], patience: flo
 def program(folder: Path, name: str, *words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """One that Go has built. Its output is in `folder`/NAME.log."""
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([str(BUILT / name), *words], stdout=log, stderr=log, env=environment or None)
+        process = subprocess.Popen(
+            [str(BUILT / name), *words], stdout=log, stderr=log, env={**os.environ, **environment}
+        )
     try:
         yield process
     finally:

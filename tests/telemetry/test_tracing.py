@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from meshlib.model import Outcome
+from meshlib.model import Headers, Outcome
 from meshlib.policy import propagation
 from meshlib.policy.call import outbound_call
 from meshlib.policy.observer import Call, Served
@@ -69,6 +69,19 @@ def test_an_unsampled_parent_is_heeded_too(headers: dict[str, str]) -> None:
     """No span, and its context goes on as it is."""
     by = tracer(sampling=100.0)
     assert called(by, headers) == {} and by.taken() == []
+
+
+@pytest.mark.parametrize("flag", ["01", "00"])
+def test_a_request_that_is_refused_has_a_span_like_any_other(flag: str) -> None:
+    """Where its trace is sampled; or the hop that says no is the one that is missing."""
+    by = tracer(sampling=0.0)
+    raw = [(b"traceparent", f"00-{TRACE}-{SPAN}-{flag}".encode())]
+    refused = Served("GET", "/details/1", Headers(raw), 0.0)
+    refused.status, refused.reason = 403, "rbac_access_denied_matched_policy[none]"
+    by.served(refused)
+    spans = by.taken()
+    assert [(each.at.trace_id, each.at.parent) for each in spans] == ([(TRACE, SPAN)] if flag == "01" else [])
+    assert all(dict(each.attributes)["http.response.status_code"] == 403 and not each.error for each in spans)
 
 
 @pytest.mark.parametrize("header", ["garbage", f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01"])

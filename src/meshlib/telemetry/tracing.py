@@ -224,6 +224,8 @@ class Tracer:
         return b"traceparent", f"00-{at.trace_id}-{at.span_id}-{'01' if is_sampled else '00'}".encode("ascii")
 
     def served(self, served: Served) -> None:
+        if served.mark is None and served.reason:  # refused, and so never begun to be served
+            self._begin(served.headers, served, self.rules.server)
         mark = served.mark
         self._inner.served(served)
         if mark is not None:
