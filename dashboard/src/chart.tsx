@@ -1,5 +1,5 @@
 // How has it been lately? A small chart of one node or edge over the last quarter of an hour, with the changes marked.
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { get, type Point } from "./api";
 import { changes, choices, now } from "./state";
@@ -18,6 +18,7 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
   const plot = useRef<uPlot | null>(null);
   const key = JSON.stringify(query);
   const slot = Math.floor(now.value / 5);
+  const [isEmpty, setEmpty] = useState(false);
   useEffect(() => {
     if (!place.current) return;
     const end = () => choices.value.end || now.value;
@@ -67,6 +68,7 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
     void get<{ points: Point[] }>("/v1/series", { ...query, seconds: 900, ...(end ? { end } : {}) }).then(({ points: found }) => {
       // The slot that is under way would look like a fall.
       const points = found.filter(({ at, seconds }) => at + seconds <= (end ?? now.value));
+      setEmpty(!points.some(({ rates }) => rates.rps > 0));
       plot.current?.setData([
         points.map((point) => point.at),
         points.map((point) => point.rates.rps),
@@ -80,6 +82,7 @@ export function Chart({ query, title }: { query: Record<string, string>; title: 
       <figcaption>
         {title}: <span class="key rps">requests/s</span> <span class="key err">errors/s</span>{" "}
         <span class="key p95">p95 ms</span> <span class="key change">change</span>
+        {isEmpty && " (no request yet)"}
       </figcaption>
       <div ref={place} role="img" aria-label={`${title} over the last 15 minutes`} />
     </figure>

@@ -253,7 +253,7 @@ function EdgeWords({ edge, along, dimmed }: { edge: MeshEdge; along: Curve; dimm
   const hasErrors = rates.errors > 0;
   const below = rates.p95 === null ? "" : milliseconds(rates.p95);
   const lock = mtls > 0 ? 16 : 0;
-  const wide = Math.max(rates.rps ? rate(rates.rps).length : 0, below.length + lock / 6, hasErrors ? 9 : 0) * 6.6 + 6;
+  const wide = Math.max(rates.rps ? rate(rates.rps).length : 0, below.length + lock / 6, hasErrors ? 8 : 0) * 6.6 + 6;
   return (
     <g class={`words${dimmed ? " dimmed" : ""}`} aria-hidden="true" transform={`translate(${along.middle[0]} ${along.middle[1]})`}>
       <g class="grown">
@@ -262,7 +262,7 @@ function EdgeWords({ edge, along, dimmed }: { edge: MeshEdge; along: Curve; dimm
           <text class="label" text-anchor="middle" y="-6">
             {hasErrors && (
               <tspan x="0" dy="-13" class="failed">
-                ✕ {share(rates.errors)} err
+                ✕ {share(rates.errors)}
               </tspan>
             )}
             <tspan x="0" dy={hasErrors ? 13 : 0}>
@@ -341,7 +341,7 @@ function Legend() {
             all of it by mutual TLS; an open lock: a part
           </li>
         </ul>
-        <p>An edge bears requests a second, and below it the time that 95 of 100 calls stay under (p95).</p>
+        <p>An edge bears the share that failed (✕), requests a second, and the time that 95 of 100 calls stay under (p95).</p>
         <ul class="marks">
           {Object.values(BADGES).map((text) => (
             <li key={text}>{text}</li>
@@ -445,7 +445,7 @@ export function GraphView() {
     const way = (placed.ways[`${edge.source} ${edge.target}`] ?? []).map(turned);
     // Where many part, their words stand nearer to where they come in, and the other way round: there is more room.
     const fan = (leaving.get(edge.source) ?? 0) - (entering.get(edge.target) ?? 0);
-    const share = fan > 0 ? 0.58 : fan < 0 ? 0.44 : 0.5;
+    const share = fan > 0 ? 0.55 : fan < 0 ? 0.45 : 0.5;
     const along = curve([one[0] + half(source), one[1]], [two[0] - half(target), two[1]], way, flow, share);
     return [{ edge, along, dimmed }];
   });

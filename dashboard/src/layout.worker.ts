@@ -17,7 +17,7 @@ export interface Placed {
 onmessage = (event: MessageEvent<Asked>) => {
   const graph = new Graph({ multigraph: false });
   const isDown = event.data.flow === "down";
-  graph.setGraph({ rankdir: isDown ? "TB" : "LR", nodesep: isDown ? 34 : 40, edgesep: 14, ranksep: isDown ? 84 : 80, marginx: 16, marginy: 30 });
+  graph.setGraph({ rankdir: isDown ? "TB" : "LR", nodesep: isDown ? 34 : 46, edgesep: 14, ranksep: isDown ? 84 : 88, marginx: 16, marginy: 30 });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of event.data.nodes) graph.setNode(id, { width, height });
   for (const { source, target } of event.data.edges) if (source !== target) graph.setEdge(source, target);

@@ -50,7 +50,7 @@ export function Panel() {
       <button type="button" class="close" onClick={() => choose({ selected: "", wide: false })} aria-label="Close details">
         ✕
       </button>
-      {node ? <NodePanel node={node} /> : edge ? <EdgePanel edge={edge} /> : <p>Nothing is known of {selected} now.</p>}
+      <div class="content">{node ? <NodePanel node={node} /> : edge ? <EdgePanel edge={edge} /> : <p>Nothing is known of {selected} now.</p>}</div>
     </aside>
   );
 }

@@ -51,7 +51,7 @@ def called(source: str, target: str, code: str = "200", flags: str = "-", mtls: 
 
 
 class Town:
-    """Also a context manager. `push` counts requests now: milliseconds of each, by series."""
+    """Also a context manager. `push` counts requests, now or some seconds `ago`: milliseconds of each, by series."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self._settings = ControlPlaneSettings((folder,), xds=("127.0.0.1", 0), admin=("127.0.0.1", 0), **settings)
@@ -68,8 +68,8 @@ class Town:
         await self._stop.wait()
         await plane.stop()
 
-    def push(self, series: Mapping[Labels, Iterable[float]]) -> None:
-        self._export("metrics.v1.MetricsService", metrics(series, time.time()))
+    def push(self, series: Mapping[Labels, Iterable[float]], ago: float = 0.0) -> None:
+        self._export("metrics.v1.MetricsService", metrics(series, time.time() - ago))
 
     def push_spans(self, *told: tuple[str, str, str, float, float, bool], **more: Any) -> None:
         self._export("trace.v1.TraceService", spans(*told, **more))
@@ -94,7 +94,7 @@ class Town:
         self._thread.join(30)
 
 
-def traffic(town: Town) -> None:
+def traffic(town: Town, ago: float = 0.0) -> None:
     """60 requests of productpage, 30 of which reach reviews-v2, where a sixth fails."""
     town.push(
         {
@@ -104,5 +104,6 @@ def traffic(town: Town) -> None:
             called("productpage-v1", "reviews-v2", mtls=False): [8.0] * 25,
             called("productpage-v1", "reviews-v2", "503", "UF", mtls=False): [8.0] * 5,
             called("reviews-v2", "ratings-v1"): [2.0] * 25,
-        }
+        },
+        ago,
     )

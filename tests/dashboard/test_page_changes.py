@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +19,8 @@ pytestmark = [
     # Playwright's driver leaves its loop to the collector.
     pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning"),
 ]
+CHANGES = "dashboard-changes.png"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 ABORT = """apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: shelf, namespace: default}
@@ -26,14 +30,15 @@ spec:
 """
 
 
-def test_a_change_is_told_with_the_traffic_on_either_side(page: Any, town: Town) -> None:
+def test_a_change_is_told_with_the_traffic_on_either_side(page: Any, town: Town, tmp_path: Path) -> None:
     """Pushed until it falls behind the slot of the change: figures with their weight, and that it is not over yet."""
     good, bad = called("productpage-v1", "shelf-v1"), called("productpage-v1", "shelf-v1", "503", "FI")
-    town.push({good: [10.0] * 40})
-    page.goto(f"{town.url}/#view=changes&seconds=60")
-    page.wait_for_timeout(5500)  # the slot of the change counts for neither side
+    for ago in range(10, 50, 5):
+        town.push({good: [10.0] * 5}, ago)
     headers = {"content-type": "application/yaml"}
     httpx.post(f"{town.url}/v1/apply", content=ABORT, headers=headers, trust_env=False, timeout=20).raise_for_status()
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(f"{town.url}/#view=changes&seconds=60&theme=light")
     entry = page.locator("li", has=page.get_by_text("VirtualService default/shelf"))
     entry.filter(has_text="created").wait_for()
     row = entry.locator("tr", has_text="default/shelf")
@@ -48,6 +53,7 @@ def test_a_change_is_told_with_the_traffic_on_either_side(page: Any, town: Town)
     assert "What comes after is not over" in entry.inner_text()
     assert row.locator("svg.course rect.failed").count() > 0
     assert Axe().run(page).response["violations"] == []
+    page.screenshot(path=(DOCS if os.environ.get("MESHLIB_SCREENSHOTS") else tmp_path) / CHANGES)
     row.get_by_role("button", name="default/shelf").click()
     page.get_by_test_id("panel").filter(has_text="shelf").wait_for()
 

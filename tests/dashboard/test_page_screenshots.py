@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 from pictured_town import CHROMIUM, Town, traffic
+from test_page_changes import CHANGES
 from test_page_reasons import TRACE, tried_twice
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to"
@@ -23,20 +24,21 @@ pytestmark = [
 
 
 def graph(page: Any, town: Town) -> None:
+    for ago in range(5, 60, 5):
+        traffic(town, ago)
     page.goto(f"{town.url}/#seconds=300&theme=light&selected=workload:default/reviews-v2")
     page.get_by_test_id("panel").filter(has_text="Called by").wait_for()
     page.locator(".uplot").first.wait_for()
 
 
 def actions(page: Any, town: Town) -> None:
-    page.goto(f"{town.url}/#seconds=300&theme=light&selected=service:default/reviews")
+    page.goto(f"{town.url}/#seconds=300&theme=light&wide=true&selected=service:default/reviews")
     page.get_by_test_id("actions").click()
     page.get_by_test_id("weight:v2").fill("25")
     page.get_by_test_id("delay").fill("2")
     page.get_by_test_id("what-if").click()
     page.get_by_test_id("what-if-answer").filter(has_text="25 % to").wait_for()
-    page.get_by_test_id("preview").scroll_into_view_if_needed()
-    page.get_by_test_id("weight:v2").scroll_into_view_if_needed()
+    page.get_by_test_id("what-if-answer").scroll_into_view_if_needed()
 
 
 def decision(page: Any, town: Town) -> None:
@@ -62,6 +64,6 @@ def test_a_picture_of_the_documentation_can_be_taken(page: Any, town: Town, tmp_
 
 
 def test_every_picture_of_the_page_is_taken_here() -> None:
-    """None in the guide is of an older page that nobody can show again."""
+    """None in the guide is of an older page that nobody can show again; CHANGES is taken beside its test."""
     shown = set(re.findall(r"\((dashboard-[a-z]+\.png)\)", (DOCS / "dashboard.md").read_text()))
-    assert shown == {f"dashboard-{view.__name__}.png" for view in (graph, actions, decision)}
+    assert shown == {CHANGES, *(f"dashboard-{view.__name__}.png" for view in (graph, actions, decision))}
