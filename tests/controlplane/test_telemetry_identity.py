@@ -180,6 +180,41 @@ def test_a_service_is_served_by_the_accounts_of_its_manifests() -> None:
     assert claims.refused == ()
 
 
+def test_a_pod_that_comes_or_goes_changes_who_may_serve_and_endpoints_do_not() -> None:
+    """Change by change what would be said anew; a label of a template that is no text selects nothing."""
+    kinds = "apiVersion: v1\nkind: {}\nmetadata: {{name: {}, labels: {{app: {}}}}}\n"
+    service = kinds.format("Service", "ratings", "x") + "spec: {selector: {app: ratings}, ports: [{port: 80}]}\n"
+    pods = [
+        kinds.format("Pod", name, app) + f"spec: {{serviceAccountName: {name}}}\nstatus: {{podIP: 10.0.0.{number}}}\n"
+        for number, (name, app) in enumerate((("one", "ratings"), ("two", "ratings"), ("three", "other")))
+    ]
+    template = "{metadata: {labels: {app: [ratings], 1: 2}}, spec: {serviceAccountName: odd}}"
+    odd = f"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: odd}}\nspec: {{template: {template}}}\n"
+    slices = [
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n"
+        "metadata: {name: s, labels: {kubernetes.io/service-name: ratings}}\n"
+        f"endpoints: [{{addresses: [10.0.0.{n}]}}]\n"
+        for n in (1, 2)
+    ]
+    parsed = {text: parse_text(text, "mesh.yaml").objects for text in (service, odd, *pods, *slices)}
+    accounts = ("one", "two", "three", "odd")
+    workloads = tuple(
+        Workload("x", service="ratings", service_account=each, address=f"10.1.0.{n}", port=80)
+        for n, each in enumerate(accounts)
+    )
+    claims = Claims()
+    for texts, expected in (
+        ((service, odd, pods[0], slices[0]), {"one"}),
+        ((service, odd, pods[0], slices[1]), {"one"}),
+        ((service, odd, *pods, slices[1]), {"one", "two"}),
+        ((service, odd, *pods[1:]), {"two"}),
+        ((service, odd, pods[2]), set(accounts)),
+        ((service, odd, pods[0]), {"one"}),
+    ):
+        objects = tuple(each for text in texts for each in parsed[text])
+        assert {each.service_account for each in claims.admitted(objects, workloads)} == expected
+
+
 async def test_a_claim_to_anothers_service_is_no_endpoint(plane: ControlPlane, tmp_path: Path) -> None:
     """The whole way: reviews' process says that it is ratings, and `problems` says that it did."""
     assert plane.tokens is not None and plane.authority is not None

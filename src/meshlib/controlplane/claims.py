@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
 from meshlib.istio.problems import in_order
+from meshlib.istio.services import ByLabel
+from meshlib.istio.translate import parts_of
 from meshlib.model import Workload
 
 logger = logging.getLogger("meshlib.controlplane")
@@ -36,7 +38,7 @@ class Claims:
     def __init__(self) -> None:
         self.refused: tuple[ConfigurationError, ...] = ()
         self._last: tuple[object, object, tuple[Workload, ...]] | None = None
-        self._services: tuple[object, Mapping[str, Mapping[str, _Service]]] | None = None
+        self._services: tuple[object, object, Mapping[str, Mapping[str, _Service]]] | None = None
 
     def admitted(self, objects: Sequence[r.Object], workloads: tuple[Workload, ...]) -> tuple[Workload, ...]:
         """Those of `workloads`, whose service accounts are proven, that may be endpoints; the very tuple where all
@@ -44,7 +46,7 @@ class Claims:
         last = self._last
         if last is not None and last[0] is objects and last[1] is workloads:
             return last[2]
-        services = self._services_of(objects)
+        services = self._services_of(objects) if workloads else {}
         verdicts: dict[tuple[object, ...], str] = {}
         problems: dict[str, ConfigurationError] = {}
         admitted = []
@@ -64,27 +66,27 @@ class Claims:
         return found
 
     def _services_of(self, objects: Sequence[r.Object]) -> Mapping[str, Mapping[str, _Service]]:
-        if self._services is None or self._services[0] is not objects:
-            self._services = (objects, _services(objects))
-        return self._services[1]
+        """Of endpoints that change they say nothing."""
+        parts = parts_of(objects)
+        pods = parts.running.get("Pod", ())
+        if self._services is None or self._services[0] is not parts.rules or self._services[1] is not pods:
+            self._services = (parts.rules, pods, _services((*parts.rules, *pods)))
+        return self._services[2]
 
 
 def _services(objects: Iterable[r.Object]) -> Mapping[str, Mapping[str, _Service]]:
     """By namespace and name; those alone that some manifest is selected by."""
-    manifests: dict[str, list[tuple[Mapping[str, str], str]]] = {}
+    manifests: list[tuple[str, Mapping[str, str], str]] = []
     given: list[tuple[r.Object, Mapping[str, str]]] = []
     for each in objects:
         if isinstance(each.spec, r.Service):
             given.append((each, each.spec.selector))
         elif (found := _manifest(each)) is not None:
-            manifests.setdefault(each.namespace, []).append(found)
+            manifests.append((each.namespace, *found))
+    accounts_by_label = ByLabel(manifests)
     services: dict[str, dict[str, _Service]] = {}
     for each, selector in given:
-        accounts = frozenset(
-            account
-            for labels, account in manifests.get(each.namespace, ())
-            if selector and selector.items() <= labels.items()
-        )
+        accounts = frozenset(accounts_by_label.chosen(each.namespace, selector))
         if accounts:
             made = _Service(selector, accounts, each.title, each.source)
             services.setdefault(each.namespace, {})[each.name] = made
@@ -102,7 +104,10 @@ def _manifest(given: r.Object) -> tuple[Mapping[str, str], str] | None:
         return None
     labels = (template.get("metadata") or {}).get("labels") or {}
     account = (template.get("spec") or {}).get("serviceAccountName") or "default"
-    return (labels, str(account)) if isinstance(labels, Mapping) else None
+    if not isinstance(labels, Mapping):
+        return None
+    # Nobody has checked a template; a selector asks for texts only.
+    return {key: each for key, each in labels.items() if isinstance(key, str) and isinstance(each, str)}, str(account)
 
 
 def _refusal(services: Mapping[str, _Service], workload: Workload, problems: dict[str, ConfigurationError]) -> str:

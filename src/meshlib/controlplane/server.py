@@ -75,7 +75,7 @@ from meshlib.istio.mesh_settings import mesh_settings
 from meshlib.istio.problems import ConfigurationWarning
 from meshlib.istio.resources import Object
 from meshlib.istio.services import Service, joined_hosts
-from meshlib.istio.translate import rules_of, world_of
+from meshlib.istio.translate import parts_of, world_of
 from meshlib.kube.client import KubeClient
 from meshlib.kube.settings import KubeSettings
 from meshlib.model import Node, Workload, is_loopback
@@ -192,7 +192,7 @@ class ControlPlane:
         """Whose word counts of where they are."""
         self._badges: dict[str, tuple[str, ...]] = {}
         self._badged: tuple[Object, ...] | None = None
-        """The rules that they tell of."""
+        """The rules that they, and what is said of the trust domain, are of."""
         self._history = History()
         self._telemetry = TelemetryStore()
         self._taps = Taps(self._changed.set)
@@ -423,8 +423,8 @@ class ControlPlane:
         self._taps.follow(endpoints)
         await self._cache.update(objects, workloads, self.callers(), self._taps.workloads)
         self._endpoints = endpoints
-        self._check_trust_domain(objects)
-        if (rules := rules_of(objects)) is not self._badged:
+        if (rules := parts_of(objects).rules) is not self._badged:
+            self._check_trust_domain(rules)
             self._badged, self._badges = rules, await asyncio.to_thread(badges_of, rules)
         await asyncio.to_thread(self._registry.save, workloads)
         took = (time.monotonic() - began) * 1000

@@ -167,9 +167,9 @@ class Registry:
             if _is_meshed(dict(w.labels)):
                 ports_of = frozenset(number for _, number in _served(w))
                 self._meshed[w.address] = self._meshed.get(w.address, frozenset()) | ports_of
-        self._workloads_by_label = _ByLabel((w.namespace, dict(w.labels), w) for w in joined)
+        self._workloads_by_label = ByLabel((w.namespace, dict(w.labels), w) for w in joined)
         self._machines = by_kind.get("WorkloadEntry", [])
-        self._entries_by_label = _ByLabel((each.namespace, _labels_of_entry(each), each) for each in self._machines)
+        self._entries_by_label = ByLabel((each.namespace, _labels_of_entry(each), each) for each in self._machines)
         self._workloads_by_host: dict[str, list[Workload]] = {}
         for workload in joined:
             if workload.service:
@@ -245,8 +245,8 @@ class Registry:
         return frozenset(pod.status.pod_ip for pod in pods if isinstance(pod, r.Pod) and pod.status.pod_ip)
 
     @cached_property
-    def _pods_by_label(self) -> _ByLabel[r.Object]:
-        return _ByLabel((pod.namespace, pod.labels, pod) for pod in self._pod_list)
+    def _pods_by_label(self) -> ByLabel[r.Object]:
+        return ByLabel((pod.namespace, pod.labels, pod) for pod in self._pod_list)
 
     # Kubernetes
 
@@ -601,7 +601,7 @@ class Directory:
         return f"<Directory {len(self.services)} services>"
 
 
-class _ByLabel(Generic[T]):
+class ByLabel(Generic[T]):
     """Finds what a selector chooses without looking at everything: by the rarest of the pairs it asks for."""
 
     def __init__(self, entries: Iterable[tuple[str, Labels, T]]) -> None:

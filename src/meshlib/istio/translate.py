@@ -50,7 +50,7 @@ __all__ = [
     "MeshSettings",
     "Translation",
     "mesh_settings",
-    "rules_of",
+    "parts_of",
     "translate",
     "translated",
     "view_key",
@@ -85,19 +85,20 @@ def translated(world: World, node: Node) -> Translation:
 def world_of(objects: Iterable[r.Object], workloads: Iterable[Workload], settings: MeshSettings | None = None) -> World:
     """What `translate` makes its views of; the one that it had last, where the very same tuples come again."""
     before = _worlds.latest
-    return _worlds.of((objects, workloads, settings), lambda: World(_parts_of(objects), workloads, settings, before))
+    return _worlds.of((objects, workloads, settings), lambda: World(parts_of(objects), workloads, settings, before))
 
 
-def rules_of(objects: Iterable[r.Object]) -> tuple[r.Object, ...]:
-    """All but those of which only services are made; the very same tuple where a change has left them alone."""
-    return _parts_of(objects).rules
+def parts_of(objects: Iterable[r.Object]) -> Parts:
+    """What a change has left alone is the very same tuple as before."""
+    before = _parts.latest
+    return _parts.of((objects,), lambda: Parts.of(objects, before))
 
 
 def view_key(objects: Iterable[r.Object], node: Node) -> Hashable:
     """Nodes with equal keys get equal Snapshots: of a node's labels, only those count that some object asks for, and
     its locality only where endpoints are chosen by theirs."""
     before = _asked.latest
-    asked = _asked.of((objects,), lambda: _Asked.by(rules_of(objects), before))
+    asked = _asked.of((objects,), lambda: _Asked.by(parts_of(objects).rules, before))
     counted = asked.labels | asked.gateway_labels if node.kind is NodeKind.ROUTER else asked.labels
     labels = tuple(pair for pair in sorted(node.workload.labels) if pair[0] in counted)
     service = node.workload.service if asked.service else None
@@ -200,11 +201,6 @@ _worlds: _Last[World] = _Last()
 _asked: _Last[_Asked] = _Last()
 _parts: _Last[Parts] = _Last()
 _ANYWHERE = Cluster(PASSTHROUGH, ClusterType.ORIGINAL_DST)
-
-
-def _parts_of(objects: Iterable[r.Object]) -> Parts:
-    before = _parts.latest
-    return _parts.of((objects,), lambda: Parts.of(objects, before))
 
 
 class _Said(NamedTuple):
