@@ -45,7 +45,8 @@ _OTHERS = {
     "install.operator.istio.io/owner-generation": (),
     "install.operator.istio.io/version": (),
 }
-_WITH_PODS = ("Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "WorkloadGroup")
+_WITH_PODS = ("Pod", "WorkloadGroup")
+"""Not what makes pods: there they stand in the template, and have no effect beside it."""
 KNOWN: Mapping[str, tuple[str, ...]] = {
     **{f"{prefix}/{name}": _WITH_PODS for prefix, names in _OF_PODS.items() for name in names.split()},
     **_OTHERS,
