@@ -11,7 +11,7 @@ TOOLS   = $(VENV)/go/bin
 # What make test-cluster runs: tests/kube/fixtures.py says on what.
 CLUSTER ?= $(shell grep -rlE 'any_api|real_cluster' tests --include='test_*.py')
 
-.PHONY: help demo test test-go-grpc test-versions test-pythons test-node test-istiod test-kiali test-jaeger test-dashboards chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
+.PHONY: help demo test test-go-grpc test-versions test-pythons test-lowest test-node test-istiod test-kiali test-jaeger test-dashboards chaos cluster-tools test-cluster dashboard lint-dashboard lint format bench docs lock audit secrets sbom clean
 help:            ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -92,6 +92,20 @@ test-versions: $(VENV)/.installed-test $(GRPCIOS:%=$(VENV)/versions/grpcio_%) $(
 PYTHONS ?= $(foreach v,3.11 3.12 3.13 3.14,$(shell python$(v) -c 'import sys; print(sys.executable)' 2> /dev/null))
 test-pythons: $(VENV)/.installed-test   ## the wheel under each Python that is here, or under PYTHONS="/opt/3.12/bin/python ..."
 	MESHLIB_TEST_PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest tests/packaging/test_pythons.py
+
+# What users may have whose other requirements hold versions back: the lowest of each that pyproject.toml allows.
+$(VENV)/lowest/.installed: $(VENV)/tools/.installed
+	$(VENV)/tools/bin/uv venv --quiet --clear --python $(PYTHON) $(VENV)/lowest
+	$(VENV)/tools/bin/uv pip compile --quiet --python $(VENV)/lowest --all-extras --resolution lowest-direct \
+		--output-file $(VENV)/lowest/versions.txt pyproject.toml > /dev/null
+	$(PYTHON) scripts/requirements.py test bookinfo > $(VENV)/lowest/test.txt
+	$(VENV)/tools/bin/uv pip install --quiet --python $(VENV)/lowest -c $(VENV)/lowest/versions.txt -e '.[all]' -r $(VENV)/lowest/test.txt
+	$(VENV)/tools/bin/uv pip install --quiet --python $(VENV)/lowest -c $(VENV)/lowest/versions.txt --reinstall --no-deps opentelemetry-proto
+	@touch $@
+
+LOWEST ?= tests/outbound/test_contract.py
+test-lowest: $(VENV)/lowest/.installed      ## every client with the lowest versions that are allowed; LOWEST="tests/xds ..."
+	$(VENV)/lowest/bin/python -m pytest $(LOWEST)
 
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-manager $(TOOLS)/helm    ## build a real Kubernetes API server, its etcd and controllers, and Helm (needs Go; 15 minutes)
 

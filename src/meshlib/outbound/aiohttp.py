@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
 from http import HTTPStatus
+from inspect import signature
 from typing import Any, Protocol
 
 import aiohttp
@@ -366,7 +367,7 @@ class _Exchange:
             traces=request._traces,
             loop=request.loop,
             session=request.session,
-            stream_writer=_Unsent(),
+            **_WRITER,
         )
         made.version, made.status, made.reason = aiohttp.HttpVersion11, step.status, _phrase(step.status)
         lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in step.headers]
@@ -408,6 +409,10 @@ class _Exchange:
 
 class _Unsent:
     output_size = 0
+
+
+# aiohttp asks for it from 3.14 on, and takes none before.
+_WRITER = {"stream_writer": _Unsent()} if "stream_writer" in signature(aiohttp.ClientResponse).parameters else {}
 
 
 class _View:
