@@ -103,8 +103,8 @@ $(VENV)/lowest/.installed: $(VENV)/tools/.installed
 	$(VENV)/tools/bin/uv pip install --quiet --python $(VENV)/lowest -c $(VENV)/lowest/versions.txt --reinstall --no-deps opentelemetry-proto
 	@touch $@
 
-LOWEST ?= tests/outbound/test_contract.py
-test-lowest: $(VENV)/lowest/.installed      ## every client with the lowest versions that are allowed; LOWEST="tests/xds ..."
+LOWEST ?= tests/outbound/test_contract.py tests/quota tests/identity
+test-lowest: $(VENV)/lowest/.installed      ## every client, quotas and identities with the lowest versions that are allowed; LOWEST="tests/xds ..."
 	$(VENV)/lowest/bin/python -m pytest $(LOWEST)
 
 cluster-tools: $(TOOLS)/kube-apiserver $(TOOLS)/etcd $(TOOLS)/kube-controller-manager $(TOOLS)/helm    ## build a real Kubernetes API server, its etcd and controllers, and Helm (needs Go; 15 minutes)

@@ -131,7 +131,7 @@ def test_what_asking_takes_is_made_when_the_configuration_comes(
     quota = Quota("missing", QuotaService("redis", "redis://127.0.0.1:1/0"), requests=1)
     with Peer() as peer, mesh(calling(quota, peer.address)) as made, made.Client(timeout=30) as client:
         (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-        assert "a quota in Redis needs meshlib-proxyless[quota]" in warning
+        assert "a quota in Redis needs the extra quota (pip install 'meshlib-proxyless[quota]')" in warning
         assert client.get(URL).status_code == 200
 
 
