@@ -137,6 +137,9 @@ async def test_what_is_read_is_of_the_readers_namespaces(plane: ControlPlane) ->
         assert revoked.status_code == 404
         for path in READS:
             assert (await vera.get(path)).status_code in (200, 403), path
+        async with client_of(plane, "olaf") as olaf:  # who looks into processes is an operator of their namespace
+            for path in ("/v1/config?of=a", "/v1/secrets?of=a"):
+                assert (await olaf.get(path)).status_code == 404, path
 
 
 async def test_traffic_is_seen_from_both_of_its_ends(plane: ControlPlane) -> None:

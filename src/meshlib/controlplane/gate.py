@@ -62,7 +62,7 @@ NARROWED = frozenset(
     {
         "/version", "/v1/whoami", "/v1/objects", "/v1/problems", "/v1/clients", "/v1/endpoints", "/v1/graph",
         "/v1/series", "/v1/requests", "/v1/traces", "/v1/changes", "/v1/stream", "/v1/audit",
-        "/v1/tokens", "/v1/ca", "/v1/config", "/v1/overhead", "/sd/prometheus", "/v1/load", "/v1/logs",
+        "/v1/tokens", "/v1/ca", "/v1/config", "/v1/secrets", "/v1/overhead", "/sd/prometheus", "/v1/load", "/v1/logs",
     }
 )  # fmt: skip
 """Routes that read, and show of it what the reader's namespaces allow, as those below /v1/services/, /v1/traces/ and
