@@ -564,10 +564,15 @@ def test_no_bytes_are_a_hello_by_accident(data: bytes) -> None:
         hello_name(b"\x16\x03\x01" + len(body).to_bytes(2, "big") + body)
 
 
+@pytest.mark.parametrize("is_tls", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 2])
-async def test_who_comes_in_at_the_moment_of_closing_is_sent_away(turns: int) -> None:
+async def test_who_comes_in_at_the_moment_of_closing_is_sent_away(
+    tmp_path: Path, authority: trustme.CA, turns: int, is_tls: bool
+) -> None:
     """Between `accept` and the first word to it a connection is in nobody's list: it is closed, not forgotten."""
-    async with gateway(everything_to(("127.0.0.1", 9))) as made:
+    pair = Pair(tmp_path, authority, "a.example")
+    https = configured([listener(443, secured("https.a", pair.certificate, pair.key))], [said("a", "https.a")], {})
+    async with gateway(https if is_tls else everything_to(("127.0.0.1", 9))) as made:
         [door] = made._doors._open.values()
         with socket.create_connection(door.address) as client:  # the kernel has taken it, and nobody else has run
             client.setblocking(False)
@@ -578,4 +583,4 @@ async def test_who_comes_in_at_the_moment_of_closing_is_sent_away(turns: int) ->
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 10) == b""
             await asyncio.wait_for(door.leave(0.1), 10)
-        assert (door._arriving, door.connections) == (set(), set())
+        assert (door._arriving, door._entering, door.connections) == (set(), set(), set())

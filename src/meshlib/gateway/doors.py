@@ -110,6 +110,9 @@ class Door:
         except OSError as error:  # it is gone already
             _log.debug("%r: a client could not be let in: %s", self, error)
             connection.close()
+        except Exception:  # a defect, and of this one connection alone: `leave` waits for all who arrive
+            _log.exception("%r: a client could not be let in", self)
+            connection.close()
 
     def _enter(self) -> asyncio.Protocol:
         if self._credentials is None:

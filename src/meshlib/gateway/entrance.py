@@ -38,9 +38,13 @@ class Entrance(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._transport: Any = None
+        self._is_aborted = False
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self._is_aborted:  # its door was closed since it was let in
+            transport.abort()
+            return
         self._timer = self._loop.call_later(self._timeout, self.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -84,9 +88,11 @@ class Entrance(asyncio.Protocol):
             inner.data_received(chunk)
 
     def abort(self) -> None:
+        self._is_aborted = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
         self._ends()
 
     def connection_lost(self, exc: Exception | None) -> None:
