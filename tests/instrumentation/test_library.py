@@ -8,6 +8,8 @@ import subprocess
 import sysconfig
 import tempfile
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -71,6 +73,26 @@ def installed_in(bare: Path) -> Path:
     return folder
 
 
+@contextmanager
+def own_metadata(bare: Path, name: str, version: str) -> Iterator[None]:
+    """The application has this distribution; what it says of its version."""
+    folder = installed_in(bare) / f"{name}-0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\n{version}")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def left_of(library: Path) -> str:
+    """Code that prints which of the library's folders are searched, and what of meshlib is loaded."""
+    return (
+        f"import sys; print([each for each in sys.path if {str(library)!r} in each], "
+        "[each for each in sys.modules if each.partition('.')[0] == 'meshlib'])"
+    )
+
+
 def test_a_python_that_has_nothing_is_on_the_mesh(bare: Path, library: Path, tmp_path: Path) -> None:
     """It calls a host that only the mesh knows."""
     with Peer(lambda received: Answer(body=b"by the mesh")) as peer:
@@ -91,16 +113,33 @@ def test_the_application_s_own_packages_come_first(bare: Path, library: Path) ->
 
 
 def test_what_is_too_old_for_the_mesh_is_told_and_the_application_runs(bare: Path, library: Path) -> None:
-    """By name and version; nothing of the library is left in its path."""
-    old = installed_in(bare) / "protobuf-3.20.3.dist-info"
-    old.mkdir()
-    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: protobuf\nVersion: 3.20.3\n")
-    try:
-        result = ran(bare, library, f"import sys; print([each for each in sys.path if {str(library)!r} in each])")
-    finally:
-        shutil.rmtree(old)
-    assert (result.returncode, result.stdout) == (0, f"[{str(library / 'autostart')!r}]\n")
+    """By name and version; nothing of the library is left, in its path or loaded."""
+    with own_metadata(bare, "protobuf", "Version: 3.20.3\n"):
+        result = ran(bare, library, left_of(library))
+    assert (result.returncode, result.stdout) == (0, f"[{str(library / 'autostart')!r}] []\n")
     assert "is not on the mesh: protobuf 3.20.3 of the application is older than 5.29" in result.stderr
+
+
+def test_an_application_with_another_meshlib_or_broken_metadata_runs_as_it_was(bare: Path, library: Path) -> None:
+    """Its own meshlib comes first, and need not know of libraries."""
+    own = installed_in(bare) / "meshlib"
+    own.mkdir()
+    (own / "__init__.py").write_text("")
+    try:
+        another = ran(bare, library, left_of(library))
+    finally:
+        shutil.rmtree(own)
+    with own_metadata(bare, "PyYAML", ""):
+        unknown = ran(bare, library, left_of(library))
+    for result, why in (another, "No module named 'meshlib.instrumentation'"), (unknown, "pyyaml is missing, or does"):
+        assert (result.returncode, result.stdout) == (0, f"[{str(library / 'autostart')!r}] []\n")
+        assert f"is not on the mesh: {why}" in result.stderr
+
+
+def test_a_version_with_fewer_numbers_is_not_older(bare: Path, library: Path) -> None:
+    """6 is 6.0 (PEP 440)."""
+    with own_metadata(bare, "PyYAML", "Version: 6\n"):
+        assert ran(bare, library, "print('runs')").stderr == ""
 
 
 def test_a_python_that_the_library_is_not_for_is_told(bare: Path, library: Path, tmp_path: Path) -> None:

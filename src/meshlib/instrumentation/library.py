@@ -27,18 +27,28 @@ def too_old(distribution: str = DISTRIBUTION) -> Iterator[str]:
     for requirement in requires(distribution) or ():
         if (least := _LEAST.match(requirement)) is None:  # of an extra, or of some Pythons only
             continue
-        try:
-            found = version(least[1])
-        except PackageNotFoundError:
-            yield f"{least[1]} is missing"
-            continue
-        if _numbers(found) < _numbers(least[2]):
+        found = _version(least[1])
+        if not found:
+            yield f"{least[1]} is missing, or does not say its version"
+        elif _numbers(found) < _numbers(least[2]):
             yield f"{least[1]} {found} of the application is older than {least[2]}"
 
 
+def _version(distribution: str) -> str:
+    """ "" of one that is not there, or whose metadata are broken (None, and KeyError from Python 3.14 on)."""
+    try:
+        return version(distribution) or ""
+    except (PackageNotFoundError, KeyError):
+        return ""
+
+
 def _numbers(version: str) -> tuple[int, ...]:
+    """Of a release: 6, 6.0 and 6.0.0 are one."""
     release = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(map(int, release[0].split("."))) if release else ()
+    numbers = [int(each) for each in release[0].split(".")] if release else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def main(words: list[str]) -> int:

@@ -38,13 +38,19 @@ def _take(library: Path) -> None:
     if not (library / own).is_dir():
         there = ", ".join(sorted(each.name for each in library.glob("cpython-*")))
         raise ImportError(f"the pod's library is for {there or 'no Python'}, and this is {own}")
-    before = list(sys.path)
+    path, modules = list(sys.path), set(sys.modules)
     sys.path.extend(str(library / each) for each in (own, "abi3", "any"))
-    from meshlib.instrumentation.library import too_old
+    try:
+        from meshlib.instrumentation.library import too_old
 
-    if found := "; ".join(too_old()):
-        sys.path[:] = before
-        raise ImportError(found)
+        if found := "; ".join(too_old()):
+            raise ImportError(found)
+    except BaseException:
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules:
+            if name.partition(".")[0] == "meshlib":
+                del sys.modules[name]
+        raise
 
 
 try:
