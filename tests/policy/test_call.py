@@ -31,6 +31,8 @@ from meshlib.model import (
     LoadBalancing,
     Mirror,
     Outcome,
+    Quota,
+    QuotaService,
     Redirect,
     RetryPolicy,
     Rewrite,
@@ -41,7 +43,8 @@ from meshlib.model import (
 )
 from meshlib.policy.call import CallContext, outbound_call
 from meshlib.policy.live import Live, compile_live
-from meshlib.policy.steps import Deliver, Finished, Queue, Race, Reply, Send, Wait, Win
+from meshlib.policy.quota import Answer as Counted
+from meshlib.policy.steps import Ask, Deliver, Finished, Queue, Race, Reply, Send, Wait, Win
 from snapshots import Clock, context, endpoints, forward, live, route, service, snapshot
 
 ONE = [("10.0.0.1", 9080)]
@@ -357,6 +360,22 @@ def test_a_retry_sees_the_endpoints_of_today() -> None:
     lives.append(compile_live(moved, lives[-1], rng))
     assert isinstance(flow.send(failed("connect-failure")), Wait)
     send = next(flow)
+    assert isinstance(send, Send)
+    assert send.endpoint.address == "10.0.0.9"
+    flow.close()
+
+
+def test_a_call_that_waited_for_its_quota_sees_the_endpoints_of_then() -> None:
+    """Configuration that came while who counts was asked."""
+    rng = random.Random(1)
+    quota = Quota("shared", QuotaService("redis", "redis://127.0.0.1:1"), requests=10)
+    cluster = Cluster("reviews:9080", quotas=(quota,))
+    lives: list[Live] = [live(service("reviews:9080", ONE, cluster=cluster))]
+    nobody: Any = object()
+    flow = outbound_call(request(), CallContext(lambda: lives[-1], Clock(), rng, quotas=nobody))
+    assert isinstance(next(flow), Ask)
+    lives.append(compile_live(service("reviews:9080", [("10.0.0.9", 9080)], cluster=cluster), lives[-1], rng))
+    send = flow.send(Counted(is_over=False))
     assert isinstance(send, Send)
     assert send.endpoint.address == "10.0.0.9"
     flow.close()

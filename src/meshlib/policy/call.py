@@ -189,13 +189,16 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             flag="NC",
             reason=f"{request.authority}: {decision!r} names cluster {chosen.cluster!r}, which is not configured",
         )
+    current = cluster  # a call that has waited, for a quota, its turn or its next try, sees today's endpoints
     quota: Taken | None = None  # what is said about rate limits
     if cluster.limiter is not None:
         allowed = yield from _within(cluster, cluster.limiter, request, context, started)
         if isinstance(allowed, Reply):
             return allowed
         quota = allowed
-        started = clock() if cluster.limiter.asks else started
+        if cluster.limiter.asks:
+            started = clock()
+            current = live().cluster(chosen.cluster) or cluster
     permit: Permit | None = None
     if cluster.breaker is not None:
         permit = cluster.breaker.acquire(started)
@@ -219,7 +222,6 @@ def _call(request: Request, context: CallContext) -> Generator[Step, Told, Reply
             "UO",
             f"{cluster.name}: {cluster.cluster.limits.told}",
         )
-    current = cluster  # a call that has waited, for its turn or to be tried again, sees the endpoints of then
     if admitted is not True:
         if not (yield from _waited(admitted, cluster, decision, context, started, permit)):
             return _timed_out(request, decision)
