@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from meshlib.controlplane.admission import INIT, STATUS, Injection
+from meshlib.controlplane.admission import AUTOSTART, INIT, STATUS, Injection
 from meshlib.controlplane.server import ControlPlane, ControlPlaneSettings
 from meshlib.settings import Settings
 
@@ -151,6 +151,56 @@ async def test_python_finds_the_library_and_the_author_s_path(webhook: Webhook) 
     assert python_path(await webhook.injected(own)) == elsewhere
     (warning,) = (await webhook.ask("/inject", own))["warnings"]
     assert warning.startswith("container app: PYTHONPATH comes from elsewhere; put /var/run/meshlib-library/autostart")
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ([{"name": "PYTHONPATH"}], AUTOSTART),  # as Kubernetes writes an empty one
+        ([{"name": "PYTHONPATH", "value": ""}], AUTOSTART),
+        ([{"name": "PYTHONPATH", "value": "/old"}, {"name": "PYTHONPATH", "value": "/app"}], f"{AUTOSTART}:/app"),
+    ],
+)
+async def test_a_python_path_that_is_empty_or_there_twice(
+    webhook: Webhook, env: list[dict[str, Any]], expected: str
+) -> None:
+    """The library is found, and nobody is warned: of two of one name the last counts."""
+    own = copy.deepcopy(POD)
+    own["spec"]["containers"][0]["env"] = env
+    assert "warnings" not in await webhook.ask("/inject", own)
+    found = (await webhook.injected(own))["spec"]["containers"][0]["env"]
+    assert [each["value"] for each in found if each["name"] == "PYTHONPATH"][-1] == expected
+
+
+@pytest.mark.parametrize("spec", [{"os": {"name": "windows"}}, {"nodeSelector": {"kubernetes.io/os": "windows"}}])
+async def test_a_pod_of_windows_is_left_alone(webhook: Webhook, spec: dict[str, Any]) -> None:
+    """The init container would never start there, and Kubernetes would refuse its user."""
+    own = copy.deepcopy(POD)
+    own["spec"].update(spec)
+    assert await webhook.injected(own) == own
+    own["spec"].update({name: {} for name in spec})
+    assert await webhook.injected(own) != own
+
+
+async def test_containers_beside_the_application(webhook: Webhook) -> None:
+    """A sidecar among the init containers (restartPolicy: Always) keeps its place behind ours, calls through the mesh,
+    and serves nothing there. What has no environment gets one; what is taken from elsewhere (envFrom) stays."""
+    own = copy.deepcopy(POD)
+    source = [{"configMapRef": {"name": "shop"}}]
+    own["spec"]["initContainers"] = [
+        {"name": "helper", "image": "helper", "restartPolicy": "Always", "ports": [{"containerPort": 9}]}
+    ]
+    own["spec"]["containers"].append({"name": "bare", "image": "bare", "envFrom": source})
+    own["spec"]["hostNetwork"] = True
+    pod = await webhook.injected(own)
+    first, helper = pod["spec"]["initContainers"]
+    assert (first["name"], helper["name"], helper["restartPolicy"]) == (INIT, "helper", "Always")
+    bare = pod["spec"]["containers"][1]
+    assert bare["envFrom"] == source
+    for each in (helper, bare):
+        names = [variable["name"] for variable in each["env"]]
+        assert {"MESHLIB_CONTROL_PLANE", "PYTHONPATH"} <= {*names} and "MESHLIB_ADDRESS" not in names
+        assert len({*names}) == len(names)
 
 
 async def test_an_image_that_has_meshlib_gets_no_library(webhook: Webhook) -> None:

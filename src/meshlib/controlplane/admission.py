@@ -119,7 +119,7 @@ def _inject(review: Mapping[str, Any], injection: Injection | None, root: str) -
     warnings = [
         f"container {each['name']}: PYTHONPATH comes from elsewhere; put {AUTOSTART} in front of it there"
         for each in pod["spec"]["containers"]
-        if _gets_library(pod) and (known := _python_path(each)) is not None and "value" not in known[1]
+        if _gets_library(pod) and (known := _python_path(each)) is not None and _is_from_elsewhere(known[1])
     ]
     return {**found, **({"warnings": warnings} if warnings else {})}
 
@@ -128,7 +128,14 @@ def _wants(pod: Pod) -> bool:
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     words = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}
     is_done = any(each.get("name") == INIT for each in spec.get("initContainers") or ())
-    return str(words.get(ANNOTATION, "")).lower() != "false" and not is_done and bool(spec.get("containers"))
+    is_declined = str(words.get(ANNOTATION, "")).lower() == "false"
+    return not is_declined and not is_done and bool(spec.get("containers")) and _system(spec) != "windows"
+
+
+def _system(spec: Mapping[str, Any]) -> str:
+    """What its nodes run, where the pod says it: an init container of ours would never start on Windows."""
+    said = (spec.get("os") or {}).get("name") or (spec.get("nodeSelector") or {}).get("kubernetes.io/os")
+    return str(said or "")
 
 
 def _gets_library(pod: Pod) -> bool:
@@ -136,8 +143,14 @@ def _gets_library(pod: Pod) -> bool:
 
 
 def _python_path(container: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]] | None:
-    """The variable and its place, where the pod's author has it."""
-    return next(((at, each) for at, each in enumerate(container.get("env") or ()) if each["name"] == PYTHONPATH), None)
+    """The variable and its place, where the pod's author has it; of two the last, which is what counts."""
+    env = container.get("env") or ()
+    return next(((at, env[at]) for at in reversed(range(len(env))) if env[at].get("name") == PYTHONPATH), None)
+
+
+def _is_from_elsewhere(variable: Mapping[str, Any]) -> bool:
+    """Kubernetes leaves an empty value out: one that has none of either is empty."""
+    return bool(variable.get("valueFrom"))
 
 
 def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[dict[str, Any]]:
@@ -172,9 +185,10 @@ def patch_of(pod: Pod, namespace: str, injection: Injection, root: str) -> list[
             given = _environment(pod, container, namespace, injection, serves=kind == "containers")
             if gets_library:
                 given.append({"name": PYTHONPATH, "value": AUTOSTART})
-                if (known := _python_path(container)) is not None and (value := known[1].get("value")) is not None:
+                if (known := _python_path(container)) is not None and not _is_from_elsewhere(known[1]):
+                    value = known[1].get("value")
                     path = f"{AUTOSTART}:{value}" if value else AUTOSTART
-                    patch.append({"op": "replace", "path": f"{place}/env/{known[0]}/value", "value": path})
+                    patch.append({"op": "add", "path": f"{place}/env/{known[0]}/value", "value": path})
             for variable in given:
                 if variable["name"] not in names:
                     add(f"{place}/env", env, variable)
