@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from meshlib.controlplane.telemetry_store import Cell
 from meshlib.controlplane.what_if import compare
 from meshlib.istio.parse import parse_text
 from meshlib.model import Node, Workload
-from pushes import REVIEWS
+from pushes import REVIEWS, metrics
 
 SERVICE = """
 apiVersion: v1
@@ -158,3 +159,32 @@ async def test_it_takes_an_operator_of_the_namespace(plane: ControlPlane) -> Non
         assert (await olaf.post("/v1/what-if?seconds=0", content=text, headers=YAML)).status_code == 400
         assert (await olaf.post("/v1/what-if", content=text)).status_code == 415
         assert (await olaf.get("/v1/objects?kind=VirtualService")).json()["objects"] == []
+
+
+BANK = """
+apiVersion: v1
+kind: Service
+metadata: {name: bank, namespace: prod}
+spec: {ports: [{name: http, port: 80}]}
+"""
+
+
+async def test_the_traffic_of_others_is_not_told(plane: ControlPlane) -> None:
+    """Whose host it is does not matter: of requests between two namespaces, who may look into neither learns nothing,
+    not even their number."""
+    host = "bank.prod.svc.cluster.local"
+    to_bank = REVIEWS._replace(
+        destination_service=host, destination_service_namespace="prod", destination_workload_namespace="prod"
+    )
+    from_prod = to_bank._replace(source_workload_namespace="prod")
+    plane._picture.receiver.metrics(metrics({to_bank: [5.0] * 60, from_prod: [5.0] * 540}, time.time()))
+    rule = VIRTUAL_SERVICE.replace("NAMESPACE", "default").replace("reviews]", f"{host}]")
+    text = rule.replace("host: reviews", f"host: {host}")
+    assert plane._store is not None
+    plane._store.apply(BANK, "bank.yaml")
+    async with client_of(plane, "alice") as alice, client_of(plane, "olaf") as olaf:
+        rps = []
+        for client in (alice, olaf):
+            told = (await client.post("/v1/what-if?seconds=60", content=text, headers=YAML)).json()
+            rps.append(sum(each["rps"] for each in told["hosts"] if each["host"].startswith(host)))
+    assert rps == [10.0, 1.0]

@@ -8,7 +8,7 @@ no server saw), as in Kiali's graph (it takes the first of both by the same key)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -95,6 +95,12 @@ def health(rates: Rates) -> str:
     if not rates.rps:
         return "idle"
     return "failure" if rates.errors >= 0.1 else "degraded" if rates.errors > 0 else "healthy"
+
+
+def is_seen(labels: Labels, sees: Callable[[str], bool]) -> bool:
+    """Traffic is seen from both of its ends. sees: whether the reader may look into a namespace."""
+    ends = labels.source_workload_namespace, labels.destination_workload_namespace, labels.destination_service_namespace
+    return any(map(sees, ends))
 
 
 def agreed(series: Mapping[Labels, Cell]) -> dict[Labels, Cell]:

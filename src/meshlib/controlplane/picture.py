@@ -28,7 +28,7 @@ from meshlib.controlplane.before_and_after import before_and_after, sides, touch
 from meshlib.controlplane.breakers import BreakerDetail, Ejected, Gauges, breaker_of, ejected_of, live_badges
 from meshlib.controlplane.concerns import Concerned
 from meshlib.controlplane.gate import JSON, Admission, admission_of
-from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, health, rates, source_id, target_id
+from meshlib.controlplane.graph import Graph, Node, Rates, agreed, graph, health, is_seen, rates, source_id, target_id
 from meshlib.controlplane.history import Change, History
 from meshlib.controlplane.hops import hops, overhead
 from meshlib.controlplane.log_store import LogStore
@@ -213,7 +213,7 @@ class Picture:
         end = self._clock() if end is None else end
         start = end - seconds
         known_cells = await self._figures.window(start, end)
-        cells = {labels: cell for labels, cell in known_cells.items() if _is_seen(labels, sees)}
+        cells = {labels: cell for labels, cell in known_cells.items() if is_seen(labels, sees)}
         made = graph(cells, start, end, self._figures.overflowed, services=services)
         badges = {name: told for name, told in self._view.badges().items() if sees(_namespace_of_node(name))}
         if is_now:  # of the past nobody remembers them
@@ -298,7 +298,7 @@ class Picture:
             raise HTTPException(502, str(error)) from None
         for began, width, cells in slots:
             found = [
-                (labels, cell) for labels, cell in agreed(cells).items() if wanted(labels) and _is_seen(labels, sees)
+                (labels, cell) for labels, cell in agreed(cells).items() if wanted(labels) and is_seen(labels, sees)
             ]
             points.append(Point(began, width, rates(found, width)))
         return JSON(SeriesOf(tuple(points)))
@@ -397,7 +397,7 @@ class Picture:
         except SeriesUnavailable as error:
             raise HTTPException(502, str(error)) from None
         seen = [
-            (began, width, {labels: cell for labels, cell in cells.items() if _is_seen(labels, sees)})
+            (began, width, {labels: cell for labels, cell in cells.items() if is_seen(labels, sees)})
             for began, width, cells in slots
         ]
         return JSON(before_and_after(change, touched, windows, seen, now, known))
@@ -466,12 +466,6 @@ class Picture:
                 "cache-control": "no-cache",
             },
         )
-
-
-def _is_seen(labels: Labels, sees: Sees) -> bool:
-    """Traffic is seen from both of its ends."""
-    ends = labels.source_workload_namespace, labels.destination_workload_namespace, labels.destination_service_namespace
-    return any(map(sees, ends))
 
 
 def _seen(trace: Trace, sees: Sees) -> Trace | None:

@@ -23,7 +23,7 @@ from meshlib.controlplane import admin_api as api
 from meshlib.controlplane.access_rules import Role
 from meshlib.controlplane.admin import query_of, yaml_body
 from meshlib.controlplane.gate import JSON, admission_of
-from meshlib.controlplane.graph import agreed, source_id
+from meshlib.controlplane.graph import agreed, is_seen, source_id
 from meshlib.controlplane.in_force import key_of
 from meshlib.controlplane.policy_differences import place, policy_differences
 from meshlib.controlplane.series import Series, SeriesUnavailable
@@ -149,9 +149,10 @@ class WhatIfRoutes:
         callers = [node for node in self._known.callers() if who.powers.sees(node.workload.namespace)]
         now = self._clock()
         try:
-            traffic = agreed(await self._figures.window(now - seconds, now))
+            recorded = await self._figures.window(now - seconds, now)
         except SeriesUnavailable as error:
             raise HTTPException(502, str(error)) from None
+        traffic = agreed({labels: cell for labels, cell in recorded.items() if is_seen(labels, who.powers.sees)})
         found = await run_in_threadpool(
             compare, self._known.objects(), parsed.objects, self._known.workloads(), callers, traffic, seconds
         )
