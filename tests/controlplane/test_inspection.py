@@ -30,7 +30,11 @@ CLIENTS = (
 
 def certificate(process: str, name: str, serial: str, begins: int) -> tuple[str, dict[str, str], float]:
     told = {"resource": name, "serial": serial, "not_before": str(begins), "not_after": str(begins + 100)}
-    return "meshlib_certificate_info", {"service.instance.id": process, **told}, 1.0
+    return "meshlib_certificate_info", {**instance_of(process), **told}, 1.0
+
+
+def instance_of(process: str) -> dict[str, str]:
+    return {"service.instance.id": process, "service.namespace": "dev" if process == "id-2" else "default"}
 
 
 GAUGES = (
@@ -38,7 +42,10 @@ GAUGES = (
     certificate("id-1", "default", "1", 10),
     certificate("id-1", "default", "2", 60),
     certificate("id-2", "default", "3", 70),
-    ("meshlib_xds_connected", {"service.instance.id": "id-1"}, 1.0),
+    ("meshlib_certificate_info", {**certificate("id-1", "default", "7", 80)[1], "service.namespace": "dev"}, 1.0),
+    ("meshlib_certificate_info", {**certificate("id-1", "default", "8", 90)[1], "not_after": "soon"}, 1.0),
+    ("meshlib_certificate_info", instance_of("id-1"), 1.0),
+    ("meshlib_xds_connected", instance_of("id-1"), 1.0),
 )
 
 
@@ -69,7 +76,8 @@ async def test_only_what_the_reader_may_see_is_there() -> None:
 
 
 async def test_which_certificates_a_process_tells_of() -> None:
-    """The newest of its own and the roots, for operators of its namespace; nothing of another process."""
+    """The newest of its own and the roots, for operators of its namespace; nothing of another process, nor what one in
+    another namespace says of it, nor what is no certificate."""
     told = msgspec.json.decode((await asked(EVERYTHING, "secrets", of="a-1.default"))[1], type=Secrets)
     assert [(each.name, each.serial, each.not_after) for each in told.secrets] == [
         ("default", "2", 160),

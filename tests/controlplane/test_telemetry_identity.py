@@ -22,7 +22,7 @@ from meshlib.controlplane.telemetry_store import Labels
 from meshlib.identity.proof import prove
 from meshlib.istio.parse import parse_text
 from meshlib.model import SpiffeId, Workload
-from pushes import REVIEWS, metrics, spans
+from pushes import REVIEWS, gauges, metrics, spans
 
 OWN = SpiffeId.of("cluster.local", "default", "reviews")
 SERVED = REVIEWS._replace(reporter="destination", destination_principal=OWN.uri)
@@ -102,6 +102,16 @@ async def test_a_process_tells_of_itself_only(plane: ControlPlane, body: bytes, 
     assert await asyncio.to_thread(export, plane, "metrics.v1.MetricsService", body, OWN) is status
     seen = (await plane._picture.graph(60)).nodes
     assert bool(seen) is (status is grpc.StatusCode.OK)
+
+
+async def test_a_state_is_that_of_who_tells_it(plane: ControlPlane) -> None:
+    """What a measurement says of its namespace counts no more than what all of the push says of it."""
+    other = {"service.namespace": "prod", "service.instance.id": "sidecar~1.2.3.4~bank.prod~y", "serial": "7"}
+    for resource in ({}, {"service.namespace": "default"}):
+        body = gauges(resource, {"meshlib_certificate_info": other}, time.time())
+        assert await asyncio.to_thread(export, plane, "metrics.v1.MetricsService", body, OWN) is grpc.StatusCode.OK
+    told = plane._telemetry.gauges(time.time())
+    assert {labels["service.namespace"] for name, labels, _ in told if labels.get("serial") == "7"} == {"default"}
 
 
 async def test_nobody_tells_without_an_identity(plane: ControlPlane) -> None:

@@ -3,8 +3,8 @@ it goes by, as it tells itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, NamedTuple
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -30,14 +30,17 @@ class Configuration(msgspec.Struct, frozen=True):
     resources: tuple[tuple[str, bytes], ...] = ()
 
 
+Moment = Annotated[int, msgspec.Meta(ge=0, lt=253402300800)]
+"""Seconds since 1970, of years that are written with four digits: what a certificate can say."""
+
+
 class Secret(msgspec.Struct, frozen=True):
-    """A certificate that a process goes by. name: `default` is its own, `ROOTCA` a root. not_before, not_after: seconds
-    since 1970."""
+    """A certificate that a process goes by. name: `default` is its own, `ROOTCA` a root."""
 
     name: str
     serial: str
-    not_before: int
-    not_after: int
+    not_before: Moment
+    not_after: Moment
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -85,13 +88,13 @@ class Inspection:
     async def _secrets(self, request: Request) -> Response:
         found, alike = self._find(query_of(request, "of")["of"], admission_of(request).powers)
         told = (
-            labels
+            _secret(labels)
             for name, labels, _ in self._gauges()
-            if name == "meshlib_certificate_info" and labels.get("service.instance.id") == found.id
+            if name == "meshlib_certificate_info"
+            and labels.get("service.instance.id") == found.id
+            and labels.get("service.namespace") == found.namespace  # nobody's word counts for another namespace
         )
-        secrets = [
-            Secret(each["resource"], each["serial"], int(each["not_before"]), int(each["not_after"])) for each in told
-        ]
+        secrets = [each for each in told if each is not None]
         secrets.sort(key=lambda each: (each.name == ROOT, -each.not_before, each.serial))
         latest = [each for each in secrets if each.name != ROOT][:1]  # what it had before is told for a minute, too
         roots = [each for each in secrets if each.name == ROOT]
@@ -113,3 +116,11 @@ class Inspection:
                 return names[0], len(names)
         known = ", ".join(each.name for each in everybody) or "nobody is connected"
         raise HTTPException(404, f"{name} is not connected; there are: {known}")
+
+
+def _secret(told: Mapping[str, str]) -> Secret | None:
+    """None for what is no certificate: whoever has an identity can push a metric of that name."""
+    try:
+        return msgspec.convert({**told, "name": told.get("resource")}, Secret, strict=False)
+    except msgspec.ValidationError:
+        return None

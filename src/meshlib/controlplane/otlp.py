@@ -99,6 +99,8 @@ class Receiver:
         refused = 0
         for resource in request.resource_metrics:
             told = _texts(resource.resource.attributes)
+            if by is not None:  # who says nothing is where its identity is
+                told["service.namespace"] = by.namespace
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     kind = metric.WhichOneof("data")
@@ -106,7 +108,8 @@ class Receiver:
                     if kind == "gauge":
                         for point in data.data_points:
                             value = point.as_double if point.WhichOneof("value") == "as_double" else float(point.as_int)
-                            name = tuple(sorted({**told, **_texts(point.attributes)}.items()))
+                            # What was checked is the resource: no point says of whom it is.
+                            name = tuple(sorted({**_texts(point.attributes), **told}.items()))
                             self._store.set_gauge(metric.name, name, value, now)
                     elif metric.name in _COUNTED:
                         if getattr(data, "aggregation_temporality", 0) != AGGREGATION_TEMPORALITY_DELTA:
@@ -135,7 +138,7 @@ class Receiver:
                 self._check(by, resource.resource)
         for resource in request.resource_spans:
             told = _texts(resource.resource.attributes)
-            if by is not None:  # who says nothing is where its identity is
+            if by is not None:
                 told["service.namespace"] = by.namespace
             service = told.get("service.name", "unknown_service")
             for scope in resource.scope_spans:
