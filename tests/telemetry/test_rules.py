@@ -281,6 +281,7 @@ def test_a_tag_is_a_text_with_what_envoys_operators_say(monkeypatch: pytest.Monk
         SpanTag("text", "formatter", text),
         SpanTag("path", "formatter", "%REQ(:path)% %REQ_WITHOUT_QUERY(:path)%"),
         SpanTag("is", "formatter", "%CEL(request.path == '/404?token=x')%"),
+        SpanTag("query", "formatter", "%CEL(request.query)% %REQ(x-original)%"),
         SpanTag("flags", "formatter", "%RESPONSE_FLAGS%"),
         SpanTag("nothing", "formatter", "%DYNAMIC_METADATA(a)%%REQ(x-none)%"),
     )
@@ -294,12 +295,13 @@ def test_a_tag_is_a_text_with_what_envoys_operators_say(monkeypatch: pytest.Monk
         publish(server, with_rules(service("x:80", []), server=rules))
         host, _, port = url.removeprefix("http://").partition(":")
         publish(client, with_rules(service("reviews:9080", [(host, int(port))]), client=rules))
-        http.get("http://reviews:9080/404?token=x", headers={"x-tenant": "abcd"})
+        http.get("http://reviews:9080/404?token=x", headers={"x-tenant": "abcd", "x-original": "/a?sig=y"})
         for end, protocol in ((client, ""), (server, "HTTP/1.1")):
             (span,) = spans_of(end, 1)
             told = dict(span.attributes)
             assert told["text"] == f"GET abc 404% {protocol} 7 []"
             assert (told["path"], told["is"], told["flags"]) == ("/404?token=REDACTED /404", "True", "-")
+            assert told["query"] == "token=REDACTED /a?sig=REDACTED"
             assert "nothing" not in told
 
 

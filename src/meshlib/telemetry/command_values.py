@@ -83,7 +83,7 @@ def _value(command: Command, seen: Seen) -> str:
         found = seen.more[operator]
     else:
         found = seen.fields.get(operator.lower())
-    told = "" if found is None else str(found)
+    told = "" if found is None else scrubbed(str(found))
     return told[: command.longest] if command.longest else told
 
 
@@ -97,7 +97,7 @@ def _header(argument: str, seen: Seen, headers: HeaderView | None) -> str | None
         elif headers is not None and not name.startswith(":"):
             found = headers.get(name)
         if found:
-            return scrubbed(str(found)) if name == ":path" else str(found)
+            return str(found)
     return None
 
 
