@@ -64,10 +64,10 @@ def logs(
     for line in found:
         typer.echo(_shown(line, output))
     if not found:
-        raise CommandFailed(
-            f"no line of the last {since} is known: is the access log on (Telemetry, or MESHLIB_ACCESS_LOG)? "
-            "-f tells of every request"
-        )
+        hint = "is the access log on (Telemetry, or MESHLIB_ACCESS_LOG)? -f tells of every request"
+        if kind == "mesh":
+            hint = "the library had nothing to tell, or the level of the loggers meshlib.* did not let it through"
+        raise CommandFailed(f"no such line of the last {since} is known: {hint}")
 
 
 def _follow(client: AdminClient, query: dict[str, str], output: str) -> None:
