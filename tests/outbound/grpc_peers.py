@@ -311,7 +311,7 @@ class AioFace(Face):
 
     def metadata(self, request: bytes, **terms: Any) -> dict[str, Any]:
         async def call() -> dict[str, Any]:
-            return dict(await self._unary(request, **terms).initial_metadata())
+            return dict(tuple(await self._unary(request, **terms).initial_metadata()))
 
         return self._run(call())  # type: ignore[no-any-return]
 

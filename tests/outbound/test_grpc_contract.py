@@ -100,7 +100,7 @@ def test_a_status_of_the_server_is_raised_as_it_came(name: str, open_face: Open,
     for arity in (call.unary, call.stream):
         error = raised(arity, b"status NOT_FOUND")
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "as asked")
-        assert dict(error.trailing_metadata()) == {"x-reason": "asked for", "x-raw-bin": b"\x00\xff"}
+        assert dict(tuple(error.trailing_metadata())) == {"x-reason": "asked for", "x-raw-bin": b"\x00\xff"}
         assert not isinstance(error, meshlib.MeshError)
 
 
