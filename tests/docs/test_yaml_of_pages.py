@@ -11,9 +11,10 @@ from test_istio_reference import fields
 
 from meshlib.istio import resources
 from meshlib.istio.clusters import Rules, clusters_of
+from meshlib.istio.instances import Port
 from meshlib.istio.mesh_settings import MeshSettings
 from meshlib.istio.parse import parse_text
-from meshlib.istio.services import Port, Service
+from meshlib.istio.services import Service
 
 OWN_PAGE = ROOT / "docs" / "reference" / "backend-traffic-policy.md"
 # How-to control-plane shows a mistake on purpose; test_documentation.py holds what is said of it.

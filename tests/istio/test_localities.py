@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from views import destination_rule, node, objects, service, view
 
 from meshlib.istio import resources as r
+from meshlib.istio.instances import Instance
 from meshlib.istio.localities import Nearness, seen_from
-from meshlib.istio.services import Instance
 from meshlib.istio.translate import Translation, view_key
 from meshlib.model import Cluster, Endpoint, LoadAssignment, Locality, LocalityWeight, Node, Workload, ZoneAware
 

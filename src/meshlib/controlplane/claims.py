@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.by_label import ByLabel
 from meshlib.istio.problems import in_order
-from meshlib.istio.services import ByLabel
 from meshlib.istio.translate import parts_of
 from meshlib.model import Workload
 

@@ -15,11 +15,13 @@ import msgspec
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.by_label import Labels
 from meshlib.istio.checks.destinations import statuses
+from meshlib.istio.instances import Instance, Port
 from meshlib.istio.limits import limits_of, quotas_of
 from meshlib.istio.localities import Nearness, nearness, seen_from
 from meshlib.istio.mesh_settings import MeshSettings
-from meshlib.istio.services import Directory, Instance, Labels, Port, Service, cluster_name, fqdn, is_exported
+from meshlib.istio.services import Directory, Service, cluster_name, fqdn, is_exported
 from meshlib.model import (
     BreakerRules,
     Cluster,

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from meshlib.istio import resources as r
-from meshlib.istio.services import Instance, Labels, Service
+from meshlib.istio.by_label import Labels
+from meshlib.istio.instances import Instance
+from meshlib.istio.services import Service
 from meshlib.model import Endpoint, Locality, LocalityWeight
 from meshlib.model.values import dataclass
 

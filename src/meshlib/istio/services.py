@@ -6,60 +6,38 @@ The registry is the same for every node; what a node may see of it is decided wh
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from meshlib.errors import ConfigurationError
 from meshlib.istio import resources as r
+from meshlib.istio.by_label import ByLabel, Labels
+from meshlib.istio.instances import (
+    Instance,
+    Port,
+    container_port,
+    is_meshed,
+    is_ready,
+    labels_of_entry,
+    locality_of_node,
+    of_entry,
+    of_joined,
+    of_one_family,
+    of_workload,
+    protocol_named,
+    protocol_of,
+    served,
+    unique,
+    why_left_out,
+)
 from meshlib.istio.sameness import are_same, same_ends
-from meshlib.model import TLS_MODE, ClusterType, Endpoint, Health, Locality, SpiffeId, Workload, peer_of
+from meshlib.model import ClusterType, Endpoint, Health, Locality, Workload, peer_of
 from meshlib.model.values import dataclass
 
 DOMAIN = "cluster.local"
 _SUFFIX = f".svc.{DOMAIN}"
-Labels = Mapping[str, str]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """target: the endpoint's port, by number or by the name of a container's port; None is the same number."""
-
-    number: int
-    name: str = ""
-    protocol: str = "TCP"
-    target: int | str | None = None
-
-    @property
-    def is_http(self) -> bool:
-        """Istio's protocol selection; what does not say is sniffed there and taken for HTTP here, since nothing but
-        HTTP clients ask. That holds for TLS too: the caller is inside it."""
-        return self.protocol not in ("UDP", "MONGO", "MYSQL", "REDIS")
-
-    @property
-    def is_http2(self) -> bool:
-        return self.protocol in ("HTTP2", "GRPC", "GRPC-WEB")
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One endpoint of one port of a service, with the labels that subsets choose by.
-
-    account: namespace and name of the service account that it runs as, by which callers know it.
-    """
-
-    endpoint: Endpoint
-    labels: Labels
-    account: tuple[str, str] | None = None
-
-    def identities(self, trust_domains: Iterable[str]) -> tuple[str, ...]:
-        """Its SPIFFE ID in each of the domains that are the mesh's; none when unknown."""
-        if self.account is None:
-            return ()
-        return tuple(SpiffeId.of(domain, *self.account).uri for domain in trust_domains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +139,15 @@ class Registry:
         )
         self._pod_list = by_kind.get("Pod", [])
         self._pods, changed_pods = _pods_of(self._pod_list, before)
-        self._nodes = {node.name: _locality_of_node(node.labels) for node in by_kind.get("Node", ())}
+        self._nodes = {node.name: locality_of_node(node.labels) for node in by_kind.get("Node", ())}
         self._meshed: dict[str, frozenset[int]] = {}
         for w in joined:
-            if _is_meshed(dict(w.labels)):
-                ports_of = frozenset(number for _, number in _served(w))
+            if is_meshed(dict(w.labels)):
+                ports_of = frozenset(number for _, number in served(w))
                 self._meshed[w.address] = self._meshed.get(w.address, frozenset()) | ports_of
         self._workloads_by_label = ByLabel((w.namespace, dict(w.labels), w) for w in joined)
         self._machines = by_kind.get("WorkloadEntry", [])
-        self._entries_by_label = ByLabel((each.namespace, _labels_of_entry(each), each) for each in self._machines)
+        self._entries_by_label = ByLabel((each.namespace, labels_of_entry(each), each) for each in self._machines)
         self._workloads_by_host: dict[str, list[Workload]] = {}
         for workload in joined:
             if workload.service:
@@ -307,7 +285,7 @@ class Registry:
         spec = given.spec
         assert isinstance(spec, r.Service)
         ports = tuple(
-            Port(port.port, port.name, _protocol(port), port.target_port)
+            Port(port.port, port.name, protocol_of(port), port.target_port)
             for port in spec.ports
             if port.protocol != "UDP"
         )
@@ -322,9 +300,9 @@ class Registry:
                 found = [
                     *self._from_kubernetes(given, spec, port, only=len(ports) == 1),
                     *self._from_entries(given, spec.selector, port, ClusterType.EDS),
-                    *(instance for w in joined if (instance := _instance(w, port)) is not None),
+                    *(instance for w in joined if (instance := of_joined(w, port)) is not None),
                 ]
-            instances[port.number] = _unique(found)
+            instances[port.number] = unique(found)
         addresses = () if spec.cluster_ip in ("", "None") else (spec.cluster_ip,)
         annotations = (given.raw.get("metadata") or {}).get("annotations") or {}
         exported = str(annotations.get("networking.istio.io/exportTo", ""))
@@ -345,18 +323,18 @@ class Registry:
         """The WorkloadEntries that a selector chooses, in its own namespace."""
         for each in self._entries_by_label.chosen(owner.namespace, selector):
             assert isinstance(each.spec, r.WorkloadEntry)
-            if why := _why_left_out(each.spec.address, kind):
+            if why := why_left_out(each.spec.address, kind):
                 reason = f"{why}, so {owner.title} leaves it out"
                 self.problems.append(ConfigurationError(each.source, each.title, "spec.address", reason))
                 continue
-            yield _of_entry(each.spec, _labels_of_entry(each), port, each.namespace, each.name)
+            yield of_entry(each.spec, labels_of_entry(each), port, each.namespace, each.name)
 
     def _from_kubernetes(self, given: r.Object, spec: r.Service, port: Port, *, only: bool) -> Iterator[Instance]:
         """EndpointSlices say it; else Endpoints; else the pods that the selector chooses. only: the service has no
         other port, so that theirs need not bear its name."""
         place = (given.namespace, given.name)
         if place in self._slices:
-            for each in _of_one_family(self._slices[place], spec.ip_families):
+            for each in of_one_family(self._slices[place], spec.ip_families):
                 yield from self._of_slice(each, given.namespace, port, only=only)
             return
         if place in self._endpoints:
@@ -371,8 +349,8 @@ class Registry:
             return
         for pod in self._pods_by_label.chosen(given.namespace, spec.selector):
             assert isinstance(pod.spec, r.Pod)
-            number = _container_port(pod.spec, port)
-            if pod.spec.status.pod_ip and _is_ready(pod) and number is not None:
+            number = container_port(pod.spec, port)
+            if pod.spec.status.pod_ip and is_ready(pod) and number is not None:
                 yield self._of_pod(pod.spec.status.pod_ip, number, pod.namespace, pod.name)
 
     def _of_slice(self, spec: r.EndpointSlice, namespace: str, port: Port, *, only: bool) -> Iterator[Instance]:
@@ -415,7 +393,7 @@ class Registry:
             health=health,
             workload=name,
             peer=peer,
-            is_meshed=_is_meshed(labels) or port in self._meshed.get(address, ()),
+            is_meshed=is_meshed(labels) or port in self._meshed.get(address, ()),
         )
         return Instance(endpoint, labels, account)
 
@@ -465,7 +443,7 @@ class Registry:
             host = host.lower().rstrip(".")
             instances: dict[int, tuple[Instance, ...]] = {}
             for port in ports:
-                found = [_of_entry(entry, entry.labels, port, given.namespace) for entry in spec.endpoints]
+                found = [of_entry(entry, entry.labels, port, given.namespace) for entry in spec.endpoints]
                 found += self._from_entries(given, selector, port, kind)
                 if kind in (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS):
                     if not spec.endpoints and not selector:
@@ -475,7 +453,7 @@ class Registry:
                 if kind is ClusterType.EDS:
                     for pod in self._pods_by_label.chosen(given.namespace, selector):
                         assert isinstance(pod.spec, r.Pod)
-                        if pod.spec.status.pod_ip and _is_ready(pod):
+                        if pod.spec.status.pod_ip and is_ready(pod):
                             target = int(port.target or port.number)
                             found.append(self._of_pod(pod.spec.status.pod_ip, target, pod.namespace, pod.name))
                     members = (
@@ -483,8 +461,8 @@ class Registry:
                         if selector
                         else self._workloads_by_host.get(fqdn(host, given.namespace), ())
                     )
-                    found += [instance for w in members if (instance := _instance(w, port)) is not None]
-                instances[port.number] = _unique(found)
+                    found += [instance for w in members if (instance := of_joined(w, port)) is not None]
+                instances[port.number] = unique(found)
             yield Service(
                 host,
                 given.namespace,
@@ -511,14 +489,14 @@ class Registry:
                 continue
             numbers: dict[int, Port] = {}
             for workload in members:
-                for name, number in _served(workload):
-                    numbers.setdefault(number, Port(number, name, _protocol_named(name)))
+                for name, number in served(workload):
+                    numbers.setdefault(number, Port(number, name, protocol_named(name)))
             ports = tuple(numbers[number] for number in sorted(numbers))
             instances = {
-                port.number: _unique(
-                    _of_workload(workload, port.number)
+                port.number: unique(
+                    of_workload(workload, port.number)
                     for workload in members
-                    if any(number == port.number for _, number in _served(workload))
+                    if any(number == port.number for _, number in served(workload))
                 )
                 for port in ports
             }
@@ -601,151 +579,10 @@ class Directory:
         return f"<Directory {len(self.services)} services>"
 
 
-class ByLabel(Generic[T]):
-    """Finds what a selector chooses without looking at everything: by the rarest of the pairs it asks for."""
-
-    def __init__(self, entries: Iterable[tuple[str, Labels, T]]) -> None:
-        self._entries: dict[tuple[str, str, str], list[tuple[Labels, T]]] = {}
-        for namespace, labels, entry in entries:
-            for key, value in labels.items():
-                self._entries.setdefault((namespace, key, value), []).append((labels, entry))
-
-    def chosen(self, namespace: str, selector: Labels) -> list[T]:
-        """In order. An empty selector chooses nothing (a Service's, a ServiceEntry's)."""
-        if not selector:
-            return []
-        rarest = min((self._entries.get((namespace, *pair), []) for pair in selector.items()), key=len)
-        return [entry for labels, entry in rarest if all(labels.get(k) == v for k, v in selector.items())]
-
-
 def _merged(one: Service, two: Service) -> Service:
     """The ports of both; a port that both have has the endpoints of both."""
     added = tuple(port for port in two.ports if one.port(port.number) is None)
     instances = dict(one.instances)
     for number, found in two.instances.items():
-        instances[number] = _unique((*instances.get(number, ()), *found))
+        instances[number] = unique((*instances.get(number, ()), *found))
     return replace(one, ports=one.ports + added, instances=instances)
-
-
-def _protocol(port: r.ServicePort) -> str:
-    """Istio: appProtocol, else the port name's prefix, else the transport's."""
-    if port.app_protocol == "kubernetes.io/h2c":
-        return "HTTP2"
-    return _protocol_named(port.app_protocol or port.name)
-
-
-def _protocol_named(name: str) -> str:
-    """`grpc-web`, `http-api`, `http`: all before the first dash, but for the protocol that holds one itself."""
-    name = name.lower()
-    if name == "grpc-web" or name.startswith("grpc-web-"):
-        return "GRPC-WEB"
-    prefix = name.partition("-")[0]
-    return prefix.upper() if prefix in ("http", "http2", "https", "grpc", "mongo", "mysql", "redis", "tls") else "TCP"
-
-
-def _served(workload: Workload) -> tuple[tuple[str, int], ...]:
-    """The ports of a workload, by name; the one it did not name is called http."""
-    if any(number == workload.port for _, number in workload.port_names):
-        return workload.port_names
-    return (*workload.port_names, ("http", workload.port))
-
-
-def _instance(workload: Workload, port: Port) -> Instance | None:
-    number = dict(workload.port_names).get(port.name, workload.port)
-    if not workload.address or not number:
-        return None
-    return _of_workload(workload, number)
-
-
-def _of_workload(workload: Workload, port: int) -> Instance:
-    labels = dict(workload.labels)
-    endpoint = Endpoint(
-        workload.address,
-        port,
-        locality=workload.locality,
-        workload=workload.name,
-        peer=peer_of(labels, workload.name, workload.namespace),
-        is_meshed=_is_meshed(labels),
-    )
-    return Instance(endpoint, labels, (workload.namespace, workload.service_account))
-
-
-def _is_meshed(labels: Labels) -> bool:
-    """Istio's label; our processes bear it while they serve with the mesh's certificate."""
-    return labels.get(TLS_MODE) == "istio"
-
-
-def _labels_of_entry(given: r.Object) -> Labels:
-    """The object's own labels count as well, and more (serviceentry/conversion.go)."""
-    assert isinstance(given.spec, r.WorkloadEntry)
-    return {**given.spec.labels, **given.labels}
-
-
-def _of_entry(entry: r.WorkloadEntry, labels: Labels, port: Port, namespace: str, name: str = "") -> Instance:
-    wanted = str(port.target)
-    target = entry.ports.get(port.name) or (int(wanted) if wanted.isdecimal() else port.number)
-    locality = Locality(*(entry.locality.split("/")[:3])) if entry.locality else Locality()
-    endpoint = Endpoint(
-        entry.address, target, max(1, entry.weight), locality, workload=name, is_meshed=_is_meshed(labels)
-    )
-    return Instance(endpoint, labels, (namespace, entry.service_account) if entry.service_account else None)
-
-
-def _why_left_out(address: str, kind: ClusterType) -> str:
-    """Why an endpoint can't be called from here; "" where it can."""
-    if not address:
-        return "is missing: the gateway of its network is not known here"
-    if address.startswith("unix://"):
-        return "is a socket of its own machine, which nobody else reaches"
-    if kind is ClusterType.EDS and not _is_address(address):
-        return "is a name where IP addresses are wanted (resolution DNS wants names)"
-    return ""
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _locality_of_node(labels: Labels) -> Locality | None:
-    place = tuple(labels.get(name, "") for name in r.TOPOLOGY_LABELS)
-    return Locality(*place) if any(place) else None
-
-
-def _of_one_family(slices: list[r.EndpointSlice], families: list[str]) -> list[r.EndpointSlice]:
-    """The pods of a dual-stack service stand in slices of both families, and would count twice: those of its first
-    family are taken, unless there are none."""
-    first = families[0] if families else "IPv4"
-    preferred = [each for each in slices if each.address_type == first]
-    return preferred if any(each.endpoints for each in preferred) else slices
-
-
-def _container_port(pod: r.Pod, port: Port) -> int | None:
-    if port.target is None:
-        return port.number
-    if isinstance(port.target, int):
-        return port.target
-    if port.target.isdecimal():
-        return int(port.target)
-    named = (each for container in pod.spec.containers for each in container.ports if each.name == port.target)
-    found = next(named, None)
-    return found.container_port if found else None
-
-
-def _is_ready(given: r.Object) -> bool:
-    pod = given.spec
-    assert isinstance(pod, r.Pod)
-    is_leaving = (given.raw.get("metadata") or {}).get("deletionTimestamp") is not None
-    if is_leaving or pod.status.phase in ("Failed", "Succeeded"):
-        return False
-    ready = next((each for each in pod.status.conditions if each.type == "Ready"), None)
-    return ready is None or ready.status == "True"
-
-
-def _unique(instances: Iterable[Instance]) -> tuple[Instance, ...]:
-    """By address, in order; one that is registered and in an object counts once."""
-    found = {instance.endpoint.authority: instance for instance in instances}
-    return tuple(found[key] for key in sorted(found))
