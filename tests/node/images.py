@@ -6,6 +6,7 @@ says which programs that takes.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -58,10 +59,14 @@ class Images:
         )
 
     def _single(self, name: str, file: Path, place: str, command: str) -> None:
-        """An image of one file, or of what an archive holds."""
+        """An image of one file, or of what an archive holds; one of the same content is kept."""
+        mark = f"made-of={hashlib.sha256(file.read_bytes()).hexdigest()}"
+        if self._buildah("images", "--quiet", "--filter", f"reference={name}", "--filter", f"label={mark}").strip():
+            return
         container = self._buildah("from", "scratch").strip()
         self._buildah("add", "--quiet", container, str(file), place)
         self._buildah("config", "--entrypoint", f'["{command}"]' if place != "/" else "[]", container)
+        self._buildah("config", "--label", mark, container)
         self._buildah("commit", "--quiet", "--rm", container, name)
 
     def _from_file(self, file: str, name: str) -> None:
@@ -71,9 +76,14 @@ class Images:
         self._buildah("build", *words, certificates, "--file", str(ROOT / file), "--tag", name, str(ROOT))
 
     def _saved(self, name: str, file: str, under: str) -> Path:
-        archive = self.folder / file
-        archive.unlink(missing_ok=True)
-        self._buildah("push", "--quiet", name, f"docker-archive:{archive}:{under}")
+        """Only if it is another image than the one that was written last."""
+        archive, written = self.folder / file, self.folder / f"{file}.id"
+        identity = self._buildah("images", "--quiet", "--no-trunc", "--filter", f"reference={name}")
+        if not archive.exists() or not written.exists() or written.read_text() != identity:
+            for each in (written, archive):
+                each.unlink(missing_ok=True)
+            self._buildah("push", "--quiet", name, f"docker-archive:{archive}:{under}")
+            written.write_text(identity)
         return archive
 
     def _buildah(self, *words: str) -> str:

@@ -24,7 +24,7 @@ _TUNED = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/pan
 """What a kubelet sets for the whole kernel."""
 _NEEDED = ("unshare", "nsenter", "ip", "containerd", "runc", "iptables")
 _CNI = ("/usr/lib/cni", "/opt/cni/bin")
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 # The first process. It takes in whoever lost their parent, and ends with its standard input. A runtime that is used to
 # one kind of cgroups sees one: a second hierarchy beside version 1 is unmounted here.
@@ -134,6 +134,9 @@ class Machine:
         if self._first is not None:
             self._first.kill()
             self._first.wait(_PATIENCE)
+            for pipe in (self._first.stdin, self._first.stdout):
+                if pipe is not None:
+                    pipe.close()
         for process in self._processes.values():
             process.wait(_PATIENCE)
         subprocess.run(("ip", "link", "delete", _DEVICE), stderr=subprocess.DEVNULL, check=False)

@@ -127,6 +127,26 @@ def test_check_misses_everything_and_install_brings_it(node: Node) -> None:
     assert status["ready"] and status["restartCount"] == 0
 
 
+def test_an_image_that_cannot_serve_is_told_and_the_one_before_serves_on(node: Node) -> None:
+    """Bookinfo's image has no meshctl. What the kubelet says of it is told while install waits."""
+    words = (str(ROOT / ".venv" / "bin" / "meshctl"), "install", "--image", "bookinfo-meshlib:latest", "--wait")
+    with subprocess.Popen(
+        words, env=node.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        try:
+            assert waiting.stderr is not None
+            told = next((each for each in waiting.stderr if "ended with exit code" in each), "")
+            assert re.search(
+                r"waiting for deployment/meshlib: pod meshlib-\S+, container meshlib: .*control-plane", told
+            )
+        finally:
+            waiting.terminate()
+    code, told = meshctl(node, "check")
+    assert code == 0, told
+    install(node)
+    until(lambda: len(_control_planes(node)) == 1, "the pod that could not serve is gone", node)
+
+
 def test_bookinfo_runs_with_one_container_in_each_pod(node: Node) -> None:
     """The library comes with an init container that has ended; the environment says where it is, and who the pod is."""
     node.kubectl("label", "namespace", "default", f"{INJECTION}=enabled")

@@ -23,8 +23,6 @@ Context = Annotated[str, typer.Option(metavar="NAME", help="The kubeconfig's con
 Home = Annotated[str, typer.Option("--namespace", "-n", help="Where the control plane runs.")]
 HOME = "istio-system"
 UNKNOWN_ROOT = "-----BEGIN CERTIFICATE-----\n(of the CA that the installation makes)\n-----END CERTIFICATE-----\n"
-WAIT = 300.0
-"""Seconds for a Deployment to become available."""
 
 
 def install(
@@ -43,7 +41,7 @@ def install(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects, and change nothing.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until the control plane is available, five minutes at most.")
+        bool, typer.Option("--wait", help="Until the control plane runs as it was applied, five minutes at most.")
     ] = False,
     context: Context = "",
 ) -> None:
@@ -112,7 +110,8 @@ async def _client(context: str) -> AsyncIterator[KubeClient]:
 
 async def _install(wanted: Installation, context: str, wait: bool) -> None:
     from meshlib.cli.endings import ended
-    from meshlib.controlplane.installation import MANAGER, manifests, path_of, unwanted
+    from meshlib.cli.rollout import rolled_out
+    from meshlib.controlplane.installation import MANAGER, NAME, manifests, path_of, unwanted
 
     async with _client(context) as client:
         namespace = manifests(_with_root(wanted, UNKNOWN_ROOT))[0]
@@ -134,7 +133,7 @@ async def _install(wanted: Installation, context: str, wait: bool) -> None:
                 await client.delete(path_of(each))
                 typer.echo(f"{_name(each)} deleted")
         if wait:
-            await _available(client, wanted.namespace)
+            await rolled_out(client, wanted.namespace, NAME)
     typer.echo(f"the control plane is installed in {wanted.namespace}; processes reach it at {wanted.host}:15012")
 
 
@@ -163,22 +162,10 @@ async def _root(client: KubeClient, wanted: Installation) -> str:
         ) from None
 
 
-async def _available(client: KubeClient, namespace: str) -> None:
-    from meshlib.controlplane.installation import KINDS, NAME
-
-    path = KINDS["Deployment"].path("v1", namespace, NAME)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + WAIT
-    while not _is_available(await client.get(path)):
-        if loop.time() > deadline:
-            raise CommandFailed(f"the Deployment {namespace}/{NAME} is not available yet: kubectl describe it")
-        await asyncio.sleep(1)
-
-
 def _is_available(deployment: Object) -> bool:
-    status = deployment.get("status") or {}
-    is_seen = int(status.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
-    return is_seen and int(status.get("availableReplicas") or 0) > 0
+    from meshlib.cli.rollout import is_seen
+
+    return is_seen(deployment) and int((deployment.get("status") or {}).get("availableReplicas") or 0) > 0
 
 
 async def _uninstall(namespace: str, purge: bool, context: str) -> None:

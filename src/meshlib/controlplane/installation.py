@@ -235,6 +235,8 @@ def _deployment(given: Installation) -> Object:
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         "securityContext": restricted,
         "volumeMounts": [state, {"name": "tmp", "mountPath": "/tmp"}],
+        # Why it ended is in the pod's status: for kubectl describe, and meshctl install --wait.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     # A Secret's files are root's; the CA's key must be its owner's alone.
     keys = {
@@ -244,6 +246,7 @@ def _deployment(given: Installation) -> Object:
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
         "securityContext": restricted,
         "volumeMounts": [state, {"name": "ca", "mountPath": _SECRET, "readOnly": True}],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     pod = {
         "serviceAccountName": NAME,
