@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -383,6 +384,29 @@ def test_what_selects_nobody_who_runs_is_told() -> None:
     assert (found.object, found.field) == ("AuthorizationPolicy default/p", "spec.selector")
     assert list(idle(objects, (Workload("default", "b", {"app": "b"}),), "istio-system")) == []
     assert list(idle(objects, (Workload("other", "a", {"app": "a"}),), "istio-system")) == []
+
+
+class Asked(dict[str, str]):
+    """Labels that count how often one of them is looked up."""
+
+    count = 0
+
+    def get(self, *args: Any) -> Any:
+        type(self).count += 1
+        return super().get(*args)
+
+
+def test_many_policies_among_many_workloads() -> None:
+    """A selector is held against those who bear its rarest label, and not against everybody: the control plane asks
+    this for every look at its problems. The root namespace's policies are for all namespaces."""
+    form = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+    spec = "spec: {selector: {matchLabels: {app: a%d}}}\n"
+    here = "---\n".join(f"{form}metadata: {{name: p{at}}}\n{spec % at}" for at in range(50))
+    root = f"{form}metadata: {{name: p, namespace: istio-system}}\n{spec % 7}"
+    workloads = [Workload("default", f"w{at}", Asked(app=f"a{at % 25}")) for at in range(1000)]
+    found = list(idle(parse_text(f"{here}---\n{root}", "mesh.yaml").objects, workloads, "istio-system"))
+    assert [each.object for each in found] == [f"AuthorizationPolicy default/p{at}" for at in range(25, 50)]
+    assert Asked.count < 2 * len(workloads)
 
 
 def test_a_message_points_at_the_field() -> None:

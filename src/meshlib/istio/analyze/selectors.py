@@ -6,6 +6,7 @@ A policy of access that selects nobody leaves open what it was meant to close, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 from meshlib.istio import resources as r
 from meshlib.istio.analyze.messages import (
@@ -20,6 +21,7 @@ from meshlib.istio.analyze.messages import (
     listed,
 )
 from meshlib.istio.analyze.scene import Scene, Workload, full_name, selector_of, shown, workloads_of
+from meshlib.istio.by_label import ByLabel
 from meshlib.istio.problems import ConfigurationWarning
 from meshlib.istio.targets import targets
 
@@ -31,13 +33,14 @@ _OfNamespaces = r.Sidecar | r.Telemetry
 def check(scene: Scene) -> Iterator[Message]:
     yield from _conflicts(scene, "Sidecar", NO_SELECTORS, SAME_PODS)
     yield from _conflicts(scene, "Telemetry", TELEMETRY_WITHOUT_SELECTORS, TELEMETRY_OF_SAME_PODS)
+    known = _Known(scene.workloads, scene.settings.root_namespace)
     for each in scene.objects:
         if isinstance(each.spec, r.AuthorizationPolicy) and _is_of_nobody(scene, each):
             yield NO_WORKLOADS.at(each, ("metadata", "namespace"), "")
         if not scene.workloads:
             continue  # nobody has said what runs: outside Kubernetes processes say it themselves
         selector = selector_in(each)
-        if selector and not _fitting(each, selector, scene.workloads, scene.settings.root_namespace):
+        if selector and not known.fits(each, selector):
             if isinstance(each.spec, _OfNamespaces):
                 yield NOT_FOUND.at(each, ("spec", _selector_field(each)), "selector", shown(selector))
             else:
@@ -48,12 +51,12 @@ def idle(objects: Iterable[r.Object], running: Iterable[Workload], root: str) ->
     """Objects whose selectors fit nothing that is known: no pod, no WorkloadEntry, nothing of `running`. root: the root
     namespace. Nothing is told of namespaces in which nobody is known, since who is to come is not there yet."""
     given = tuple(objects)
-    known = (*workloads_of(given), *running)
-    homes = {each.namespace for each in known}
+    workloads = (*workloads_of(given), *running)
+    homes, known = {each.namespace for each in workloads}, _Known(workloads, root)
     for each in given:
         selector = selector_in(each)
         is_early = each.namespace not in homes and not (each.namespace == root and homes)
-        if not selector or is_early or each.unusable is not None or _fitting(each, selector, known, root):
+        if not selector or is_early or each.unusable is not None or known.fits(each, selector):
             continue
         reason = f"fits no workload that is known here ({shown(selector)}): what it says is in force for nobody"
         yield ConfigurationWarning(each.source, each.title, f"spec.{_selector_field(each)}", reason)
@@ -67,14 +70,26 @@ def selector_in(given: r.Object) -> Mapping[str, str]:
     return selector_of(spec.selector) if isinstance(spec, _Policy | r.Telemetry) else {}
 
 
-def _fitting(given: r.Object, selector: Mapping[str, str], known: Iterable[Workload], root: str) -> bool:
-    """In the root namespace policies are for all namespaces; Sidecars and Telemetry objects with a selector are not."""
-    is_everywhere = given.namespace == root and not isinstance(given.spec, _OfNamespaces)
-    return any(
-        (is_everywhere or each.namespace == given.namespace)
-        and all(each.labels.get(key) == value for key, value in selector.items())
-        for each in known
-    )
+class _Known:
+    """Who runs, found by label: a cluster's policies are many, and so are its pods. root: the root namespace."""
+
+    def __init__(self, workloads: Iterable[Workload], root: str) -> None:
+        self._workloads, self._root = tuple(workloads), root
+
+    @cached_property
+    def _of_namespaces(self) -> ByLabel[Workload]:
+        return ByLabel((each.namespace, each.labels, each) for each in self._workloads)
+
+    @cached_property
+    def _of_all(self) -> ByLabel[Workload]:
+        return ByLabel(("", each.labels, each) for each in self._workloads)
+
+    def fits(self, given: r.Object, selector: Mapping[str, str]) -> bool:
+        """Whether an object's selector chooses anybody. In the root namespace policies are for all namespaces; Sidecars
+        and Telemetry objects with a selector are not."""
+        if given.namespace == self._root and not isinstance(given.spec, _OfNamespaces):
+            return bool(self._of_all.chosen("", selector))
+        return bool(self._of_namespaces.chosen(given.namespace, selector))
 
 
 def _is_of_nobody(scene: Scene, given: r.Object) -> bool:
