@@ -301,6 +301,9 @@ class _Call:
 
     _is_stream = False
     _takes_stream = False
+    _channel = None
+    """Of none: a channel of grpcio before 1.83 that is closed asks every call that a task is at work for, and raises
+    InternalError at one that does not say. What goes out for this call is a call of the channel itself."""
 
     def __init__(
         self, call: Call, request: Any, start: Start, mirror: Callable[[Flow], bool], finds_its_way: bool = False
