@@ -26,6 +26,7 @@ from meshlib.model import (
     INBOUND_PREFIX,
     TLS_MODE,
     Endpoint,
+    FeedState,
     Headers,
     NodeKind,
     ProcessState,
@@ -85,7 +86,7 @@ class Mesh(CallsOut):
             self._rng,
             self.tls,
             f"{workload.namespace}/{workload.name}",
-            before_first=self.wait_for_credentials,
+            before_first=self._await_first_credentials,
             on_live=self._follow,
         )
         self._read_live = self._feed.read
@@ -115,6 +116,7 @@ class Mesh(CallsOut):
         """The state of a Mesh that was never started; also what a forked child begins with."""
         self._lock = threading.Lock()
         self._is_started = False
+        self._credentials_due = 0.0
         self._quotas = QuotaEdge(self._quota_channel)
         self._ready_thread: threading.Thread | None = None
 
@@ -136,6 +138,7 @@ class Mesh(CallsOut):
             if self._is_started:
                 return
             if self._identity is not None:
+                self._credentials_due = time.monotonic() + self.settings.identity_timeout
                 self._identity.start()
             if self.telemetry is not None:
                 self.telemetry.start()
@@ -160,7 +163,7 @@ class Mesh(CallsOut):
 
     def _process_state(self) -> ProcessState:
         """For metrics."""
-        identity, feed = self._identity, getattr(self._feed.source, "state", None)
+        identity, feed = self._identity, self._feed_state
         if identity is None or identity.credentials is None:
             return ProcessState(feed)
         from meshlib.identity.held import held
@@ -175,6 +178,21 @@ class Mesh(CallsOut):
             return None
         self.start()
         return self._identity.wait(self.settings.identity_timeout if timeout is None else timeout)
+
+    def _await_first_credentials(self) -> None:
+        """On the feed's thread, before the first configuration. It may have waited already, to connect: all waiting
+        together ends `settings.identity_timeout` after the start. Where the configuration is from disk, since the
+        control plane is away, no certificate will come from there: what needs none can be called at once."""
+        feed = self._feed_state
+        is_away = self.settings.identity == "control-plane" and feed is not None and not feed.is_connected
+        if self._identity is not None and not is_away:
+            self._identity.wait(max(0.0, self._credentials_due - time.monotonic()))
+
+    @property
+    def _feed_state(self) -> FeedState | None:
+        """None where the configuration does not come from a control plane."""
+        state: FeedState | None = getattr(self._feed.source, "state", None)
+        return state
 
     def on_rotation(self, tell: Callable[[Credentials], None]) -> None:
         """`tell` is called with each new Credentials, the first too, on a thread of the mesh; it must not block. It

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,6 +260,20 @@ def test_a_start_without_a_control_plane_begins_where_the_last_process_ended(
         peer.serve(world("b:80", port=2))
         peer.start()
         second.wait_for(lambda s: ports(s) == [2])
+
+
+def test_a_control_plane_that_no_connection_can_be_made_for_leaves_the_memory(peer: AdsPeer, tmp_path: Path) -> None:
+    """Whose root can't be had, say, since nobody is there: that fails before there is any stream."""
+    peer.serve(world("b:80"))
+    with feed(peer.target, tmp_path) as first:
+        first.source.want("b:80")
+        first.wait_for(hosts)
+
+    def refused(options: Any) -> Any:
+        raise ConnectionRefusedError("nobody is there")
+
+    with Feed(XdsSource(peer.target, node(), cache_dir=tmp_path, connect=refused)) as second:
+        assert second.wait_for(hosts).same_content(world("b:80"))
 
 
 @both

@@ -24,7 +24,7 @@ from certificates import TestCA, write_identity
 from meshlib import feed
 from meshlib.errors import MeshClosed
 from meshlib.mesh import Mesh
-from meshlib.model import Snapshot
+from meshlib.model import FeedState, Snapshot
 from meshlib.settings import Settings
 from peers import Peer
 from promises import within
@@ -36,6 +36,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.wanted: list[str] = []
+        self.state = FeedState(is_connected=True)
         self.asked = threading.Event()
         self.ready = threading.Event()
         self._stopped = threading.Event()
@@ -77,13 +78,17 @@ class Fed(Mesh):
 
 def test_nothing_starts_before_the_first_call() -> None:
     """Forking servers import and wrap first, and fork later."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
+
+    def begun() -> set[str]:
+        return {each.name for each in set(threading.enumerate()) - before}
+
     with Fed() as made:
         made.transport()
-        assert (made.feeds, threading.active_count()) == ([], before)
+        assert (made.feeds, begun()) == ([], set())
         made.call_context()
-        assert threading.active_count() == before + 2  # the feed, and what pushes metrics
-    assert threading.active_count() == before
+        assert begun() == {"meshlib-feed", "meshlib-telemetry"}
+    assert begun() == set()
 
 
 def test_a_first_call_waits_for_the_answer_about_its_host() -> None:
@@ -199,6 +204,34 @@ def test_hosts_without_an_answer_are_remembered_within_bounds(monkeypatch: pytes
         for number in range(10):
             made.resolve(f"host-{number}:80")
         assert list(made._feed._unanswered) == [f"host-{number}:80" for number in (7, 8, 9)]
+
+
+def test_the_first_configuration_waits_for_a_certificate_no_longer_than_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start on: the feed has waited before, to connect, where the control plane gives the certificate."""
+    waits: list[float] = []
+    with Fed(identity=f"files:{tmp_path}", identity_timeout=0.2) as made:
+        made.start()
+        assert made.wait_for_credentials() is None
+        assert made.wait_for_credentials() is None
+        monkeypatch.setattr(made._identity, "wait", waits.append)
+        made.feeds[0].tell(service("reviews:9080", [("127.0.0.1", 9)]))
+    assert waits == [0.0]
+
+
+def test_a_configuration_from_disk_waits_for_no_certificate_of_a_control_plane_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would not come, and who calls has given up by then; what needs none can be called at once."""
+    waits: list[float] = []
+    with Fed(identity="control-plane") as made:
+        made.start()
+        monkeypatch.setattr(made._identity, "wait", waits.append)
+        [source] = made.feeds
+        source.state = FeedState()
+        source.tell(service("reviews:9080", [("127.0.0.1", 9)]))
+        assert (waits, made.live.router.knows("reviews:9080")) == ([], True)
 
 
 async def test_cancelling_the_wait_for_a_host_leaves_nothing_behind() -> None:

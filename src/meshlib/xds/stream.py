@@ -180,6 +180,8 @@ class Stream:
         session = self._session
         path = m.ADS_DELTA if session.delta else m.ADS_STREAM
         outgoing: SimpleQueue[bytes | None] = SimpleQueue()
+        # Before the connection, which may fail at once or take its time: what is wanted is kept over a stream's end.
+        step(self._clock())
         # The channel and the call live on this thread's stack alone: in a forked child nothing ever touches them.
         try:
             channel, metadata = self._connect(_OPTIONS)
