@@ -296,6 +296,12 @@ def check_strangers_are_refused(reader: Reader) -> None:
         answer = httpx.get(f"http://{address}/{name}/0", trust_env=False, timeout=20)
         assert (answer.status_code, answer.text) == (403, "RBAC: access denied")
 
+    def is_in_the_log() -> bool:
+        lines = httpx.get(f"{reader.admin}/v1/logs", params={"text": "/ratings/0"}, trust_env=False, timeout=20).text
+        return "rbac_access_denied" in lines
+
+    eventually(is_in_the_log)
+
 
 def check_jason_gets_no_ratings_and_others_do(reader: Reader) -> None:
     eventually(lambda: _says(reader.jason, NO_RATINGS))

@@ -36,11 +36,15 @@ out = logging.getLogger("bookinfo")
 
 
 def write_lines_to_stdout() -> None:
-    """Through logging and not print, which may tear the lines of two threads apart."""
+    """Through logging and not print, which may tear the lines of two threads apart.
+
+    With the lines of meshlib.guard: whom a rule has turned away, and which one.
+    """
     stdout = logging.StreamHandler(sys.stdout)
     stdout.setFormatter(logging.Formatter("%(message)s"))
-    out.addHandler(stdout)
-    out.setLevel(logging.INFO)
+    for log in (out, logging.getLogger("meshlib.guard")):
+        log.addHandler(stdout)
+        log.setLevel(logging.INFO)
     out.propagate = False
 
 

@@ -213,9 +213,10 @@ async def _keep(plan: _Plan, settings: Settings, output: Path | None) -> None:
     def reach(target: str) -> Any:
         return access_to(target, settings.ca_roots, settings.token_file, lambda: holder.credentials)
 
+    source = settings.identity or "control-plane"
     # A join token is good once: after a restart the certificate that is still there is what proves who we are.
     holder = IdentityHolder(
-        lambda _: credentials_source(settings.identity or "control-plane", reach, settings.control_plane),
+        lambda _: credentials_source(source, reach, settings.control_plane),
         read_credentials(folder, time.time()),
     )
     is_written = threading.Event()
@@ -237,7 +238,8 @@ async def _keep(plan: _Plan, settings: Settings, output: Path | None) -> None:
         if not waiting.result():
             asked.cancel()
             raise CommandFailed(
-                f"no certificate from {settings.identity} within {settings.identity_timeout:g} s; the log says why"
+                f"no certificate from {source} within {settings.identity_timeout:g} s: the log says why; "
+                "MESHLIB_TOKEN_FILE holds the proof of who this is (meshctl token create)"
             )
         relay = Relay(reach(settings.control_plane), folder)
         relay.start()
