@@ -62,6 +62,7 @@ COMMANDS = {
     "meshctl logs": "help",
     "meshctl authz": "help",
     "meshctl ca ": "help",
+    "meshctl token": "help",
     "meshctl identity": "help",
     "meshctl validate": "run",
     "meshctl analyze": "run here",
