@@ -29,6 +29,17 @@ def test_the_last_minute_is_what_was_pushed_in_it() -> None:
     assert store.window(NOW - 899, NOW + 1)[REVIEWS].requests == 5
 
 
+def test_a_state_that_is_told_no_more_makes_room() -> None:
+    """Pods come and go, whether anybody looks or not; those that are there are not forgotten for one that is new."""
+    store = TelemetryStore(max_series=2)
+    for pod, at in (("a", 0.0), ("b", 50.0), ("a", 59.0), ("c", 100.0), ("c", 111.0), ("d", 111.0)):
+        store.set_gauge("up", (("pod", pod),), at, NOW + at)
+    assert [(told["pod"], value) for _, told, value in store.gauges(NOW + 111.0)] == [("a", 59.0), ("c", 111.0)]
+    for pod, at in (("d", 120.0), ("c", 121.0)):
+        store.set_gauge("up", (("pod", pod),), at, NOW + at)
+    assert [told["pod"] for _, told, _ in store.gauges(NOW + 121.0)] == ["d", "c"]
+
+
 def test_a_day_is_remembered_by_the_minute_and_no_longer() -> None:
     """And the fine slots end after 15 minutes, so that memory stays bounded."""
     store = TelemetryStore()

@@ -20,6 +20,8 @@ BOUNDS = (0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 
 FINE, FINE_SLOTS = 5.0, 180
 COARSE, COARSE_SLOTS = 60.0, 24 * 60
 MAX_SERIES = 5000
+TOLD = 60.0
+"""Seconds for which the last value of a gauge is taken to hold."""
 MAX_TRACES, MAX_SPANS = 2000, 200
 LATE = 60.0
 """Seconds by which what is pushed may be older than the newest slot; more is counted now, since it was not told in
@@ -204,6 +206,7 @@ class TelemetryStore:
         """The series in use, the one that was silent for longest first, with the time of their last request."""
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, float]] = {}
+        """Value, and when it was told; the one that was silent for longest first."""
         self.overflowed = 0
         """Requests that were counted under OVERFLOW."""
         self.last_push = 0.0
@@ -263,10 +266,16 @@ class TelemetryStore:
                     trace.dropped += 1
 
     def set_gauge(self, name: str, attributes: tuple[tuple[str, str], ...], value: float, now: float) -> None:
-        """The last value of a gauge of a process (a breaker's state, a certificate's end)."""
+        """The last value of a gauge of a process (a breaker's state, a certificate's end). Where there are too many, it
+        takes the place of the one that was silent for longest, and of none that is still told."""
+        key = (name, attributes)
         with self._lock:
-            if (name, attributes) in self._gauges or len(self._gauges) < self._max_series:
-                self._gauges[name, attributes] = (value, now)
+            if self._gauges.pop(key, None) is None and len(self._gauges) >= self._max_series:
+                silent = next(iter(self._gauges))
+                if self._gauges[silent][1] > now - TOLD:
+                    return
+                del self._gauges[silent]
+            self._gauges[key] = (value, now)
 
     # Reading
 
@@ -318,13 +327,11 @@ class TelemetryStore:
             kept = [span for trace in self._traces.values() for span in trace.spans.values() if span.ended >= since]
         return sorted(kept, key=lambda span: span.ended)
 
-    def gauges(self, now: float, within: float = 60.0) -> list[tuple[str, dict[str, str], float]]:
-        """(name, attributes, value) of what was said within so many seconds."""
+    def gauges(self, now: float) -> list[tuple[str, dict[str, str], float]]:
+        """(name, attributes, value) of what was told lately."""
         with self._lock:
-            self._gauges = {key: kept for key, kept in self._gauges.items() if kept[1] > now - 3600}
-            return [
-                (name, dict(told), value) for (name, told), (value, at) in self._gauges.items() if at > now - within
-            ]
+            self._gauges = {key: kept for key, kept in self._gauges.items() if kept[1] > now - TOLD}
+            return [(name, dict(told), value) for (name, told), (value, _) in self._gauges.items()]
 
     def __repr__(self) -> str:
         return f"<TelemetryStore {len(self._series)} series, {len(self._traces)} traces>"
