@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import queue
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 import meshlib
 from certificates import TestCA, write_identity
 from meshlib.errors import SettingsError
 from meshlib.identity.credentials import Credentials
+from meshlib.identity.held import held
 from meshlib.identity.pem import BadCredentials, credentials_of
 
 
@@ -95,6 +98,16 @@ def test_a_key_of_another_certificate_is_refused() -> None:
     one, other = TestCA().credentials(), TestCA().credentials()
     with pytest.raises(BadCredentials, match="not the certificate's"):
         credentials_of(one.certificate_chain, other.private_key, one.trust_bundles[0][1])
+
+
+def test_what_is_held_is_told_by_serial_number() -> None:
+    """The leaf first, then each root; a federated trust domain whose bundle is empty has none."""
+    given = TestCA().credentials()
+    bundles = (*given.trust_bundles, ("elsewhere.example", b""))
+    leaf, root = held(replace(given, trust_bundles=bundles))
+    assert (leaf.name, root.name) == ("default", "ROOTCA")
+    assert leaf.serial == f"{x509.load_pem_x509_certificate(given.certificate_chain).serial_number:x}"
+    assert leaf.not_after == int(given.not_after)
 
 
 def test_a_setting_that_names_no_source_is_refused() -> None:

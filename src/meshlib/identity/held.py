@@ -17,7 +17,8 @@ def held(credentials: Credentials) -> tuple[HeldCertificate, ...]:
     from cryptography import x509
 
     leaf, *_ = x509.load_pem_x509_certificates(credentials.certificate_chain)
-    roots = [each for _, bundle in credentials.trust_bundles for each in x509.load_pem_x509_certificates(bundle)]
+    bundles = [bundle for _, bundle in credentials.trust_bundles if bundle.strip()]  # a federated one may be empty
+    roots = [each for bundle in bundles for each in x509.load_pem_x509_certificates(bundle)]
     return tuple(
         HeldCertificate(
             name,
