@@ -132,12 +132,12 @@ class Peer:
         except asyncio.CancelledError:  # the peer is stopped
             writer.transport.abort()
         finally:
-            self.open_connections -= 1
             writer.close()
             with suppress(OSError, TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(writer.wait_closed(), 1)  # TLS may have nobody to say goodbye to
             # What nobody reads is never sent, and until it is, close() leaves the socket open.
             writer.transport.abort()
+            self.open_connections -= 1  # last: who waits for it to be closed goes on now
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         wire = h11.Connection(h11.SERVER)

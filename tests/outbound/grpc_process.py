@@ -50,13 +50,22 @@ def notes(request: Any) -> int:
 
 
 class Sync(echo_pb2_grpc.EchoServicer):  # type: ignore[misc]
+    def _over(self, context: Any) -> threading.Event:
+        """Set once the call is cancelled, which is told."""
+        over = threading.Event()
+
+        def end() -> None:
+            tell("cancelled")
+            over.set()
+
+        if not context.add_callback(end):
+            end()
+        return over
+
     def Say(self, request: Any, context: Any) -> Any:
         met(request, context)
         if request.text == "hold":
-            over = threading.Event()
-            if context.add_callback(over.set):
-                over.wait(60)
-            tell("cancelled")
+            self._over(context).wait(60)
         if request.text == "slow":
             time.sleep(2)
         return answer(request, context)
@@ -64,11 +73,9 @@ class Sync(echo_pb2_grpc.EchoServicer):  # type: ignore[misc]
     def Tell(self, request: Any, context: Any) -> Iterator[Any]:
         met(request, context)
         if request.text == "hold":
+            over = self._over(context)  # before the answer: a call cancelled by then does not come back here
             yield answer(request, context)
-            over = threading.Event()
-            if context.add_callback(over.set):
-                over.wait(60)
-            tell("cancelled")
+            over.wait(60)
         for _ in range(notes(request)):
             yield answer(request, context)
             time.sleep(0.01)
@@ -96,8 +103,11 @@ class Aio(echo_pb2_grpc.EchoServicer):  # type: ignore[misc]
     async def Tell(self, request: Any, context: Any) -> AsyncIterator[Any]:
         met(request, context)
         if request.text == "hold":
-            yield answer(request, context)
-            await self._hold(request)
+            try:  # around the answer: a call that is cancelled by then does not come back here
+                yield answer(request, context)
+                await asyncio.sleep(60)
+            finally:
+                tell("cancelled")
         for _ in range(notes(request)):
             yield answer(request, context)
             await asyncio.sleep(0.01)
