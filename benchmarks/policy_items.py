@@ -1,7 +1,7 @@
 """Where do the microseconds of a call's policy go? Each item by itself, in this thread's CPU time, best of many.
 
-`python -m benchmarks.policy_items`. What is measured by itself is measured with its code and data at hand, so the items
-add up to less than the whole, and their shares say more than their sums.
+Section `items`, and `python -m benchmarks.policy_items`. What is measured by itself has its code and data at hand, so
+the items add up to less than the whole, and their shares say more than their sums.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
+from benchmarks.effort import FULL, Effort
 from benchmarks.policy import HEAD, INBOUND, Instant, snapshot
 from meshlib.mesh import Mesh
 from meshlib.model import Headers, Outcome, Request
@@ -21,18 +23,18 @@ from meshlib.settings import Settings
 from meshlib.telemetry.meter import Meter
 from meshlib.telemetry.recorder import Recorder
 
-SIZE, BATCHES = 1000, 40
+POLICY, METRICS = "policy", "policy and metrics"
 
 
-def best(once: Callable[[], object]) -> float:
+def best(once: Callable[[], object], effort: Effort) -> float:
     """Microseconds of one run."""
     found = []
-    for _ in range(BATCHES):
+    for _ in range(3 * effort.batches):
         began = time.thread_time()
-        for _ in itertools.repeat(None, SIZE):
+        for _ in itertools.repeat(None, effort.size):
             once()
         found.append(time.thread_time() - began)
-    return min(found) / SIZE * 1e6
+    return min(found) / effort.size * 1e6
 
 
 def items(mesh: Mesh) -> dict[str, Callable[[], object]]:
@@ -95,18 +97,23 @@ def items(mesh: Mesh) -> dict[str, Callable[[], object]]:
         "retry?": lambda: retrying.is_retriable(answered),
         "records of the call and its attempt": is_observed,
         "metrics": lambda: meter.call_ended(call),
-        "policy": lambda: drive(outbound_call(request, mesh.call_context()), exchange),
-        "policy and metrics": lambda: drive(outbound_call(request, observed()), exchange),
+        POLICY: lambda: drive(outbound_call(request, mesh.call_context()), exchange),
+        METRICS: lambda: drive(outbound_call(request, observed()), exchange),
     }
 
 
-def main() -> None:
+def measure(effort: Effort) -> dict[str, Any]:
     with Mesh(Settings()) as mesh:
         mesh.start()
         mesh._feed.publish(snapshot())
-        nothing = best(lambda: None)
-        for what, once in items(mesh).items():
-            print(f"{what:45} {best(once) - nothing:6.2f} us")
+        nothing = best(lambda: None, effort)
+        rows = [{"what": what, "microseconds": [best(once, effort) - nothing]} for what, once in items(mesh).items()]
+    return {"rows": rows}
+
+
+def main() -> None:
+    for row in measure(FULL)["rows"]:
+        print(f"{row['what']:45} {row['microseconds'][0]:6.2f} us")
 
 
 if __name__ == "__main__":

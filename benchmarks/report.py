@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import calls, gateway, grpc_calls, inbound, instead, mtls, policy, startup, updates
+from benchmarks import calls, gateway, grpc_calls, inbound, instead, mtls, policy, policy_items, startup, updates
 from benchmarks.figures import Found, best, difference_of, median, ratio_of, row_of, rows_of
 from benchmarks.plots import Group, bars
 from benchmarks.sections import SECTIONS
@@ -200,6 +200,17 @@ def _costs(rows: Sequence[Row]) -> str:
         told.append((row["what"], number(median(row, "microseconds"), ".1f"), number(added, "+.1f"), row["against"]))
     lines = ["| | µs | added | to |", "| --- | ---: | ---: | --- |"]
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in told)]) if told else "*Not in this run.*"
+
+
+def _items(found: Found) -> str:
+    rows = rows_of(found, "items")
+    whole = median(next((each for each in rows if each["what"] == policy_items.METRICS), None), "microseconds")
+    told = []
+    for row in rows:
+        value = median(row, "microseconds")
+        share = value / whole if value is not None and whole else None
+        told.append((row["what"], number(value), number(share, ".0%")))
+    return table(("Step", "µs", "of all"), told)
 
 
 def _picks(found: Found) -> str:
@@ -446,6 +457,7 @@ PARTS: dict[str, Callable[[Found], str]] = {
     "decisions": _decisions,
     "gateway": lambda found: _compared(found, "gateway", gateway.NGINX),
     "policy": lambda found: _costs(rows_of(found, "policy")),
+    "items": _items,
     "picks": _picks,
     "startup": _startup,
     "updates": _updates,

@@ -15,6 +15,7 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "policy": Section("policy", "Our own code", 120),
+    "items": Section("policy_items", "A call's policy, step by step", 60),
     "picks": Section("picks", "Picks", 120),
     "startup": Section("startup", "Start-up", 180),
     "calls": Section("calls", "HTTP clients", 540),

@@ -258,8 +258,9 @@ def _target(found: dict[str, Any], what: str) -> Target:
     return one
 
 
-def test_a_target_is_judged_by_the_run_and_by_the_better_of_the_bare_clients() -> None:
-    """The default pool takes 400, the other 200: with 100, the mesh makes twice the requests of the better one."""
+def test_a_target_is_judged_by_the_run_and_by_the_pool_of_the_same_limits() -> None:
+    """With every connection kept, the bare client takes 200: with 100, the mesh makes twice its requests. The default
+    pool, which keeps 20 only, is told."""
     rows = [
         _call(calls.DEFAULT_POOL, [400.0, 400.0], at_once=32),
         _call(calls.BARE, [200.0, 220.0], at_once=32),
@@ -267,10 +268,10 @@ def test_a_target_is_judged_by_the_run_and_by_the_better_of_the_bare_clients() -
         _call(calls.MESHED_AIOHTTP, [50.0, 50.0], at_once=32),
     ]
     told = {"calls": {"rows": rows}}
-    core = _target(told, "httpcore's connections, at concurrency 32")
+    core = _target(told, "httpcore's connections, all kept, at concurrency 32")
     assert core.is_met is True and core.measured == "2.1 (by its default pool: 4.0)"
-    assert _target(told, "aiohttp's connections, at concurrency 32").is_met is False
-    absent = _target(told, "httpcore's connections, at concurrency 128")
+    assert _target(told, "aiohttp's connections, all kept, at concurrency 32").is_met is False
+    absent = _target(told, "httpcore's connections, all kept, at concurrency 128")
     assert (absent.is_met, absent.measured) == (None, "not in this run")
 
 

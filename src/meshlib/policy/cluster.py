@@ -29,6 +29,7 @@ from meshlib.policy.retry import CLIENT_TIMEOUT, LOCAL, TIMEOUT
 from meshlib.state import NEVER, ClusterState, EndpointState
 from meshlib.state.budget import Budget, TokenBudget, budget_of
 from meshlib.state.limits import Limits, Ticket
+from meshlib.state.turns import resting
 
 if TYPE_CHECKING:
     from meshlib.state.breaker import Breaker
@@ -81,9 +82,11 @@ class LiveCluster:
         known: dict[str, EndpointState] = previous._states if previous else {}
         # Keyed by address alone: a new weight or zone is no reason to forget what is in flight.
         self._states: dict[str, EndpointState] = {
-            e.authority: known.get(e.authority) or EndpointState(now) for e in endpoints
+            e.authority: known.get(e.authority) or EndpointState(now) for e in resting(endpoints)
         }
-        self.targets = tuple(Target(e, self._states[e.authority]) for e in endpoints if e.health is Health.HEALTHY)
+        self.targets = tuple(
+            Target(e, self._states[e.authority]) for e in resting(endpoints) if e.health is Health.HEALTHY
+        )
         self._is_hashing = cluster.load_balancing in HASHING
         weights = assignment.locality_weights if assignment is not None else ()
         self._pool = Pool(cluster, endpoints, self.targets, weights, here, self.state, rng)

@@ -31,6 +31,7 @@ from meshlib.model import (
     UpstreamTls,
     ZoneAware,
 )
+from meshlib.state.turns import resting
 from meshlib.xds import fields as read
 from meshlib.xds import messages as m
 from meshlib.xds import notes
@@ -514,7 +515,7 @@ def _endpoints(message: Any, prefix: str) -> tuple[tuple[Endpoint, ...], tuple[L
         seen.add((group.priority, locality))
         members = [
             _endpoint(each, locality, group.priority, f"{field}.lb_endpoints[{number}]")
-            for number, each in enumerate(group.lb_endpoints)
+            for number, each in enumerate(resting(group.lb_endpoints))
         ]
         found += members
         weight = int(group.load_balancing_weight.value)
