@@ -153,13 +153,19 @@ class Calls:
             while len(self.made) < wanted:  # noqa: ASYNC110 -- counted by many tasks
                 await asyncio.sleep(0.01)
 
+    async def answered_by(self, instance: str, after: float, patience: float = 60.0) -> None:
+        """Until it has answered a call that began after that."""
+        async with asyncio.timeout(patience):
+            while not any(each.instance == instance for each in self.since(after)):  # noqa: ASYNC110 -- as above
+                await asyncio.sleep(0.01)
+
     def settle(self, told: Promise, executed: Counter[tuple[str, int]]) -> None:
         """No GET failed, no answered call is missing at the servers, and no POST was carried out twice."""
-        assert self.failures("GET") == []
+        assert not (failed := self.failures("GET")), failed[:5]
         lost = [each for each in self.made if not each.failure and not executed[each.method, each.number]]
-        assert lost == []
+        assert not lost, lost[:5]
         twice = [number for (method, number), times in executed.items() if method == "POST" and times > 1]
-        assert twice == []
+        assert not twice, twice[:5]
         told.counted("calls", len(self.made))
         told.counted("GET that failed", 0)
         told.counted("POST that failed", len(self.failures("POST")))
