@@ -155,6 +155,11 @@ def test_the_page_can_be_followed(desk: Desk) -> None:
             desk.start(name, terminals[name])
         for name in together:
             desk.await_shown(name, terminals[name])
+    # Who types gets to the fourth terminal later: by then both are endpoints.
+    deadline = time.monotonic() + PATIENCE
+    while (status := desk.run("meshctl proxy-status")).count(" yes ") < 2:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
     for command in terminals[YOURS]:
         deadline = time.monotonic() + PATIENCE
         while not is_shown(command, printed := desk.run(command.text)):
