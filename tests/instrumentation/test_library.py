@@ -16,23 +16,13 @@ from pathlib import Path
 import pytest
 
 import meshlib
+from instrumentation.world import WORLD
 from meshlib.instrumentation.library import main
 from peers import Answer, Peer
 
 pytestmark = pytest.mark.processes
 
 OWN = EXTENSION_SUFFIXES[0].split(".")[1]
-WORLD = """
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: reviews, namespace: default}}
-spec:
-  hosts: [reviews]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 9080, name: http, protocol: HTTP}}]
-  endpoints: [{{address: 127.0.0.1, ports: {{http: {port}}}}}]
-"""
 CALL = "import httpx; print(httpx.get('http://reviews:9080/').text)"
 
 

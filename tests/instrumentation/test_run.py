@@ -14,23 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from instrumentation.world import WORLD
 from outbound.grpc_peers import GrpcPeer
 from peers import Answer, Peer, Received, unused_port
 
 pytestmark = pytest.mark.processes
 
 RUN = [sys.executable, "-m", "meshlib.cli", "run"]
-WORLD = """
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: reviews, namespace: default}}
-spec:
-  hosts: [reviews]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 9080, name: http, protocol: HTTP}}]
-  endpoints: [{{address: 127.0.0.1, ports: {{http: {port}}}}}]
-"""
 FLASK = """
 import flask, requests
 app = flask.Flask(__name__)
